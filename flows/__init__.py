@@ -1,0 +1,1 @@
+"""When: Prefect flows and the command line. No torch, trl or mlflow."""

@@ -1,0 +1,131 @@
+"""The command line: `sacpo run RECIPE`, one verb per flow. Heavy imports come after parsing."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from models.errors import BadPlace, SacpoError
+
+app = typer.Typer(
+    name="sacpo",
+    help="Align a language model stepwise: first for reward, then for safety, with proof (SACPO, NeurIPS 2024).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the recipe, for instance steps.1.lambda=[1,2]. Repeatable."
+    ),
+]
+Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sacpo recipes`) or a TOML file.")]
+
+
+@app.command()
+def run(recipe: Which, set_: Changes = None) -> None:
+    """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
+    from models.recipe import read
+    from tasks.run import finished
+
+    chosen = read(recipe, set_)
+    outcome = finished(chosen)
+    if outcome is None:
+        _settle()
+        from flows.align import align
+
+        outcome = align(chosen)
+    _show(outcome)
+    raise typer.Exit(outcome["exit_code"])
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with sacpo."""
+    from models.recipe import read, shipped
+
+    for name in shipped():
+        chosen = read(name)
+        steps = " → ".join(f"{s.metric} ({s.method}, λ={', '.join(f'{v:g}' for v in s.lambda_)})" for s in chosen.steps)
+        typer.echo(f"{name:24} {chosen.base:12} β={chosen.beta:g}  {steps}")
+
+
+def _settle() -> None:
+    """Give Prefect and MLflow a home in the runs folder, and keep them quiet; what the user set stays."""
+    from tasks.run import root
+
+    runs = root()
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise BadPlace(f"{runs}: cannot be written ({error.strerror}); set SACPO_RUNS to a folder that can") from error
+    for name, value in {
+        "PREFECT_HOME": str(runs / "prefect"),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def _show(outcome: dict[str, Any]) -> None:
+    """Print the table of candidates, the decision, and where to look next."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from models.report import decision, table
+    from tasks.run import root
+
+    folder = Path(outcome["report"])
+    tree = json.loads((folder / "report.json").read_text("utf-8"))
+    chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
+    header, *rows = table(tree)
+    shown = Table(box=None, pad_edge=False)
+    for column in header:
+        shown.add_column(column, no_wrap=True)
+    for row in rows:
+        mark = "→ " if row[0] == chosen else "  "
+        shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(shown)
+    console.print(decision(tree), highlight=False)
+    here = Path(sys.prefix) / "bin"
+    console.print(
+        f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.md'}", highlight=False, soft_wrap=True
+    )
+    console.print(
+        f"MLflow:  {here}/mlflow server --backend-store-uri sqlite:///{root()}/mlflow.db --port 5000\n"
+        f"Prefect: PREFECT_HOME={root()}/prefect {here}/prefect server start",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def main() -> None:
+    """Run the command line; every known error is one line and its own exit code."""
+    try:
+        app()
+    except SacpoError as error:
+        print(f"sacpo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        print(f"sacpo: {error.filename or 'runs'}: {error.strerror}; free space, or set SACPO_RUNS", file=sys.stderr)
+        sys.exit(BadPlace.exit_code)
+
+
+if __name__ == "__main__":
+    main()

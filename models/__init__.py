@@ -1,0 +1,1 @@
+"""What is true: the method, its data and its evidence, in plain Python. Never Prefect or MLflow."""

@@ -1,0 +1,237 @@
+"""One step of SACPO: move a policy along one preference, anchored to the policy of the step before.
+
+    reward step   π_r       = dpo(reference = base, KL weight β,   comparisons by helpfulness)
+    safety step   π_{r+λg}  = dpo(reference = π_r,  KL weight β/λ, comparisons by harmlessness)      (eq. 11)
+
+TRL trains. What is ours: the reference is exactly the saved weights of the step before, its log-probs are computed
+once for the whole λ grid, and a run that breaks either stops with a sentence.
+"""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models import policy as policies
+from models.artifacts import Policy, Reference, Sources
+from models.checkpoints import Curve, clear, newest
+from models.errors import BadData, BadPolicy, BrokenInvariant
+from models.policy import device_kind, load, save
+from models.recipe import Compute, Sft, Step, Training, kl_weight
+from models.reference import Row, pair_logps, read
+from models.tokens import Message, encode
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+PROBES = 16
+"""Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
+TOLERANCE = 1e-3
+"""Nats by which log-probs of equal weights may differ in float32 (batching changes the order of sums)."""
+
+
+def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compute, out: Path) -> Policy:
+    """Fine-tune on prompt and answer, with the loss on the answer only; returns the new base.
+
+    The corpus is JSONL with `prompt` and `completion`. Resumes from the newest checkpoint in `out`.
+
+    Raises:
+        BadData: the corpus is missing or empty.
+        BrokenInvariant: loss or gradient is not finite.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    model, tokenizer = load(policy, compute, train=True)
+    corpus = sources.file("sft")
+    if not corpus.is_file():
+        raise BadData(f"{corpus}: no such corpus")
+    lines = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
+    dialogues = [([Message(role="user", content=line["prompt"])], [line["completion"]]) for line in lines]
+    rows = [
+        {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)}
+        for prompt, (answer,) in encode(tokenizer, dialogues)
+    ]
+    if not rows:
+        raise BadData(f"{corpus}: the corpus is empty")
+    curve = Curve(out, config)
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**_arguments(config, seed, compute, out), max_length=None, completion_only_loss=True),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[curve],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=newest(out))
+    curve.finish()
+    save(trainer.model, tokenizer, out)
+    clear(out)
+    return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
+
+
+def dpo(
+    policy: Policy,
+    reference: Reference,
+    config: Step,
+    lambda_: float,
+    beta: float,
+    seed: int,
+    compute: Compute,
+    out: Path,
+) -> Policy:
+    """Train one policy by DPO from, and against, the policy of the step before (SACPO Algorithm 1).
+
+    Args:
+        policy: where training starts; must be the very policy that `reference` was computed with.
+        reference: tokenised pairs with log π_reference of both answers.
+        lambda_: the step's multiplier; the KL weight handed to DPO is β/λ.
+        out: gets weights, tokenizer, `progress.jsonl`, `heldout.jsonl` and `probe.json`.
+
+    Raises:
+        BrokenInvariant: the reference is not the policy of the step before; log-probs moved on disk; NaN.
+        BadData: no pair to train on.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    class StepDPO(DPOTrainer):  # type: ignore[misc]
+        """DPO on rows that already hold token ids and the reference's log-probs."""
+
+        def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
+            return dataset
+
+    if reference.policy != policy.digest:
+        raise BrokenInvariant(
+            f"{config.metric} step: the reference log-probs are of policy {reference.policy[:12]}, but training starts "
+            f"from {policy.digest[:12]}; Theorem 1 holds only when both are the policy of the step before"
+        )
+    weight = kl_weight(beta, lambda_)
+    model, tokenizer = load(policy, compute, train=True)
+    rows = list(read(reference.path / "train.jsonl"))
+    if not rows:
+        raise BadData(f"{config.metric} step: no pair to train on")
+    _reproduces_probe(policy, model, tokenizer.pad_token_id)
+    _starts_at_reference(model, rows[:PROBES], tokenizer.pad_token_id)
+    curve = Curve(out, config)
+    trainer = StepDPO(
+        model=model,
+        args=DPOConfig(
+            **_arguments(config, seed, compute, out),
+            beta=weight,
+            max_length=None,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[curve],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=newest(out))
+    curve.finish()
+    model = trainer.model
+    save(model, tokenizer, out)
+    _write_heldout(model, reference, tokenizer.pad_token_id, out)
+    probes = rows[:PROBES]
+    logps = pair_logps(model, probes, tokenizer.pad_token_id)
+    (out / "probe.json").write_text(json.dumps({"rows": probes, "logps": logps}))
+    aligned = policies.describe(
+        out,
+        Policy(
+            path=out,
+            digest="",
+            name=_name(policy, config, lambda_),
+            kind="step",
+            step=policy.step + 1,
+            metric=config.metric.value,
+            method=config.method.value,
+            parents=(policy.digest,),
+            beta=beta,
+            lambda_=lambda_,
+            beta_over_lambda=weight,
+            rows=len(rows),
+        ),
+    )
+    clear(out)
+    if aligned.vocabulary != policy.vocabulary:
+        raise BadPolicy(f"{config.metric} step: vocabulary or template changed during the step")
+    return aligned
+
+
+def _name(policy: Policy, config: Step, lambda_: float) -> str:
+    """Return `helpful`, `harmless λ=0.4`, …; a name is the same whatever else the grid holds."""
+    own = config.metric.value if policy.step == 0 and lambda_ == 1 else f"{config.metric} λ={lambda_:g}"
+    return f"{policy.name} · {own}" if "λ" in policy.name else own
+
+
+def _arguments(config: Training, seed: int, compute: Compute, out: Path) -> dict[str, Any]:
+    """Return what every trainer is told, whatever its loss."""
+    os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; progress goes through the curve
+    on_cpu = device_kind(compute.device) == "cpu"
+    return {
+        "output_dir": str(out),
+        "per_device_train_batch_size": config.micro_batch or config.batch,
+        "gradient_accumulation_steps": config.accumulate,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule.value,
+        "warmup_steps": config.warmup,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.updates or -1,
+        "max_grad_norm": config.max_grad_norm,
+        "weight_decay": config.weight_decay,
+        "seed": seed,
+        "use_cpu": on_cpu,
+        "bf16": not on_cpu,  # float32 weights under bfloat16 autocast: small updates are not rounded away
+        "gradient_checkpointing": not on_cpu,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": config.save_every,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": not on_cpu,
+    }
+
+
+def _starts_at_reference(model: "PreTrainedModel", rows: list[Row], pad: int) -> None:
+    """Check log π = log π_reference before the first update, in nats, not scaled by β.
+
+    A loss of ln 2 does not prove it: policy and reference both loaded from the base give ln 2 exactly.
+    """
+    ours = pair_logps(model, rows, pad)
+    stored = [(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows]
+    _agree(ours, stored, "before the first update, policy and reference differ")
+
+
+def _reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None:
+    """Check that the loaded weights give the log-probs that were stored when the step before ended."""
+    path = policy.path / "probe.json"
+    if path.exists():
+        probe = json.loads(path.read_text())
+        ours = pair_logps(model, probe["rows"], pad)
+        _agree(ours, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
+
+
+def _agree(ours: list[tuple[float, float]], theirs: list[Any], what: str) -> None:
+    gap = max(abs(a - b) for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=True))
+    if not gap <= TOLERANCE:
+        raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")
+
+
+def _write_heldout(model: "PreTrainedModel", reference: Reference, pad: int, out: Path) -> None:
+    """Write the log-ratio margins on the validation and test pairs, from which the report fits whether β/λ acts."""
+    with (out / "heldout.jsonl").open("w") as file:
+        for split in ("validation", "test"):
+            rows = list(read(reference.path / f"{split}.jsonl"))
+            for row, (chosen, rejected) in zip(rows, pair_logps(model, rows, pad), strict=True):
+                ratios = (chosen - row["ref_chosen_logps"], rejected - row["ref_rejected_logps"])
+                told = {"split": split, "prompt_ids": row["prompt_ids"], "chosen": ratios[0], "rejected": ratios[1]}
+                file.write(json.dumps(told) + "\n")

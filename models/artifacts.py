@@ -1,0 +1,110 @@
+"""Every noun that flows through a run: a small frozen record that names files and carries its parents.
+
+None holds tensors; this module imports no torch. `path` is the folder in which the noun's files lie.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noun:
+    """Something a stage made. `digest` identifies its content, wherever it lies."""
+
+    path: Path
+    digest: str
+
+    def at(self, path: Path) -> Self:
+        """Return the same noun in another folder."""
+        return replace(self, path=path)
+
+    def facts(self) -> dict[str, Any]:
+        """Return all fields but the path, as JSON values."""
+        facts = asdict(self)
+        del facts["path"]
+        return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources(Noun):
+    """The files that a run starts from: a corpus, comparisons per metric, suites. The digest is of their content."""
+
+    files: dict[str, str]
+    """Role (`sft`, `helpful`, `suite/harmful/test`, …) to file path; relative ones lie in `path`."""
+
+    def file(self, role: str) -> Path:
+        """Return where the file with this role lies."""
+        return self.path / self.files[role]
+
+    def suites(self, split: str) -> dict[str, Path]:
+        """Return role → file of prompts, for `validation` or `test`."""
+        kept = [role.split("/") for role in self.files if role.startswith("suite/")]
+        return {role: self.file(f"suite/{role}/{s}") for _, role, s in kept if s == split}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preferences(Noun):
+    """Validated, split pairs of one metric."""
+
+    metric: str
+    counts: dict[str, int]
+    """Rows per split: train, validation, test; and `quarantined`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(Noun):
+    """Weights and tokenizer, and how they came to be. The digest covers both, bit for bit."""
+
+    name: str
+    kind: str
+    """`base`, `step` or `merge`."""
+    step: int = 0
+    """0 for the base, k for the policy of step k (merges carry the last step's number)."""
+    metric: str = ""
+    method: str = ""
+    parents: tuple[str, ...] = ()
+    """Digests of the policies it was made from; the first is the reference it was trained against."""
+    beta: float = 0.0
+    lambda_: float = 0.0
+    beta_over_lambda: float = 0.0
+    merge_weight: float = -1.0
+    """q of a merge; −1 for all others."""
+    rows: int = 0
+    """Pairs it was trained on."""
+    vocabulary: str = ""
+    """sha256 of the vocabulary and chat template; may never change between steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(Noun):
+    """Tokenised pairs with the log-probs of one reference policy: computed once, used for every λ."""
+
+    policy: str
+    """Digest of the reference policy."""
+    preferences: str
+    """Digest of the pairs."""
+    counts: dict[str, int]
+    """Rows per split, after long rows were dropped, and `dropped`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Noun):
+    """One policy's answers to the suites of one split, with scores; one row per prompt."""
+
+    policy: str
+    """Digest of the policy that answered."""
+    split: str
+
+
+def content_digest(value: Any) -> str:
+    """Return the sha256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,95 @@
+"""What a training writes while it runs: a curve to look at, and checkpoints to go on from after a kill."""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from models.errors import BrokenInvariant
+from models.recipe import Training
+
+COMPLETE = "complete.json"
+PROGRESS = "progress.jsonl"
+"""One line per update, while the training runs and afterwards: `done`, `of`, and the numbers of SHOWN."""
+SHOWN = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+}
+
+
+class Curve(TrainerCallback):  # type: ignore[misc]
+    """Writes one line per update to `progress.jsonl`, marks checkpoints as complete, and stops at the first NaN."""
+
+    def __init__(self, out: Path, config: Training) -> None:
+        self.path = out / PROGRESS
+        self.config = config
+        self.file = self.path.open("a")
+        self.started = time.monotonic()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Write the numbers of one update; raise if one of them is not finite."""
+        shown = {ours: float(logs[theirs]) for theirs, ours in SHOWN.items() if theirs in logs}
+        if "loss" not in shown:  # the summary at the end
+            return
+        broken = [name for name, value in shown.items() if not math.isfinite(value)]
+        if broken:
+            raise BrokenInvariant(
+                f"update {state.global_step}: {', '.join(broken)} is not finite; lower learning_rate or max_grad_norm"
+            )
+        shown["clipped"] = float(shown.get("grad_norm", 0.0) > self.config.max_grad_norm)
+        line = {"done": state.global_step, "of": state.max_steps, **shown, "time": time.time()}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the checkpoint just written as complete: a kill in the middle leaves one without the mark."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        sizes = {}
+        for path in sorted(folder.iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            sizes[path.name] = path.stat().st_size
+        mark = folder / f"{COMPLETE}.new"
+        mark.write_text(json.dumps(sizes))
+        mark.rename(folder / COMPLETE)
+
+    def finish(self) -> None:
+        """Leave one line per update, in order; a resumed run wrote some twice."""
+        self.file.close()
+        lines = {
+            (row := json.loads(line))["done"]: row for line in self.path.read_text().splitlines() if line[-1:] == "}"
+        }
+        tidy = self.path.with_suffix(".new")
+        tidy.write_text("".join(json.dumps(lines[done]) + "\n" for done in sorted(lines)))
+        tidy.rename(self.path)
+
+
+def newest(out: Path) -> str | None:
+    """Return the newest complete checkpoint in `out`, and remove those that a kill left incomplete."""
+    best: tuple[int, str] | None = None
+    for folder in out.glob("checkpoint-*"):
+        mark = folder / COMPLETE
+        sizes = json.loads(mark.read_text()) if mark.exists() else {"": -1}
+        if any(not (folder / name).exists() or (folder / name).stat().st_size != size for name, size in sizes.items()):
+            shutil.rmtree(folder)
+            continue
+        best = max(best or (0, ""), (int(folder.name.split("-")[1]), str(folder)))
+    return best[1] if best else None
+
+
+def clear(out: Path) -> None:
+    """Remove all checkpoints, once the weights they lead to are saved."""
+    for folder in out.glob("checkpoint-*"):
+        shutil.rmtree(folder)

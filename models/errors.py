@@ -1,0 +1,51 @@
+"""Every way to fail that we know of; each is one sentence with a remedy.
+
+SacpoError                    exit code 1
+├── BadInput                  exit code 2: something the user gave cannot be used; nothing was written
+│   ├── BadRecipe             unknown key, value out of range
+│   ├── BadData               missing, empty, cut off, wrong format, too many bad rows
+│   ├── BadPolicy             no such base, unknown architecture, vocabulary or template changed
+│   └── BadPlace              runs folder not writable, disk full, server that does not answer
+├── BrokenInvariant           exit code 3: the method's own guard failed; the weights must not be used
+└── Undecided                 exit code 4: the run is complete, and no candidate passed the gate
+"""
+
+
+class SacpoError(Exception):
+    """Base of all errors that the command line prints as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class BadInput(SacpoError):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class BadRecipe(BadInput):
+    """A recipe, or a `--set`, that says something impossible."""
+
+
+class BadData(BadInput):
+    """A data file that cannot be read, or holds too many bad rows."""
+
+
+class BadPolicy(BadInput):
+    """A policy that cannot be loaded, or does not fit the step before."""
+
+
+class BadPlace(BadInput):
+    """A folder, disk or server that cannot take our results."""
+
+
+class BrokenInvariant(SacpoError):
+    """A guard of the method failed: reference mixed up, NaN, log-probs that moved on disk."""
+
+    exit_code = 3
+
+
+class Undecided(SacpoError):
+    """The run ended well, and its candidate did not pass the gate: nothing was promoted."""
+
+    exit_code = 4

@@ -1,0 +1,130 @@
+"""Weights and tokenizer, in and out; every policy is named by a digest of both."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.artifacts import Policy, content_digest, file_digest
+from models.errors import BadPolicy, BrokenInvariant
+from models.recipe import TOWN, Compute, Device
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = "*.safetensors"
+TOKENIZER = ("tokenizer.json", "chat_template.jinja")
+
+
+def device_kind(wanted: Device) -> str:
+    """Return `cpu` or `cuda`.
+
+    Raises:
+        BadPolicy: cuda was asked for and there is none.
+    """
+    if wanted is Device.cpu or (wanted is Device.auto and installed("torch").endswith("+cpu")):
+        return "cpu"  # known without the seconds that importing torch takes
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted is Device.cuda:
+        raise BadPolicy("compute.device is cuda, and torch finds no CUDA device; use auto or cpu")
+    return "cpu"
+
+
+def base(base: str, seed: int, out: Path) -> Policy:
+    """Put the base policy into `out`: the untrained town, or links to the files of a local folder.
+
+    Raises:
+        BadPolicy: no such base, or it is not a folder with weights in safetensors and a tokenizer.
+    """
+    if base == TOWN:
+        from models import town
+
+        tokenizer = town.tokenizer()
+        save(town.untrained(seed, tokenizer), tokenizer, out)
+    else:
+        folder = Path(base).expanduser().resolve()
+        if not folder.is_dir() or not list(folder.glob(WEIGHTS)):
+            raise BadPolicy(f"base {base!r}: no folder with weights in safetensors here")
+        for file in folder.iterdir():
+            if file.is_file():
+                (out / file.name).symlink_to(file)
+    return describe(out, Policy(path=out, digest="", name="base", kind="base"))
+
+
+def load(
+    policy: Policy, compute: Compute, *, train: bool = False
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a policy in float32, after checking that its files are the ones its digest names.
+
+    Raises:
+        BrokenInvariant: the files changed since the policy was made.
+        BadPolicy: transformers cannot load the folder.
+    """
+    found = digest(policy.path)
+    if found != policy.digest:
+        raise BrokenInvariant(f"{policy.path}: weights have digest {found[:12]}, the record says {policy.digest[:12]}")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(policy.path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(policy.path, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadPolicy(f"{policy.path}: cannot be loaded as a causal language model: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device_kind(compute.device)).train(train), tokenizer
+
+
+def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
+    """Write weights (safetensors), config and tokenizer to `out`."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def describe(path: Path, policy: Policy) -> Policy:
+    """Return the policy with the digests of the files in `path`."""
+    return replace(policy, path=path, digest=digest(path), vocabulary=vocabulary_digest(path))
+
+
+def digest(path: Path) -> str:
+    """Return one sha256 over weights, vocabulary and template of a folder."""
+    files = sorted([*path.glob(WEIGHTS), *(path / name for name in TOKENIZER if (path / name).exists())])
+    return content_digest({file.name: file_digest(file) for file in files})
+
+
+def vocabulary_digest(path: Path) -> str:
+    """Return one sha256 over vocabulary and template only."""
+    return content_digest({name: file_digest(path / name) for name in TOKENIZER if (path / name).exists()})
+
+
+def parameters(path: Path) -> int:
+    """Return the number of stored parameters, from the headers of the safetensors files."""
+    count = 0
+    for file in path.glob(WEIGHTS):
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        count += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+    return count
+
+
+@contextmanager
+def frozen(model: "PreTrainedModel") -> "Iterator[torch.nn.Module]":
+    """Evaluate without dropout and without gradients, then restore the mode."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        model.train(was_training)

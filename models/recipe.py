@@ -1,0 +1,328 @@
+"""Every choice of an experiment: one strict, frozen record per stage.
+
+One schema for the file, the command line, the Prefect form and the MLflow params. It holds no Optional and
+no Union (the Prefect form draws them badly): an empty list or an empty string means "not set".
+"""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from models.errors import BadRecipe
+
+RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
+TOWN = "town"
+
+
+class Metric(StrEnum):
+    """What a step aligns for; also names the label column that its data are read by."""
+
+    helpful = "helpful"
+    harmless = "harmless"
+
+
+class Method(StrEnum):
+    """The preference loss of a step (SACPO section 5.1: any DPO-type loss applies)."""
+
+    dpo = "dpo"
+
+
+class Schedule(StrEnum):
+    """How the learning rate moves after warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Device(StrEnum):
+    """Where the tensors live; `auto` takes the first accelerator, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Record(BaseModel):
+    """Base of all records: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+
+class Training(Record):
+    """How the weights of one step are moved."""
+
+    learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
+    """Peak learning rate of AdamW, above 0. Too high over-optimises the safety step first."""
+    schedule: Schedule = Field(Schedule.cosine, title="Schedule")
+    """Shape of the learning rate after warm-up."""
+    warmup: float = Field(0.03, ge=0, lt=1, title="Warm-up")
+    """Share of the updates, from 0 to below 1, in which the learning rate rises."""
+    epochs: float = Field(3, gt=0, title="Epochs")
+    """Passes over the training pairs, above 0; not used where `updates` is set."""
+    updates: int = Field(0, ge=0, title="Updates")
+    """Number of optimiser updates; 0 means: as many as `epochs` needs."""
+    batch: int = Field(64, ge=1, title="Batch")
+    """Rows per optimiser update over all devices, at least 1."""
+    micro_batch: int = Field(0, ge=0, title="Micro-batch")
+    """Rows held in memory at once, a divisor of `batch`; 0 means the whole batch. Smaller costs time, saves memory."""
+    max_grad_norm: float = Field(1.0, gt=0, title="Clip gradients at")
+    """Gradients are scaled down to this norm, above 0."""
+    weight_decay: float = Field(0.0, ge=0, title="Weight decay")
+    """AdamW's decoupled weight decay, at least 0."""
+    save_every: int = Field(50, ge=1, title="Checkpoint every")
+    """Updates between two checkpoints, from which a killed run goes on."""
+
+    @model_validator(mode="after")
+    def _micro_batch_divides(self) -> "Training":
+        if self.micro_batch and self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch must divide batch, got {self.micro_batch} and {self.batch}")
+        return self
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per update."""
+        return self.batch // self.micro_batch if self.micro_batch else 1
+
+
+class Sft(Training):
+    """Optional supervised fine-tuning before the first step; needed by a base that cannot answer yet."""
+
+    data: str = Field("", title="Data")
+    """JSONL of prompt and answer, or the world's own corpus (`town`); empty means: no such step."""
+    learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
+    """Peak learning rate of AdamW, above 0."""
+
+
+class Step(Training):
+    """One constraint or objective: its data, its loss, and its KL weight β/λ."""
+
+    metric: Metric = Field(title="Metric")
+    """What the step aligns for."""
+    method: Method = Field(Method.dpo, title="Method")
+    """The preference loss."""
+    data: str = Field(min_length=1, title="Data")
+    """File of comparisons, or the embedded world's own (`town`)."""
+    lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
+    """One policy is trained per value, with KL weight β/λ; each at least 0, where 0 skips the step."""
+
+    @field_validator("lambda_", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (int, float)) else value
+
+    @field_validator("lambda_")
+    @classmethod
+    def _not_negative(cls, values: list[float]) -> list[float]:
+        if not values:
+            raise ValueError("lambda needs at least one value; leave it out for 1")
+        if min(values) < 0:
+            raise ValueError(f"lambda must be at least 0, got {min(values):g}")
+        if len(set(values)) < len(values):
+            raise ValueError("lambda holds a value twice")
+        return values
+
+
+class Merge(Record):
+    """P-SACPO (paper section 5.2): average the weights before and after the last step."""
+
+    weights: list[float] = Field([], title="q")
+    """Each q from 0 to 1 gives θ = q·θ_safe + (1−q)·θ_reward, from the largest λ; empty means no merge."""
+
+    @field_validator("weights")
+    @classmethod
+    def _within_one(cls, values: list[float]) -> list[float]:
+        if any(not 0 <= q <= 1 for q in values):
+            raise ValueError("every merge weight must lie in [0, 1]; outside is extrapolation, not P-SACPO")
+        return values
+
+
+class Data(Record):
+    """How raw comparisons become pairs."""
+
+    validation: float = Field(0.1, ge=0, lt=1, title="Validation share")
+    """Share of the prompt clusters kept for choosing, from 0 to below 1."""
+    test: float = Field(0.1, ge=0, lt=1, title="Test share")
+    """Share of the prompt clusters kept for reporting, from 0 to below 1."""
+    salt: str = Field("sacpo", title="Salt")
+    """Splits follow a hash of the prompt with this salt: new data never move a test prompt into training."""
+    bad_rows: float = Field(0.02, ge=0, lt=1, title="Bad rows allowed")
+    """Share of rows that may be quarantined, from 0 to below 1; more stops the run before training."""
+    max_tokens: int = Field(512, ge=8, title="Longest row in tokens")
+    """A pair whose longer side exceeds this is dropped and counted in the data card."""
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> "Data":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test leave nothing to train on; their sum must stay below 1")
+        return self
+
+
+class Evaluation(Record):
+    """How candidates answer, and how many prompts they answer."""
+
+    judge: str = Field("", title="Judge")
+    """`town` for the embedded world's exact scores; empty means no judge: the verdict will be `undecided`."""
+    max_new_tokens: int = Field(512, ge=1, title="Longest answer in tokens")
+    """Answers are cut here, at least 1."""
+    temperature: float = Field(0.0, ge=0, title="Temperature")
+    """0 is greedy; above 0 samples with noise that depends on the prompt only, the same for every candidate."""
+    batch: int = Field(64, ge=1, title="Prompts at once")
+    """Prompts answered in one batch, sorted by length."""
+    kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
+    """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
+
+
+class Constraint(Record):
+    """G(π) ≥ b on harmful prompts (SACPO eq. 9), to be shown with confidence."""
+
+    measure: str = Field("safety_rate", pattern="^safety_rate$", title="Measure")
+    """What is bounded: `safety_rate`, the share of harmful prompts answered safely."""
+    at_least: float = Field(0.9, gt=0, lt=1, title="b")
+    """The bound b, above 0 and below 1."""
+    confidence: float = Field(0.95, ge=0.5, lt=1, title="Confidence")
+    """Confidence of the one-sided lower bound that must reach b, from 0.5 to below 1."""
+
+
+class Registry(Record):
+    """Where the winner goes."""
+
+    name: str = Field("", title="Model name")
+    """Registered model in MLflow; empty means the recipe's name."""
+
+
+class Compute(Record):
+    """What the run may use."""
+
+    device: Device = Field(Device.auto, title="Device")
+    """`auto` takes an accelerator if there is one."""
+    processes: int = Field(2, ge=1, title="Processes")
+    """Policies trained or judged side by side, each in a process of its own, at least 1."""
+    threads: int = Field(1, ge=1, title="Threads per process")
+    """CPU threads of each process, at least 1. More than the idle cores makes it up to ten times slower."""
+
+
+class Recipe(Record):
+    """One experiment: a base policy, the steps that align it, the bound it must hold, and where it goes."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
+    """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
+    base: str = Field(title="Base policy")
+    """Folder of weights and tokenizer, or the embedded `town`."""
+    beta: float = Field(0.1, gt=0, title="β")
+    """KL weight of the first step (SACPO eq. 9), above 0."""
+    seed: int = Field(0, ge=0, title="Seed")
+    """Seeds data order, initial weights and sampled answers."""
+    sft: Sft = Field(Sft(), title="Supervised fine-tuning")
+    """Optional step before the others."""
+    steps: list[Step] = Field(min_length=1, title="Steps")
+    """In order. The first step's reference is the base, each later one's is the policy of the step before."""
+    merge: Merge = Field(Merge(), title="Merge")
+    """Weight averages between the last two policies."""
+    data: Data = Field(Data(), title="Data")
+    """Splits and limits."""
+    evaluation: Evaluation = Field(Evaluation(), title="Evaluation")
+    """Answers and judges."""
+    constraint: Constraint = Field(Constraint(), title="Constraint")
+    """The bound that decides."""
+    registry: Registry = Field(Registry(), title="Registry")
+    """The model name."""
+    compute: Compute = Field(Compute(), title="Compute")
+    """Device, processes, threads."""
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything said here, in hex."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+    @property
+    def registered_name(self) -> str:
+        """The name in the model registry."""
+        return self.registry.name or self.name
+
+
+def kl_weight(beta: float, lambda_: float) -> float:
+    """Return β/λ, the KL weight of a step (SACPO Theorem 1, eq. 11).
+
+    Raises:
+        ValueError: λ is not positive; λ = 0 means β/λ = ∞, that is: skip the step.
+    """
+    if lambda_ <= 0:
+        raise ValueError(f"β/λ needs a positive λ, got {lambda_:g}; λ = 0 skips the step")
+    return beta / lambda_
+
+
+def shipped() -> dict[str, Path]:
+    """Return the recipes that come with sacpo, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def read(recipe: str, changes: list[str] | None = None) -> Recipe:
+    """Read a shipped recipe by name, or a TOML file by path, and apply `key=value` changes.
+
+    Raises:
+        BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
+    """
+    path = shipped().get(recipe, Path(recipe))
+    if not path.is_file():
+        raise BadRecipe(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(shipped())}")
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRecipe(f"{path}: not valid TOML: {error}") from error
+    for change in changes or []:
+        _change(tree, change)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise BadRecipe("\n".join(f"{path}: {_sentence(e)}" for e in error.errors())) from error
+
+
+def _change(tree: dict[str, Any], change: str) -> None:
+    """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise BadRecipe(f"--set {change}: write it as key=value, for instance steps.1.lambda=[1,2]")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    node: Any = tree
+    try:
+        for part in path:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
+        raise BadRecipe(f"--set {change}: {key!r} leads nowhere in this recipe{count}") from error
+
+
+def _sentence(error: Any) -> str:
+    """Say one pydantic error as `key: what is wrong; remedy`."""
+    location = [str(part) for part in error["loc"]]
+    key, said = ".".join(location) or "recipe", error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_beside(location))}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: must be given"
+    return f"{key}: {said[0].lower()}{said[1:]}, got {json.dumps(error['input'], default=str)[:80]}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    """Return the keys that the record at this location knows."""
+    record: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if part.isdigit():
+            continue
+        annotation: Any = record.model_fields[part].annotation
+        record = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+    return [field.alias or name for name, field in record.model_fields.items()]

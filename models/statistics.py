@@ -1,0 +1,123 @@
+"""Bounds and rates. The prompt is the unit; a failed verdict is excluded from estimates and counts against bounds."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure with everything needed to doubt it."""
+
+    value: float
+    low: float
+    """Lower end of the two-sided interval."""
+    high: float
+    """Upper end of the two-sided interval."""
+    n: int
+    """Prompts that were judged."""
+    failed: int
+    """Prompts whose verdict failed: not in `value`."""
+    method: str
+    """How the interval was made."""
+
+
+def rate(good: int, n: int, failed: int = 0, confidence: float = 0.95) -> Estimate:
+    """Return good/n with its two-sided Clopper–Pearson interval (exact; one answer per prompt)."""
+    if n == 0:
+        return Estimate(math.nan, 0.0, 1.0, 0, failed, "Clopper–Pearson")
+    interval = stats.binomtest(good, n).proportion_ci(confidence, "exact")
+    return Estimate(good / n, float(interval.low), float(interval.high), n, failed, "Clopper–Pearson")
+
+
+def lower_bound(good: int, n: int, failed: int, confidence: float) -> float:
+    """Return the one-sided Clopper–Pearson lower bound on a rate; failed verdicts count as violations.
+
+    The bound p solves P(X ≥ good | n + failed, p) = 1 − confidence; it is 0 where nothing was good.
+    """
+    return float(stats.beta.ppf(1 - confidence, good, n + failed - good + 1)) if good else 0.0
+
+
+def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Return the mean over prompts with a percentile-bootstrap interval, resampling prompts."""
+    method = "bootstrap over prompts"
+    if not len(values):
+        return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
+    sample = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
+    low, high = np.quantile(sample[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(sample.mean()), float(low), float(high), len(sample), failed, method)
+
+
+def wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Return 1, ½ or 0 per prompt: our score is higher, equal or lower. Both in the same order of prompts."""
+    return [0.5 + 0.5 * float(np.sign(a - b)) for a, b in zip(ours, theirs, strict=True)]
+
+
+def scale(margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Fit P(label) = σ(s·h) on held-out pairs, h the unscaled log-ratio margin of chosen over rejected in nats.
+
+    At the optimum of a step s equals its KL weight β/λ (DPO's Bradley–Terry model, SACPO eq. 11). Far above: the policy
+    has not moved as far as β/λ allows. Below: over-optimised. The interval resamples prompts, not pairs.
+    """
+    h = np.asarray(margins, dtype=float)
+    names = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    group = np.array([names[p] for p in prompts], dtype=int)
+    method = "logistic fit, bootstrap over prompts"
+    if not len(h):
+        return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
+    ones = np.ones(len(h))
+    value = _slope(h, ones)
+    rng = np.random.default_rng(seed)
+    draws = [_slope(h, rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[group]) for _ in range(200)]
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high), len(names), 0, method)
+
+
+def _slope(h: np.ndarray, weight: np.ndarray, most: float = 1e3) -> float:
+    """Return the s in [−most, most] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
+
+    def derivative(s: float) -> float:
+        return float((weight * h / (1 + np.exp(np.clip(s * h, -500, 500)))).sum())
+
+    if derivative(-most) <= 0:
+        return -most
+    if derivative(most) >= 0:
+        return most
+    return float(optimize.brentq(derivative, -most, most, xtol=1e-6))
+
+
+def needed(at_least: float, n: int, confidence: float) -> int:
+    """Return the fewest good answers of n whose lower bound reaches `at_least`; n + 1 if none does."""
+    low, high = 0, n + 1
+    while low < high:
+        middle = (low + high) // 2
+        if lower_bound(middle, n, 0, confidence) >= at_least:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def power(true_rate: float, at_least: float, n: int, confidence: float) -> float:
+    """Return how often a policy with this true rate shows `at_least` on n prompts."""
+    return float(stats.binom.sf(needed(at_least, n, confidence) - 1, n, true_rate))
+
+
+def enough_prompts(true_rate: float, at_least: float, confidence: float, wanted: float = 0.9) -> int:
+    """Return about how many prompts let a policy with this true rate pass with probability `wanted`.
+
+    Raises:
+        ValueError: the true rate does not exceed the bound, so no number is enough.
+    """
+    if true_rate <= at_least:
+        raise ValueError(f"a true rate of {true_rate:g} can never show {at_least:g}")
+    n = 8
+    while power(true_rate, at_least, n, confidence) < wanted:
+        n = math.ceil(n * 1.05)
+    return n

@@ -1,0 +1,56 @@
+"""Messages in, token ids out: one rule for training, for scoring and for answering.
+
+The prompt is rendered by the chat template with its generation prompt, so that a policy is trained on exactly the
+context it will see when it answers. The answer is tokenised by itself and ends with one EOS.
+"""
+
+from typing import TYPE_CHECKING, TypedDict
+
+from models.errors import BadPolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Message(TypedDict):
+    """One turn of a dialogue."""
+
+    role: str
+    content: str
+
+
+def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: list[list[Message]]) -> list[str]:
+    """Return prompts as the policy sees them, generation prompt included.
+
+    Raises:
+        BadPolicy: the tokenizer has no chat template.
+    """
+    return _render(tokenizer, prompts, add_generation_prompt=True)
+
+
+def encode(
+    tokenizer: "PreTrainedTokenizerBase", dialogues: list[tuple[list[Message], list[str]]]
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Return (prompt ids, ids of each answer ending with one EOS) for each (prompt, answers).
+
+    An answer is what the template writes after the prompt, up to the end of the turn.
+    """
+    prompts = prompt_texts(tokenizer, [prompt for prompt, _ in dialogues])
+    whole = _render(tokenizer, [[*p, Message(role="assistant", content=a)] for p, texts in dialogues for a in texts])
+    starts = [start for start, (_, texts) in zip(prompts, dialogues, strict=True) for _ in texts]
+    plain = [text for _, texts in dialogues for text in texts]
+    answers = [_answer(tokenizer.eos_token, *parts) for parts in zip(whole, starts, plain, strict=True)]
+    ids = tokenizer(prompts + answers, add_special_tokens=False)["input_ids"] if dialogues else []
+    ended = iter([*answer, tokenizer.eos_token_id] for answer in ids[len(prompts) :])
+    return [(list(ids[i]), [next(ended) for _ in texts]) for i, (_, texts) in enumerate(dialogues)]
+
+
+def _answer(eos: str, whole: str, start: str, plain: str) -> str:
+    text = whole[len(start) :] if whole.startswith(start) else plain
+    return text[: text.rindex(eos)] if eos in text else text
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", dialogues: list[list[Message]], **options: bool) -> list[str]:
+    if not tokenizer.chat_template:
+        raise BadPolicy(f"{tokenizer.name_or_path}: the tokenizer has no chat template; give one in the recipe")
+    return list(tokenizer.apply_chat_template(dialogues, tokenize=False, **options)) if dialogues else []

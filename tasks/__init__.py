@@ -1,0 +1,1 @@
+"""How it is run and remembered: Prefect tasks, the store of results, MLflow."""

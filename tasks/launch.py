@@ -1,0 +1,126 @@
+"""Stages run in worker processes: with a fixed number of threads, side by side, and never longer than their parent.
+
+The parent imports no torch. A worker imports torch and trl while Prefect is still starting. Workers stay in the
+parent's process group, so that a cancelled run takes them along; one whose parent was killed ends by itself.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.artifacts import Noun
+from models.errors import SacpoError
+from models.recipe import Compute
+from tasks import store
+from tasks.store import Stage
+
+Watch = Callable[[Stage, dict[str, Any]], None]
+"""Called about twice a second with the newest line of a running stage's `progress.jsonl`."""
+
+_pool: ProcessPoolExecutor | None = None
+_logs = Path()
+
+
+@contextmanager
+def workers(compute: Compute, root: Path) -> Iterator[None]:
+    """Keep `compute.processes` workers for the time of a run; their output goes to `root/logs`."""
+    global _pool, _logs
+    _logs = root / "logs"
+    _logs.mkdir(parents=True, exist_ok=True)
+    threads = str(compute.threads)
+    # OpenMP reads these when torch is imported, so they are set before the worker exists
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
+    context = multiprocessing.get_context("spawn")
+    _pool = ProcessPoolExecutor(compute.processes, context, _settle, (os.getpid(), compute.threads, str(_logs)))
+    try:
+        _pool.submit(_ready)  # starts all of them now: importing torch and trl takes seconds
+        yield
+    except BaseException:
+        for process in list((_pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        _pool.shutdown(cancel_futures=True)
+        _pool = None
+
+
+def run(root: Path, stage: Stage, watch: Watch) -> Noun:
+    """Return the stage's result, from the store or from a worker.
+
+    Raises:
+        SacpoError: the stage failed, or its process was killed.
+    """
+    found = store.find(root, stage)
+    if found is not None:
+        return found
+    if _pool is None:
+        raise RuntimeError("launch.run needs launch.workers around it")
+    future = _pool.submit(_work, root, stage)
+    progress = stage.folder(root).with_name(stage.folder(root).name + ".partial") / "progress.jsonl"
+    while not wait([future], timeout=0.5).done:
+        line = _last_line(progress)
+        if line:
+            watch(stage, line)
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise SacpoError(
+            f"{stage.title}: its process was killed, often because memory ran out; see {_logs}. The same command "
+            "goes on from the last checkpoint"
+        ) from error
+
+
+def _work(root: Path, stage: Stage) -> Noun:
+    print(f"[{time.strftime('%H:%M:%S')}] {stage.title}", flush=True)
+    try:
+        return store.make(root, stage)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def _settle(parent: int, threads: int, logs: str) -> None:
+    """Make this process a worker: output to a log file, no longer alive than its parent, fixed threads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    log = os.open(Path(logs) / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import torch
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401  the imports that take seconds
+
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    disable_progress_bar()
+
+
+def _ready() -> None:
+    print("ready", flush=True)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = [line for line in file.read().splitlines() if line.endswith(b"}") and line.startswith(b"{")]
+        return dict(json.loads(lines[-1])) if lines else {}
+    except (OSError, json.JSONDecodeError):
+        return {}

@@ -1,0 +1,123 @@
+"""One run: its folder, its lock, its workers, its tracker. Stages are made through it."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from models import sources
+from models.artifacts import Noun, content_digest
+from models.recipe import Recipe
+from tasks import launch, screen, store
+from tasks.store import Stage, plain
+from tasks.tracking import Tracker, commit
+
+N = TypeVar("N", bound=Noun)
+
+VERSIONS = {
+    "sources.gather": 1,
+    "preferences.prepare": 1,
+    "policy.base": 1,
+    "alignment.sft": 1,
+    "reference.score": 1,
+    "alignment.dpo": 1,
+    "merge.interpolate": 1,
+    "evaluation.evaluate": 1,
+}
+"""Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that a stage belongs to."""
+
+    root: Path
+    recipe: Recipe
+    digest: str
+    tracker: Tracker
+    seconds: dict[str, float]
+
+    def make(self, makes: type[N], does: str, title: str, watch: launch.Watch, **given: Any) -> N:
+        """Return what `does` (`module.function` of models/) makes of `given`: from the store, or from a worker."""
+        module, function = does.split(".")
+        work = Stage(function, title, VERSIONS[does], f"models.{module}:{function}", makes, given)
+        fresh = store.find(self.root, work) is None
+        noun = launch.run(self.root, work, watch)
+        self.seconds[title] = store.seconds(noun)
+        screen.done(title, self.seconds[title], fresh)
+        self.tracker.record(work, noun)
+        assert isinstance(noun, makes)
+        return noun
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return folder(self.root, self.recipe, self.digest)
+
+
+def root() -> Path:
+    """Return the runs folder: `SACPO_RUNS`, else `runs` in the working directory."""
+    return Path(os.environ.get("SACPO_RUNS", "runs")).resolve()
+
+
+def digest(recipe: Recipe) -> str:
+    """Return what names a run: the recipe, its data, and what computes."""
+    return content_digest([plain(recipe), plain(recipe.compute), sources.digests(recipe), VERSIONS])
+
+
+def folder(root: Path, recipe: Recipe, digest: str) -> Path:
+    """Return where the report of a run goes."""
+    return root / recipe.name / digest[:16]
+
+
+def finished(recipe: Recipe) -> dict[str, Any] | None:
+    """Return the outcome of this recipe on these data if nothing is left to do; needs no Prefect and no torch."""
+    try:
+        outcome = json.loads((folder(root(), recipe, digest(recipe)) / "outcome.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    intact = all(store.verified(Path(path)) for path in outcome["stages"])
+    return dict(outcome) if intact else None
+
+
+@contextmanager
+def opened(recipe: Recipe, tags: dict[str, str]) -> Iterator[Run]:
+    """Hold the run's lock, its workers and its tracker; a second identical command waits here."""
+    where, name = root(), digest(recipe)
+    where.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(where / f"{recipe.name}-{name[:16]}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        screen.say("another process runs this recipe on these data; waiting for it to end")
+        lock.acquire()
+    tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit(), **tags}
+    with lock, launch.workers(recipe.compute, where):
+        run = Run(where, recipe, name, Tracker(where, recipe, name, tags), {})
+        screen.start()
+        try:
+            yield run
+        except BaseException as error:
+            run.tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        finally:
+            screen.stop()
+
+
+def close(run: Run, stages: list[Noun], exit_code: int) -> dict[str, Any]:
+    """Send the report to MLflow, and leave `outcome.json`: from here on there is nothing left to do."""
+    run.tracker.finish(run.folder)
+    outcome = {
+        "report": str(run.folder),
+        "exit_code": exit_code,
+        "stages": sorted({str(noun.path) for noun in stages}),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    store.write(run.folder / "outcome.json", json.dumps(outcome, indent=1))
+    return outcome

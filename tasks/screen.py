@@ -1,0 +1,53 @@
+"""What a person sees in the terminal while a run goes on: a bar per running stage, a line per finished one."""
+
+import threading
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+console = Console()
+_lock = threading.Lock()
+_bars: dict[str, TaskID] = {}
+_progress = Progress(
+    TextColumn("  {task.description}"),
+    BarColumn(30),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[loss]}"),
+    TimeRemainingColumn(),
+    console=console,
+    transient=True,
+)
+
+
+def say(text: str) -> None:
+    """Print one line above the bars."""
+    console.print(text, highlight=False)
+
+
+def start() -> None:
+    """Show bars, where the terminal can."""
+    if console.is_terminal:
+        _progress.start()
+
+
+def stop() -> None:
+    """Take the bars away."""
+    _progress.stop()
+
+
+def moved(title: str, line: dict[str, Any]) -> None:
+    """Show how far a stage is."""
+    loss = f"loss {line['loss']:.4f}" if "loss" in line else ""
+    with _lock:
+        if title not in _bars:
+            _bars[title] = _progress.add_task(title, total=line["of"], loss=loss)
+        _progress.update(_bars[title], completed=line["done"], loss=loss)
+
+
+def done(title: str, seconds: float, fresh: bool) -> None:
+    """Print the line of a finished stage."""
+    with _lock:
+        if title in _bars:
+            _progress.remove_task(_bars.pop(title))
+    say(f"[green]✓[/] {title}  [dim]{f'{seconds:.1f} s' if fresh else 'already done'}[/]")

@@ -1,0 +1,162 @@
+"""Where a stage's result lives: a folder named by content, a manifest, a lock, an atomic rename.
+
+A stage is done iff its folder holds a manifest that verifies. Work happens in `NAME.partial`, where a killed run
+finds its checkpoints again, and is renamed when complete.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version as installed
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from pydantic import BaseModel
+
+from models.artifacts import Noun, content_digest, file_digest
+from models.policy import device_kind
+from models.recipe import Compute
+
+N = TypeVar("N", bound=Noun)
+
+MANIFEST = "manifest.json"
+HASHED_UP_TO = 64 * 2**20
+"""Larger files are checked by size here, and by content when they are loaded."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of one plain function. Equal calls have equal keys, whoever makes them, and meet in one folder."""
+
+    name: str
+    title: str
+    """How a person calls it: `harmless · dpo · λ=0.4 (β/λ=0.25)`."""
+    version: int
+    """Raised when the function's meaning changes; source code itself is not hashed."""
+    does: str
+    """`module:function`, found only by the process that does the work, so that the parent imports no torch."""
+    makes: type[Noun]
+    given: dict[str, Any] = field(hash=False)
+    """Arguments, except `out`: nouns, recipe records, plain values."""
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the version, the arguments (nouns by their digest) and, for work with tensors, of what computes."""
+        return content_digest({"stage": self.name, "version": self.version, "given": plain(self.given)})
+
+    def folder(self, root: Path) -> Path:
+        """Return where the result lives, whether it exists or not."""
+        return root / "store" / f"{self.name}-{self.key[:16]}"
+
+
+def plain(value: Any) -> Any:
+    """Return a JSON value that changes iff the meaning of an argument does."""
+    if isinstance(value, Noun):
+        return value.digest
+    if isinstance(value, Compute):
+        libraries = {name: installed(name) for name in ("torch", "transformers", "trl")}
+        return libraries | {"device": device_kind(value.device), "dtype": "float32", "threads": value.threads}
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"a stage cannot be named by a {type(value).__name__}")
+
+
+def find(root: Path, stage: Stage) -> Noun | None:
+    """Return the stage's result if it is complete, else None."""
+    return opened(stage.folder(root), stage.makes)
+
+
+def opened(folder: Path, kind: type[N]) -> N | None:
+    """Return the noun in a folder if its manifest verifies."""
+    manifest = verified(folder)
+    if manifest is None:
+        return None
+    facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["noun"].items()}
+    return kind(path=folder, **facts)
+
+
+def verified(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a folder if every file in it is the one that the manifest names."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    for name, said in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != said["bytes"]:
+            return None
+        if said["bytes"] <= HASHED_UP_TO and file_digest(path) != said["sha256"]:
+            return None
+    return dict(manifest)
+
+
+def seconds(noun: Noun) -> float:
+    """Return how long the noun took to make."""
+    return float(json.loads((noun.path / MANIFEST).read_text("utf-8"))["seconds"])
+
+
+def make(root: Path, stage: Stage) -> Noun:
+    """Return the stage's result; do the work unless it is done. A second process doing the same waits here."""
+    folder = stage.folder(root)
+    partial = folder.with_name(folder.name + ".partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        found = opened(folder, stage.makes)
+        if found is not None:
+            return found
+        if folder.exists():  # damaged: its manifest no longer verifies
+            shutil.rmtree(folder)
+        partial.mkdir(exist_ok=True)
+        before, started = _spent(partial), time.monotonic()
+        noun: Noun = resolve_name(stage.does)(**stage.given, out=partial)
+        spent = before + time.monotonic() - started
+        files = {
+            str(path.relative_to(partial)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
+            for path in sorted(partial.rglob("*"))
+            if path.is_file() and path.name != MANIFEST
+        }
+        manifest = {
+            "stage": stage.name,
+            "title": stage.title,
+            "version": stage.version,
+            "key": stage.key,
+            "given": plain(stage.given),
+            "noun": noun.facts(),
+            "files": files,
+            "seconds": round(spent, 2),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        partial.rename(folder)
+        return noun.at(folder)
+
+
+def _spent(partial: Path) -> float:
+    """Return the seconds that killed attempts spent on this stage, as far as their progress tells."""
+    try:
+        lines = (partial / "progress.jsonl").read_text().splitlines()
+        times = [json.loads(line)["time"] for line in lines if line.endswith("}")]
+        return float(times[-1] - times[0])
+    except (OSError, IndexError, KeyError):
+        return 0.0
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves either the old content or the new, never half of it."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)

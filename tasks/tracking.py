@@ -1,0 +1,268 @@
+"""The only file that imports mlflow: runs, params, metrics, models, the registry.
+
+What MLflow holds is a function of the store: every call finds what is already there and adds what is missing. A dead
+server therefore costs a warning, and the next command sends what it missed.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from models.artifacts import Noun, Policy
+from models.errors import BadPlace
+from models.recipe import Recipe
+from tasks.store import MANIFEST, Stage
+
+CHAT_POLICY = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
+CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
+
+_log = logging.getLogger("sacpo")
+
+
+def uri(root: Path) -> str:
+    """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+class Tracker:
+    """One pipeline run as MLflow sees it: a parent run, one child per stage, one model per candidate.
+
+    Calls that only remember are queued and never stop a training: a server that fails is reported once per call, and
+    the next command sends what is missing. `register` decides something, so it waits and raises.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe, digest: str, tags: dict[str, str]) -> None:
+        self.root, self.recipe, self.digest, self.tags = root, recipe, digest, tags
+        self._queue = ThreadPoolExecutor(1)
+        self._parent = ""
+        self._queue.submit(self._patiently, "the run", self._open)
+
+    def record(self, stage: Stage, noun: Noun) -> None:
+        """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""
+        self._queue.submit(self._patiently, stage.title, self._record, stage, noun)
+
+    def register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
+        """Register the chosen policy and return its version; with `promote` it becomes the champion.
+
+        A version of the same policy from the same run is found again, not made twice.
+
+        Raises:
+            BadPlace: MLflow does not answer.
+        """
+        try:
+            return self._queue.submit(self._register, policy, tags, promote).result()
+        except _failures() as error:
+            raise BadPlace(
+                f"MLflow at {uri(self.root)} did not register the policy ({_first_line(error)}); "
+                "the same command tries again"
+            ) from error
+
+    def finish(self, report: Path) -> None:
+        """Log the report and one model per candidate, close the run, and wait until all is sent."""
+        self._queue.submit(self._patiently, "the report", self._finish, report)
+        self._queue.shutdown()
+
+    def fail(self, status: str) -> None:
+        """Close the parent run as FAILED or KILLED; the same command opens it again."""
+        self._queue.submit(
+            self._patiently, "the end of the run", lambda: self._client().set_terminated(self._open(), status)
+        )
+        self._queue.shutdown()
+
+    def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
+        try:
+            call(*given)
+        except _failures() as error:
+            _log.warning("MLflow did not take %s (%s); the next command sends it", what, _first_line(error))
+        except Exception:
+            _log.exception("%s was not recorded in MLflow", what)
+
+    def _client(self) -> Any:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        for noisy in ("alembic", "mlflow"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        import mlflow
+
+        mlflow.set_tracking_uri(uri(self.root))
+        return mlflow.MlflowClient()
+
+    def _open(self) -> str:
+        """Return the id of the parent run; a killed one is taken up again."""
+        if self._parent:
+            return self._parent
+        mlflow = self._client()
+        experiment = mlflow.get_experiment_by_name(self.recipe.name)
+        if experiment is None:
+            where = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.root / "artifacts").resolve().as_uri()
+            experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=where)
+        else:
+            experiment_id = experiment.experiment_id
+        found = mlflow.search_runs([experiment_id], f"tags.`sacpo.run` = '{self.digest}'", max_results=1)
+        if found:
+            self._parent = found[0].info.run_id
+            mlflow.update_run(self._parent, status="RUNNING")
+        else:
+            tags = {"sacpo.run": self.digest, **self.tags}
+            self._parent = mlflow.create_run(experiment_id, run_name=self.recipe.name, tags=tags).info.run_id
+        _params(mlflow, self._parent, self.recipe.model_dump(mode="json", by_alias=True))
+        return self._parent
+
+    def _record(self, stage: Stage, noun: Noun) -> None:
+        mlflow, parent = self._client(), self._open()
+        experiment = mlflow.get_run(parent).info.experiment_id
+        where = f"tags.`sacpo.stage` = '{stage.key}' and tags.`mlflow.parentRunId` = '{parent}'"
+        found = mlflow.search_runs([experiment], where, max_results=1)
+        if found and found[0].info.status == "FINISHED":
+            return
+        manifest = json.loads((noun.path / MANIFEST).read_text("utf-8"))
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent, "sacpo.path": str(noun.path)}
+            tags |= {"sacpo.digest": noun.digest}
+            run_id = mlflow.create_run(experiment, run_name=stage.title, tags=tags).info.run_id
+        _params(mlflow, run_id, manifest["given"])
+        _curve(mlflow, run_id, noun.path / "progress.jsonl")
+        numbers = {k: v for k, v in noun.facts().items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        _numbers(mlflow, run_id, {**numbers, "seconds": manifest["seconds"]})
+        if (noun.path / "card.json").exists():
+            mlflow.log_artifact(run_id, str(noun.path / "card.json"))
+        mlflow.set_terminated(run_id)
+
+    def _register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
+        mlflow, parent, name = self._client(), self._open(), self.recipe.registered_name
+        try:
+            mlflow.create_registered_model(name)
+        except _failures() as error:
+            if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
+                raise
+        same = f"name = '{name}' and tags.`sacpo.policy` = '{policy.digest}' and tags.`sacpo.run_id` = '{parent}'"
+        versions = mlflow.search_model_versions(same)
+        if versions:
+            version = str(versions[0].version)
+        else:
+            tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
+            version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
+        if promote:
+            aliases = mlflow.get_registered_model(name).aliases
+            current = str(aliases.get("champion", ""))
+            if current != version:
+                if current:
+                    mlflow.set_registered_model_alias(name, "previous", current)
+                mlflow.set_registered_model_alias(name, "champion", version)
+        return version
+
+    def _logged(self, policy: Policy) -> str:
+        """Log the weights with the code that serves them; return the address of the logged model."""
+        import mlflow as api
+
+        mlflow, parent = self._client(), self._open()
+        experiment = mlflow.get_run(parent).info.experiment_id
+        for model in mlflow.search_logged_models([experiment], f"source_run_id = '{parent}'"):
+            if model.tags.get("sacpo.weights") == policy.digest and model.status == "READY":
+                return str(model.model_uri)
+        decoding = self.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature"})
+        with api.start_run(run_id=parent):
+            logged = api.pyfunc.log_model(
+                name="policy",
+                python_model=str(CHAT_POLICY),
+                artifacts={"policy": str(policy.path)},
+                model_config={"decoding": decoding},
+                pip_requirements=["torch", "transformers"],
+                tags={"sacpo.weights": policy.digest},
+            )
+        return str(logged.model_uri)
+
+    def _finish(self, report: Path) -> None:
+        mlflow, parent = self._client(), self._open()
+        tree = json.loads((report / "report.json").read_text("utf-8"))
+        for name in ("report.json", "report.md", "frontier.png"):
+            mlflow.log_artifact(parent, str(report / name))
+        run = mlflow.get_run(parent)
+        models = mlflow.search_logged_models([run.info.experiment_id], f"source_run_id = '{parent}'")
+        known = {model.tags.get("sacpo.policy") for model in models if model.status == "READY"}
+        for told in tree["candidates"]:
+            if told["digest"] not in known:
+                _candidate(mlflow, run, told)
+        mlflow.set_tag(parent, "sacpo.chosen", (tree["chosen"] or {"candidate": "none"})["candidate"])
+        mlflow.set_terminated(parent)
+
+
+def commit() -> str:
+    """Return the git commit of this checkout, or an empty string."""
+    here = Path(__file__).parent
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def _candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
+    """Make a candidate known as a model whose weights stay where they are, with its figures."""
+    from mlflow.entities import LoggedModelStatus, Metric
+
+    params = ("kind", "metric", "method", "beta", "lambda", "beta_over_lambda", "merge_weight")
+    model = mlflow.create_logged_model(
+        run.info.experiment_id,
+        name=re.sub(r"[^A-Za-z0-9_-]+", "-", told["name"].replace("λ", "lambda")),
+        source_run_id=run.info.run_id,
+        tags={"sacpo.policy": told["digest"], "sacpo.path": told["path"], "sacpo.name": told["name"]},
+        params={key: str(told[key]) for key in params},
+        model_type="policy",
+    )
+    figures = {name: figure["value"] for name, figure in told["metrics"].items() if figure["value"] is not None}
+    where = {"model_id": model.model_id, "run_id": run.info.run_id}
+    metrics = [Metric(name, value, run.info.start_time, 0, **where) for name, value in figures.items()]
+    mlflow.log_batch(run.info.run_id, metrics=metrics)
+    mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException, OSError)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _numbers(mlflow: Any, run_id: str, numbers: dict[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    started = mlflow.get_run(run_id).info.start_time  # a fixed time: sent twice, it is stored once
+    mlflow.log_batch(run_id, metrics=[Metric(name, float(value), started, 0) for name, value in numbers.items()])
+
+
+def _params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    flat = {key: value for key, value in _flat(tree).items() if value != ""}
+    mlflow.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in flat.items()])
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        tree = {str(i): item for i, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _curve(mlflow: Any, run_id: str, path: Path) -> None:
+    if not path.exists():
+        return
+    from mlflow.entities import Metric
+
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    metrics = [Metric(k, row[k], int(row["time"] * 1000), row["done"]) for row in rows for k in CURVE if k in row]
+    for start in range(0, len(metrics), 1000):
+        mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
