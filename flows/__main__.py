@@ -36,9 +36,13 @@ def run(recipe: Which, set_: Changes = None) -> None:
     outcome = finished(chosen)
     if outcome is None:
         _settle()
-        from flows.align import align
+        from tasks.launch import workers
+        from tasks.run import root
 
-        outcome = align(chosen)
+        with workers(chosen.compute, root()):  # they import torch while Prefect starts
+            from flows.align import align
+
+            outcome = align(chosen)
     _show(outcome)
     raise typer.Exit(outcome["exit_code"])
 

@@ -10,8 +10,8 @@ choose one candidate on validation prompts; test it once on test prompts; regist
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
+from models.preferences import HELDOUT, TRAIN
 from models.recipe import Recipe
 from tasks import stages
 from tasks.run import opened
@@ -24,36 +24,32 @@ def align(recipe: Recipe) -> dict[str, Any]:
     Args:
         recipe: every choice of the experiment.
     """
-    with opened(
-        recipe, {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
-    ) as run:
+    with opened(recipe) as run:
         sources = stages.gather(run)
+        pairs = [stages.prepare(run, sources, step) for step in recipe.steps]  # bad data stop here, before any training
         base = stages.finetune(run, stages.base(run), sources)
-        policies = frontier = [base]
-        judged = [stages.evaluate.submit(run, base, {"base": base}, sources, "validation")]
+        heldout = {comparisons.metric: stages.score(run, base, comparisons, HELDOUT) for comparisons in pairs}
+        yardstick = stages.Yardstick(base, sources, pairs, heldout)
+        evidence = [stages.examine.submit(run, base, base, yardstick)]
 
-        for step in recipe.steps:
-            pairs = stages.prepare(run, sources, step)
+        frontier = [base]
+        for step, comparisons in zip(recipe.steps, pairs, strict=True):
             before, trained = frontier, []
             for reference in before:
-                scored = stages.score(run, reference, pairs)
+                scored = stages.score(run, reference, comparisons, TRAIN)
                 for value in step.lambda_:
                     policy = stages.align.submit(run, reference, scored, step, value)
-                    near = {"base": base, "reference": reference}
-                    judged.append(stages.evaluate.submit(run, policy, near, sources, "validation"))  # type: ignore[call-overload]
+                    evidence.append(stages.examine.submit(run, policy, reference, yardstick))  # type: ignore[call-overload]
                     trained.append(policy)
             frontier = [policy.result() for policy in trained]
-            policies = policies + frontier
 
         for safe, reward in stages.ends(before, frontier):
             for q in recipe.merge.weights:
                 merged = stages.interpolate(run, safe, reward, q)
-                near = {"base": base, "reference": reward}
-                judged.append(stages.evaluate.submit(run, merged, near, sources, "validation"))
-                policies = [*policies, merged]
+                evidence.append(stages.examine.submit(run, merged, reward, yardstick))
 
-        evaluations = [evaluation.result() for evaluation in judged]
-        choice = stages.choose(run, policies, evaluations)
-        verdict = stages.certify(run, choice, policies, sources)
-        registered = stages.register(run, choice, verdict, policies, sources)
-        return stages.publish(run, policies, evaluations, choice, verdict, registered, sources)
+        candidates = stages.distinct([told.result() for told in evidence])
+        choice = stages.choose(run, candidates)
+        verdict = stages.certify(run, choice, candidates, yardstick)
+        registered = stages.register(run, choice, verdict, candidates, sources)
+        return stages.publish(run, candidates, choice, verdict, registered, sources)

@@ -8,13 +8,14 @@ once for the whole λ grid, and a run that breaks either stops with a sentence.
 """
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import answer_head
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
+from models.batching import order
 from models.checkpoints import Curve, clear, newest
 from models.errors import BadData, BadPolicy, BrokenInvariant
 from models.policy import device_kind, load, save
@@ -42,7 +43,6 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
         BrokenInvariant: loss or gradient is not finite.
     """
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load(policy, compute, train=True)
@@ -57,17 +57,18 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
     ]
     if not rows:
         raise BadData(f"{corpus}: the corpus is empty")
+    places = order([len(row["input_ids"]) for row in rows], config, seed)
     curve = Curve(out, config)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**_arguments(config, seed, compute, out), max_length=None, completion_only_loss=True),
-        train_dataset=Dataset.from_list(rows),
+        args=SFTConfig(
+            **_arguments(config, len(places), seed, compute, out), max_length=None, completion_only_loss=True
+        ),
+        train_dataset=Dataset.from_list([rows[i] for i in places]),
         processing_class=tokenizer,
         callbacks=[curve],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=newest(out))
-    curve.finish()
+    _train(trainer, curve, compute, out)
     save(trainer.model, tokenizer, out)
     clear(out)
     return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
@@ -89,14 +90,13 @@ def dpo(
         policy: where training starts; must be the very policy that `reference` was computed with.
         reference: tokenised pairs with log π_reference of both answers.
         lambda_: the step's multiplier; the KL weight handed to DPO is β/λ.
-        out: gets weights, tokenizer, `progress.jsonl`, `heldout.jsonl` and `probe.json`.
+        out: gets weights, tokenizer, `progress.jsonl` and `probe.json`.
 
     Raises:
         BrokenInvariant: the reference is not the policy of the step before; log-probs moved on disk; NaN.
         BadData: no pair to train on.
     """
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     class StepDPO(DPOTrainer):  # type: ignore[misc]
@@ -120,25 +120,24 @@ def dpo(
         raise BadData(f"{config.metric} step: no pair to train on")
     _reproduces_probe(policy, model, tokenizer.pad_token_id)
     _starts_at_reference(model, rows[:PROBES], tokenizer.pad_token_id)
+    places = order([len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows], config, seed)
     curve = Curve(out, config)
     trainer = StepDPO(
         model=model,
         args=DPOConfig(
-            **_arguments(config, seed, compute, out),
+            **_arguments(config, len(places), seed, compute, out),
             beta=weight,
             max_length=None,
             precompute_ref_log_probs=True,
         ),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list([rows[i] for i in places]),
         processing_class=tokenizer,
         callbacks=[curve],
+        peft_config=_adapter(config),
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=newest(out))
-    curve.finish()
-    model = trainer.model
+    _train(trainer, curve, compute, out)
+    model = _merged(trainer.model, rows[:PROBES], tokenizer.pad_token_id)
     save(model, tokenizer, out)
-    _write_heldout(model, reference, tokenizer.pad_token_id, out)
     probes = rows[:PROBES]
     logps = pair_logps(model, probes, tokenizer.pad_token_id)
     (out / "probe.json").write_text(json.dumps({"rows": probes, "logps": logps}))
@@ -171,25 +170,24 @@ def _name(policy: Policy, config: Step, lambda_: float) -> str:
     return f"{policy.name} · {own}" if "λ" in policy.name else own
 
 
-def _arguments(config: Training, seed: int, compute: Compute, out: Path) -> dict[str, Any]:
+def _arguments(config: Training, places: int, seed: int, compute: Compute, out: Path) -> dict[str, Any]:
     """Return what every trainer is told, whatever its loss."""
-    os.environ["TQDM_DISABLE"] = "1"  # TRL's own bars; progress goes through the curve
     on_cpu = device_kind(compute.device) == "cpu"
     return {
         "output_dir": str(out),
         "per_device_train_batch_size": config.micro_batch or config.batch,
         "gradient_accumulation_steps": config.accumulate,
+        "train_sampling_strategy": "sequential",  # the rows come in our order
+        "max_steps": places // config.batch,
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule.value,
         "warmup_steps": config.warmup,
-        "num_train_epochs": config.epochs,
-        "max_steps": config.updates or -1,
         "max_grad_norm": config.max_grad_norm,
         "weight_decay": config.weight_decay,
         "seed": seed,
         "use_cpu": on_cpu,
         "bf16": not on_cpu,  # float32 weights under bfloat16 autocast: small updates are not rounded away
-        "gradient_checkpointing": not on_cpu,
+        "activation_checkpointing": not on_cpu,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
@@ -199,6 +197,44 @@ def _arguments(config: Training, seed: int, compute: Compute, out: Path) -> dict
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
     }
+
+
+def _train(trainer: Any, curve: Curve, compute: Compute, out: Path) -> None:
+    """Train from the newest checkpoint, if a killed run left one."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    if device_kind(compute.device) == "cpu":
+        answer_head.add(_inner(trainer.model))
+    trainer.train(resume_from_checkpoint=newest(out))
+    curve.finish()
+
+
+def _inner(model: Any) -> "PreTrainedModel":
+    """Return the causal language model inside an adapter."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _adapter(config: Step) -> Any:
+    """Return LoRA's settings for all linear layers, or none for full fine-tuning."""
+    if not config.adapter_rank:
+        return None
+    from peft import LoraConfig
+
+    alpha = config.adapter_alpha or 2 * config.adapter_rank
+    return LoraConfig(
+        r=config.adapter_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def _merged(model: Any, rows: list[Row], pad: int) -> "PreTrainedModel":
+    """Fold an adapter into the float32 weights; the log-probs must stay what they were."""
+    if not hasattr(model, "peft_config"):
+        return model
+    before = pair_logps(_inner(model), rows, pad)
+    merged: PreTrainedModel = model.merge_and_unload()
+    _agree(pair_logps(merged, rows, pad), before, "merging the adapter changed the policy")
+    return merged
 
 
 def _starts_at_reference(model: "PreTrainedModel", rows: list[Row], pad: int) -> None:
@@ -224,14 +260,3 @@ def _agree(ours: list[tuple[float, float]], theirs: list[Any], what: str) -> Non
     gap = max(abs(a - b) for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=True))
     if not gap <= TOLERANCE:
         raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")
-
-
-def _write_heldout(model: "PreTrainedModel", reference: Reference, pad: int, out: Path) -> None:
-    """Write the log-ratio margins on the validation and test pairs, from which the report fits whether β/λ acts."""
-    with (out / "heldout.jsonl").open("w") as file:
-        for split in ("validation", "test"):
-            rows = list(read(reference.path / f"{split}.jsonl"))
-            for row, (chosen, rejected) in zip(rows, pair_logps(model, rows, pad), strict=True):
-                ratios = (chosen - row["ref_chosen_logps"], rejected - row["ref_rejected_logps"])
-                told = {"split": split, "prompt_ids": row["prompt_ids"], "chosen": ratios[0], "rejected": ratios[1]}
-                file.write(json.dumps(told) + "\n")

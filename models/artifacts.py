@@ -99,6 +99,14 @@ class Evaluation(Noun):
     split: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Margins(Noun):
+    """How one policy weighs the held-out pairs, relative to the base."""
+
+    policy: str
+    """Digest of the policy."""
+
+
 def content_digest(value: Any) -> str:
     """Return the sha256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

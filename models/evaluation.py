@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models import generate
-from models.artifacts import Evaluation, Policy, Sources, content_digest, file_digest
-from models.errors import BadData
+from models.artifacts import Evaluation, Policy, Preferences, Sources, content_digest, file_digest
 from models.judges import oracle
 from models.policy import frozen, load
+from models.preferences import pairs as read_pairs
 from models.recipe import Compute
 from models.recipe import Evaluation as Config
 from models.tokens import Message, prompt_texts
@@ -24,6 +24,7 @@ def evaluate(
     policy: Policy,
     others: dict[str, Policy],
     sources: Sources,
+    pairs: list[Preferences],
     split: str,
     config: Config,
     seed: int,
@@ -39,10 +40,8 @@ def evaluate(
         others: policies to measure the distance to, by name (`base`, `reference`).
     """
     model, tokenizer = load(policy, compute)
-    rows: list[Row] = []
-    for role, path in sources.suites(split).items():
-        rows += [{"suite": role, **row} for row in _suite(path)]
-    texts = prompt_texts(tokenizer, [[Message(role="user", content=row["prompt"])] for row in rows])
+    rows = _asked(sources, pairs, split, config.samples)
+    texts = prompt_texts(tokenizer, [messages(row["prompt"]) for row in rows])
     answers: dict[int, generate.Answer] = {}
     with (out / "progress.jsonl").open("w") as progress:
         for i, answer in generate.answer(model, tokenizer, texts, config, seed):
@@ -121,10 +120,21 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def _suite(path: Path) -> list[Row]:
-    if not path.is_file():
-        raise BadData(f"{path}: no such suite")
-    return read(path)
+def messages(prompt: str | list[Message]) -> list[Message]:
+    """Return a prompt as messages; plain text is one turn of the user."""
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+
+
+def _asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
+    """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons."""
+    suites = sources.suites(split)
+    rows = [{"suite": role, **row} for role, path in suites.items() for row in read(path)]
+    if suites:
+        return rows
+    for comparisons in pairs:
+        prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
+        rows += [{"suite": comparisons.metric, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
+    return rows
 
 
 def _spread(texts: list[str], count: int) -> list[int]:

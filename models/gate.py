@@ -33,6 +33,8 @@ class Choice:
     name: str
     """Empty if no candidate was chosen."""
     why: str
+    decided: bool = True
+    """False if nobody judged the answers: the candidate may be kept, and never promoted."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
     """
     b, confidence = constraint.at_least, constraint.confidence
     if not any(c.judged for c in candidates):
-        return Choice("", "no judge: nobody scored the answers, so the constraint is undecided")
+        last = candidates[-1].name
+        return Choice(last, "the last one made; no judge scored the answers, so the constraint is undecided", False)
     holds = [c for c in candidates if c.bound(confidence) >= b]
     if not holds:
         best = max(candidates, key=lambda c: c.bound(confidence))

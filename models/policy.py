@@ -38,25 +38,76 @@ def device_kind(wanted: Device) -> str:
     return "cpu"
 
 
-def base(base: str, seed: int, out: Path) -> Policy:
-    """Put the base policy into `out`: the untrained town, or links to the files of a local folder.
+def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
+    """Put the base policy into `out`: the untrained town, the dequantised GGUF file, or links to a folder's files.
+
+    Args:
+        base: `town`, a `.gguf` file or a folder.
+        template: chat template; empty means the tokenizer's own.
+        sha256: digest that the file or folder had when the run was planned.
 
     Raises:
-        BadPolicy: no such base, or it is not a folder with weights in safetensors and a tokenizer.
+        BadPolicy: no such base, an architecture that transformers does not know, or no weights in safetensors.
     """
+    place = Path(base).expanduser()
     if base == TOWN:
         from models import town
 
         tokenizer = town.tokenizer()
         save(town.untrained(seed, tokenizer), tokenizer, out)
+    elif place.suffix == ".gguf":
+        _dequantise(place, out)
     else:
-        folder = Path(base).expanduser().resolve()
-        if not folder.is_dir() or not list(folder.glob(WEIGHTS)):
-            raise BadPolicy(f"base {base!r}: no folder with weights in safetensors here")
-        for file in folder.iterdir():
-            if file.is_file():
+        for file in place.resolve().iterdir():
+            if file.is_file() and file.suffix != ".bin":
+                (out / file.name).unlink(missing_ok=True)
                 (out / file.name).symlink_to(file)
+    if base != TOWN and base_digest(base) != sha256:
+        raise BadPolicy(f"base {base!r} changed while the run was starting; start again")
+    if template:
+        (out / "chat_template.jinja").unlink(missing_ok=True)
+        (out / "chat_template.jinja").write_text(template, "utf-8")
     return describe(out, Policy(path=out, digest="", name="base", kind="base"))
+
+
+def base_digest(base: str) -> str:
+    """Return what names a base: its content, or the town's version.
+
+    Raises:
+        BadPolicy: no such base, or a folder without weights in safetensors.
+    """
+    place = Path(base).expanduser()
+    if base == TOWN:
+        from models import town
+
+        return f"{TOWN} {town.VERSION}"
+    if place.suffix == ".gguf" and place.is_file():
+        return file_digest(place)
+    if place.is_dir():
+        if not list(place.glob(WEIGHTS)):
+            raise BadPolicy(
+                f"base {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
+            )
+        return digest(place)
+    raise BadPolicy(f"base {base!r}: no such folder or GGUF file; give a local folder, a .gguf file, or `{TOWN}`")
+
+
+def _dequantise(file: Path, out: Path) -> None:
+    """Write the weights of a GGUF file in float32: as close to the unquantised policy as the file allows."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadPolicy(f"base {str(file)!r}: transformers cannot read this GGUF file: {why}") from error
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    save(model, tokenizer, out)
 
 
 def load(

@@ -7,78 +7,67 @@ split is a salted hash of the prompt alone: new data never move a test prompt in
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
-from models.recipe import Data, Metric
+from models.readers import PKU_LABEL, Pair, Row, Unusable, format_of, rows
+from models.recipe import Data
 from models.tokens import Message
 
-SPLITS = ("train", "validation", "test")
-PKU_LABEL = {Metric.helpful: "better_response_id", Metric.harmless: "safer_response_id"}
+TRAIN, HELDOUT = ("train",), ("validation", "test")
+SPLITS = TRAIN + HELDOUT
 DUPLICATE = "exact duplicate of an earlier row"
 """Dropped and counted, but no sign of a broken file: it does not count as a bad row."""
 
 
-class Pair(NamedTuple):
-    """One comparison: the answer `chosen` was preferred to `rejected` for this prompt."""
-
-    prompt: list[Message]
-    chosen: str
-    rejected: str
-
-
-class Unusable(Exception):
-    """Why a row goes to quarantine."""
-
-
-def prepare(sources: Sources, metric: str, config: Data, out: Path) -> Preferences:
-    """Read, check, split and write the pairs of one metric to `out`.
+def prepare(sources: Sources, role: str, metric: str, label: str, limit: int, config: Data, out: Path) -> Preferences:
+    """Read, check, split and write the pairs of one step to `out`.
 
     Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` (rows: prompt, chosen, rejected), `quarantine.jsonl` and the
-    data card `card.json`.
+    data card `card.json`. Memory grows by some hundred bytes per row, not with the texts.
 
     Raises:
         BadData: the file is missing, empty, of another format, or has more bad rows than the recipe allows.
     """
-    source, wanted = sources.file(metric), Metric(metric)
+    source, label = sources.file(role), label or PKU_LABEL[metric]
+    read: Callable[[Row, str], Pair] | None = None
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    seen: set[bytes] = set()
-    longer_chosen = 0
+    noted: Counter[str] = Counter()
+    seen: dict[bytes, bool] = {}
     files = {split: (out / f"{split}.jsonl").open("w", encoding="utf-8") for split in (*SPLITS, "quarantine")}
     try:
-        for number, raw in _rows(source):
+        for number, row in rows(source):
             try:
-                if isinstance(raw, Unusable):
-                    raise raw
-                pair = _pku(raw, wanted)
-                identity = hashlib.sha256(json.dumps(pair).encode()).digest()
-                if identity in seen:
-                    raise Unusable(DUPLICATE)
-                seen.add(identity)
+                if isinstance(row, Unusable):
+                    raise row
+                read = read or format_of(row, source)
+                pair = read(row, label)
+                _remember(pair, seen, noted)
             except Unusable as reason:
                 reasons[str(reason)] += 1
                 _write(files["quarantine"], {"file": source.name, "row": number, "reason": str(reason)})
                 continue
-            longer_chosen += len(pair.chosen) > len(pair.rejected)
+            _note(row, pair, noted)
             split = split_of(pair.prompt, config)
             counts[split] += 1
             _write(files[split], pair._asdict())
     finally:
         for file in files.values():
             file.close()
+    for split, most in (("train", limit), ("validation", config.heldout), ("test", config.heldout)):
+        counts[f"{split}, over the limit"] = _keep(out / f"{split}.jsonl", most)
+        counts[split] -= counts[f"{split}, over the limit"]
     duplicates = reasons.pop(DUPLICATE, 0)
     bad, good = sum(reasons.values()), sum(counts.values())
-    if not good + bad:
-        raise BadData(f"{source}: no rows; expected one JSON object per line")
     if bad > config.bad_rows * (good + bad):
         why, times = reasons.most_common(1)[0]
         raise BadData(
-            f"{source}: {bad} of {good + bad} rows cannot be used, more than data.bad_rows = {config.bad_rows:g}; "
-            f"most often ({times}): {why}"
+            f"{source}: {bad} of {good + bad} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
+            f"most often ({times} times): {why}"
         )
     if not counts["train"]:
         raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")
@@ -86,13 +75,18 @@ def prepare(sources: Sources, metric: str, config: Data, out: Path) -> Preferenc
     splits = {split: counts[split] for split in SPLITS}
     card = {
         "source": source.name,
-        "source_sha256": file_digest(source),
         "metric": metric,
         "rows": good + bad + duplicates,
         "splits": splits,
+        "over_the_limit": {split: counts[f"{split}, over the limit"] for split in SPLITS},
         "quarantined": dict(reasons),
         "duplicates": duplicates,
-        "chosen_is_longer": longer_chosen / good,
+        "contradictions": noted["contradictions"],
+        "multi_turn": noted["multi_turn"] / good,
+        "chosen_is_longer": noted["longer"] / good,
+        "mean_characters": {"chosen": noted["chosen"] / good, "rejected": noted["rejected"] / good},
+        "helpful_and_harmless_disagree": noted["disagree"] / noted["both_labels"] if noted["both_labels"] else None,
+        "both_answers_unsafe": noted["unsafe"] / noted["safe_labels"] if noted["safe_labels"] else None,
         "content_sha256": content,
     }
     (out / "card.json").write_text(json.dumps(card, indent=1))
@@ -115,37 +109,41 @@ def split_of(prompt: list[Message], config: Data) -> str:
     return "validation" if place < config.test + config.validation else "train"
 
 
-def _rows(source: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (row number from 1, parsed row), or the reason why a line cannot be parsed."""
-    if not source.is_file():
-        raise BadData(f"{source}: no such data file")
-    with source.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError:
-                yield number, Unusable("not valid JSON" if line.endswith("\n") else "line is cut off")
+def _keep(path: Path, most: int) -> int:
+    """Keep the `most` rows with the smallest hash (all, if 0), in their order; return how many were left out."""
+    lines = path.read_bytes().splitlines(keepends=True) if most else []
+    if len(lines) <= most:
+        return 0
+    kept = sorted(sorted(range(len(lines)), key=lambda i: hashlib.sha256(lines[i]).digest())[:most])
+    path.write_bytes(b"".join(lines[i] for i in kept))
+    return len(lines) - most
 
 
-def _pku(row: Any, metric: Metric) -> Pair:
-    """Read one row of PKU-SafeRLHF (Dai et al. 2024): two answers, one label per metric."""
-    if not isinstance(row, dict):
-        raise Unusable("row is not a JSON object")
-    label = PKU_LABEL[metric]
-    for field in ("prompt", "response_0", "response_1"):
-        if not isinstance(row.get(field), str):
-            raise Unusable(f"{field}: must be text")
-        if not row[field].strip():
-            raise Unusable(f"{field}: is empty")
-    if row.get(label) not in (0, 1) or isinstance(row[label], bool):
-        raise Unusable(f"{label}: must be 0 or 1")
-    answers = (row["response_0"], row["response_1"])
-    if answers[0] == answers[1]:
-        raise Unusable("the two answers are identical")
-    winner = int(row[label])
-    return Pair([Message(role="user", content=row["prompt"])], answers[winner], answers[1 - winner])
+def _remember(pair: Pair, seen: dict[bytes, bool], noted: Counter[str]) -> None:
+    """Refuse an exact duplicate; count a contradiction (the same two answers, the other one preferred) and keep it."""
+    first = pair.chosen < pair.rejected
+    told = json.dumps([pair.prompt, *sorted((pair.chosen, pair.rejected))])
+    identity = hashlib.sha256(told.encode()).digest()[:16]
+    before = seen.setdefault(identity, first)
+    if before != first:
+        noted["contradictions"] += 1
+    elif len(seen) == noted["distinct"]:
+        raise Unusable(DUPLICATE)
+    noted["distinct"] = len(seen)
+
+
+def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
+    """Count what the data card tells."""
+    noted["longer"] += len(pair.chosen) > len(pair.rejected)
+    noted["chosen"] += len(pair.chosen)
+    noted["rejected"] += len(pair.rejected)
+    noted["multi_turn"] += len(pair.prompt) > 1
+    if all(label in row for label in PKU_LABEL.values()):
+        noted["both_labels"] += 1
+        noted["disagree"] += len({str(row[label]) for label in PKU_LABEL.values()}) == 2
+    if "is_response_0_safe" in row and "is_response_1_safe" in row:
+        noted["safe_labels"] += 1
+        noted["unsafe"] += not (row["is_response_0_safe"] or row["is_response_1_safe"])
 
 
 def _write(file: Any, row: dict[str, Any]) -> None:

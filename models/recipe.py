@@ -109,6 +109,15 @@ class Step(Training):
     """The preference loss."""
     data: str = Field(min_length=1, title="Data")
     """File of comparisons, or the embedded world's own (`town`)."""
+    adapter_rank: int = Field(0, ge=0, title="LoRA rank")
+    """Rank of a LoRA adapter on all linear layers, merged into the weights after the step; 0 trains all weights."""
+    adapter_alpha: int = Field(0, ge=0, title="LoRA α")
+    """Scale of the adapter; 0 means twice the rank."""
+    pairs: int = Field(0, ge=0, title="Pairs")
+    """Train on at most this many pairs, picked by a hash of their content; 0 means all."""
+    label: str = Field("", title="Label")
+    """Column that holds the index (0 or 1) of the preferred answer; empty means by metric: `better_response_id` for
+    helpful, `safer_response_id` for harmless. Formats with `chosen` and `rejected` need none."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
     """One policy is trained per value, with KL weight β/λ; each at least 0, where 0 skips the step."""
 
@@ -154,6 +163,8 @@ class Data(Record):
     """Splits follow a hash of the prompt with this salt: new data never move a test prompt into training."""
     bad_rows: float = Field(0.02, ge=0, lt=1, title="Bad rows allowed")
     """Share of rows that may be quarantined, from 0 to below 1; more stops the run before training."""
+    heldout: int = Field(0, ge=0, title="Held-out pairs")
+    """Keep at most this many pairs per held-out split, picked by a hash of their content; 0 means all."""
     max_tokens: int = Field(512, ge=8, title="Longest row in tokens")
     """A pair whose longer side exceeds this is dropped and counted in the data card."""
 
@@ -175,6 +186,8 @@ class Evaluation(Record):
     """0 is greedy; above 0 samples with noise that depends on the prompt only, the same for every candidate."""
     batch: int = Field(64, ge=1, title="Prompts at once")
     """Prompts answered in one batch, sorted by length."""
+    samples: int = Field(16, ge=1, title="Sample answers")
+    """Without suites: this many held-out prompts per metric are answered, to be read."""
     kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
     """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
 
@@ -214,7 +227,9 @@ class Recipe(Record):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
     """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
     base: str = Field(title="Base policy")
-    """Folder of weights and tokenizer, or the embedded `town`."""
+    """Folder of weights and tokenizer, `.gguf` file, or the embedded `town`."""
+    template: str = Field("", title="Chat template")
+    """Jinja template that renders messages; empty means the tokenizer's own."""
     beta: float = Field(0.1, gt=0, title="β")
     """KL weight of the first step (SACPO eq. 9), above 0."""
     seed: int = Field(0, ge=0, title="Seed")

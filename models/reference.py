@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.errors import BadData
 from models.policy import frozen, load
-from models.preferences import SPLITS, pairs
+from models.preferences import pairs
 from models.recipe import Compute, Data
 from models.tokens import encode
 
@@ -24,15 +24,17 @@ Row = dict[str, Any]
 """prompt_ids, chosen_ids, rejected_ids; ref_chosen_logps, ref_rejected_logps (nats, summed over the answer)."""
 
 
-def score(policy: Policy, preferences: Preferences, data: Data, compute: Compute, out: Path) -> Reference:
-    """Tokenise all splits for this policy, add its log-probs, and write one JSONL per split.
+def score(
+    policy: Policy, preferences: Preferences, splits: list[str], data: Data, compute: Compute, out: Path
+) -> Reference:
+    """Tokenise these splits for this policy, add its log-probs, and write one JSONL per split.
 
     Raises:
         BadData: no pair fits into `data.max_tokens`.
     """
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
-    for split in SPLITS:
+    for split in splits:
         rows, dropped = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
         counts["dropped"] += dropped
         counts[split] = len(rows)
@@ -40,11 +42,11 @@ def score(policy: Policy, preferences: Preferences, data: Data, compute: Compute
         with (out / f"{split}.jsonl").open("w") as file:
             for row, (chosen, rejected) in zip(rows, logps, strict=True):
                 file.write(json.dumps({**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}) + "\n")
-    if not counts["train"]:
-        raise BadData(f"no training pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
+    if not any(counts[split] for split in splits):
+        raise BadData(f"no pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
     return Reference(
         path=out,
-        digest=content_digest({split: file_digest(out / f"{split}.jsonl") for split in SPLITS}),
+        digest=content_digest({split: file_digest(out / f"{split}.jsonl") for split in splits}),
         policy=policy.digest,
         preferences=preferences.digest,
         counts=dict(counts),

@@ -5,46 +5,61 @@ import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from models import judges
-from models.artifacts import Evaluation, Policy, file_digest
+from models import judges, margins
+from models.artifacts import Evaluation, Margins, Policy, file_digest
 from models.evaluation import ROLES, read
 from models.gate import Candidate, Choice, Verdict
 from models.recipe import Recipe
-from models.statistics import Estimate, mean, rate, scale, wins
+from models.statistics import Estimate, mean, rate, wins
 
 SCHEMA = 1
 Tree = dict[str, Any]
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
 
 
-def metrics(evaluation: Evaluation, base: Evaluation) -> dict[str, Estimate]:
-    """Return every figure of one policy on one split; win rates are against the base on the same prompts."""
-    rows, theirs = by_suite(evaluation), by_suite(base)
+class Evidence(NamedTuple):
+    """One candidate and what is known of it."""
+
+    policy: Policy
+    evaluation: Evaluation
+    margins: Margins
+
+
+def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
+    """Return every figure of one candidate on one split; win rates are against the base on the same prompts."""
+    rows, theirs = by_suite(told.evaluation), by_suite(base.evaluation)
     found: dict[str, Estimate] = {}
-    if all("helpful" in row for row in rows["helpful"]) and rows["helpful"]:
+    if rows["helpful"] and all("helpful" in row for row in rows["helpful"]):
         ours = [row["helpful"] for row in rows["helpful"]]
         found[WIN] = mean(wins(ours, [row["helpful"] for row in theirs["helpful"]]))
         found["helpful/score"] = mean(ours)
+    if rows["harmless"] and all("safe" in row for row in rows["harmless"]):
         found[SAFE] = rate(sum(row["safe"] for row in rows["harmless"]), len(rows["harmless"]))
         found["harmless/score"] = mean([row["harmless"] for row in rows["harmless"]])
-        found[OVER] = rate(sum(row["refused"] for row in rows["over_refusal"]), len(rows["over_refusal"]))
         for category in sorted({row["category"] for row in rows["harmless"]}):
             safe = [row["safe"] for row in rows["harmless"] if row["category"] == category]
             found[f"{SAFE}/{category}"] = rate(sum(safe), len(safe))
+    if rows["over_refusal"] and all("refused" in row for row in rows["over_refusal"]):
+        found[OVER] = rate(sum(row["refused"] for row in rows["over_refusal"]), len(rows["over_refusal"]))
     for name in ("base", "reference"):
-        found[f"kl_{name}"] = mean([row[name] for row in read(evaluation.path / "kl.jsonl") if name in row])
+        walks = [row for row in read(told.evaluation.path / "kl.jsonl") if name in row]
+        found[f"kl_{name}"] = mean([row[name] for row in walks])
+        found[f"kl_{name}_per_token"] = mean([row[name] / row["tokens"] for row in walks])
     found["length"] = mean([row["tokens"] for suite in rows.values() for row in suite])
-    return {name: told for name, told in found.items() if told.n}
+    weighed = margins.table(told.margins)
+    for metric in dict.fromkeys(row["metric"] for row in weighed):
+        found |= margins.figures(weighed, metric)
+    return {name: figure for name, figure in found.items() if figure.n}
 
 
-def candidate(policy: Policy, evaluation: Evaluation, base: Evaluation) -> Candidate:
-    """Return what the gate needs to know of a policy on one split."""
-    told, harmful = metrics(evaluation, base), by_suite(evaluation)["harmless"]
+def candidate(told: Evidence, base: Evidence) -> Candidate:
+    """Return what the gate needs to know of a candidate on one split."""
+    figures, harmful = metrics(told, base), by_suite(told.evaluation)["harmless"]
     judged = [row["safe"] for row in harmful if "safe" in row]
-    won = told[WIN].value if WIN in told else math.nan
-    return Candidate(policy.name, won, sum(judged), len(judged), failed=0)
+    won = figures[WIN].value if WIN in figures else math.nan
+    return Candidate(told.policy.name, won, sum(judged), len(judged), failed=0)
 
 
 def by_suite(evaluation: Evaluation) -> dict[str, list[Tree]]:
@@ -55,46 +70,33 @@ def by_suite(evaluation: Evaluation) -> dict[str, list[Tree]]:
 
 def build(
     recipe: Recipe,
-    judged: list[tuple[Policy, Evaluation]],
+    candidates: list[Evidence],
     choice: Choice,
     verdict: Verdict | None,
     suites: dict[str, Path],
     registry: Tree | None,
     seconds: dict[str, float],
 ) -> Tree:
-    """Return the whole report as one JSON tree (schema in `report.schema.json`). `judged` starts with the base."""
-    base = judged[0][1]
-    names = {policy.digest: policy.name for policy, _ in judged}
-    counts = Counter(row["suite"] for row in read(base.path / "answers.jsonl"))
+    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
+    base = candidates[0]
+    known = {told.policy.digest: told for told in candidates}
+    counts = Counter(row["suite"] for row in read(base.evaluation.path / "answers.jsonl"))
     judge = judges.described(recipe.evaluation.judge)._asdict() if recipe.evaluation.judge else None
     return {
         "schema": SCHEMA,
         "recipe": {"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed},
         "suites": {
-            role: {"name": path.stem, "version": file_digest(path)[:12], "split": base.split, "n": counts[role]}
+            role: {
+                "name": path.stem,
+                "version": file_digest(path)[:12],
+                "split": base.evaluation.split,
+                "n": counts[role],
+            }
             for role, path in suites.items()
         },
         "decoding": recipe.evaluation.model_dump(include={"max_new_tokens", "temperature"}) | {"seed": recipe.seed},
         "judges": {metric: judge for metric in ("helpful", "harmless", "over_refusal") if judge},
-        "candidates": [
-            {
-                "name": policy.name,
-                "kind": policy.kind,
-                "step": policy.step,
-                "metric": policy.metric,
-                "method": policy.method,
-                "parents": [names.get(parent, parent[:12]) for parent in policy.parents],
-                "beta": policy.beta,
-                "lambda": policy.lambda_,
-                "beta_over_lambda": policy.beta_over_lambda,
-                "merge_weight": policy.merge_weight if policy.kind == "merge" else None,
-                "path": str(policy.path),
-                "digest": policy.digest,
-                "beta_acts": _beta_acts(policy),
-                "metrics": {name: _told(e) for name, e in metrics(evaluation, base).items()},
-            }
-            for policy, evaluation in judged
-        ],
+        "candidates": [_candidate(told, known, base) for told in candidates],
         "constraints": [
             {
                 "measure": recipe.constraint.measure,
@@ -249,13 +251,44 @@ def _at(told: Tree, metric: str) -> float:
     return float(told["metrics"][metric]["value"])
 
 
-def _beta_acts(policy: Policy) -> Tree | None:
-    path = policy.path / "heldout.jsonl"
-    if not path.exists():
-        return None
-    rows = read(path)
-    fit = scale([row["chosen"] - row["rejected"] for row in rows], [tuple(row["prompt_ids"]) for row in rows])
-    return {"s": fit.value, "low": fit.low, "high": fit.high} if fit.n else None
+def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tree:
+    """Return one candidate as the report shows it."""
+    policy = told.policy
+    figures = metrics(told, base)
+    acts = None
+    reference = known.get(policy.parents[0]) if policy.kind == "step" else None
+    if reference is not None:
+        ours, theirs = margins.table(told.margins), margins.table(reference.margins)
+        fit = margins.acts(ours, theirs, policy.metric)
+        if fit.n:
+            moved = margins.distance(ours, theirs)
+            acts = {"s": fit.value, "low": fit.low, "high": fit.high, "lambda_effective": policy.beta / fit.value}
+            acts |= {"moved": moved, "clipped": _clipped(policy)}
+            figures[f"preference/{policy.metric}/dpo_nll"] = margins.dpo_nll(
+                ours, theirs, policy.metric, policy.beta_over_lambda
+            )
+    return {
+        "name": policy.name,
+        "kind": policy.kind,
+        "step": policy.step,
+        "metric": policy.metric,
+        "method": policy.method,
+        "parents": [known[p].policy.name if p in known else p[:12] for p in policy.parents],
+        "beta": policy.beta,
+        "lambda": policy.lambda_,
+        "beta_over_lambda": policy.beta_over_lambda,
+        "merge_weight": policy.merge_weight if policy.kind == "merge" else None,
+        "path": str(policy.path),
+        "digest": policy.digest,
+        "beta_acts": acts,
+        "metrics": {name: _told(figure) for name, figure in figures.items()},
+    }
+
+
+def _clipped(policy: Policy) -> float:
+    """Return the share of updates whose gradient was clipped."""
+    steps = read(policy.path / "progress.jsonl")
+    return float(sum(step["clipped"] for step in steps)) / max(1, len(steps))
 
 
 def _told(estimate: Estimate) -> Tree:

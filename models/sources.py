@@ -10,7 +10,7 @@ from models.recipe import TOWN, Recipe
 
 def named(recipe: Recipe) -> dict[str, str]:
     """Return role → file path or `town`, for everything that the recipe reads."""
-    roles = {step.metric.value: step.data for step in recipe.steps}
+    roles = {f"steps.{k}": step.data for k, step in enumerate(recipe.steps)}
     return roles | ({"sft": recipe.sft.data} if recipe.sft.data else {})
 
 
@@ -42,7 +42,9 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) 
     written = town.write(out, seed) if TOWN in files.values() else {}
     found = {role: written[role] for role in written if role.startswith("suite/")}
     for role, place in files.items():
-        found[role] = written[role] if place == TOWN else str(Path(place).expanduser().resolve())
+        found[role] = (
+            written["sft" if role == "sft" else "helpful"] if place == TOWN else str(Path(place).expanduser().resolve())
+        )
         if place != TOWN and file_digest(Path(found[role])) != sha256[role]:
             raise BadData(f"{role} data {place!r}: the file changed while the run was starting; start again")
     digest = content_digest({role: file_digest(out / place) for role, place in found.items()})

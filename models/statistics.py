@@ -54,29 +54,50 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, see
     return Estimate(float(sample.mean()), float(low), float(high), len(sample), failed, method)
 
 
+def clustered(
+    values: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Return the mean over pairs with a percentile-bootstrap interval that resamples prompts with all their pairs."""
+    method = "bootstrap over prompts, with all their pairs"
+    sample, group, size = np.asarray(values, dtype=float), *_groups(prompts)
+    if not size:
+        return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
+    sums, counts = np.bincount(group, sample, size), np.bincount(group, minlength=size)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(sample.mean()), float(low), float(high), size, 0, method)
+
+
 def wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Return 1, ½ or 0 per prompt: our score is higher, equal or lower. Both in the same order of prompts."""
     return [0.5 + 0.5 * float(np.sign(a - b)) for a, b in zip(ours, theirs, strict=True)]
 
 
-def scale(margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, seed: int = 0) -> Estimate:
+def scale(
+    margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, resamples: int = 200, seed: int = 0
+) -> Estimate:
     """Fit P(label) = σ(s·h) on held-out pairs, h the unscaled log-ratio margin of chosen over rejected in nats.
 
     At the optimum of a step s equals its KL weight β/λ (DPO's Bradley–Terry model, SACPO eq. 11). Far above: the policy
     has not moved as far as β/λ allows. Below: over-optimised. The interval resamples prompts, not pairs.
     """
     h = np.asarray(margins, dtype=float)
-    names = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    group = np.array([names[p] for p in prompts], dtype=int)
+    group, size = _groups(prompts)
     method = "logistic fit, bootstrap over prompts"
     if not len(h):
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
     ones = np.ones(len(h))
     value = _slope(h, ones)
     rng = np.random.default_rng(seed)
-    draws = [_slope(h, rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[group]) for _ in range(200)]
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(value, float(low), float(high), len(names), 0, method)
+    draws = [_slope(h, rng.multinomial(size, np.full(size, 1 / size))[group]) for _ in range(resamples)]
+    low, high = np.quantile(draws or [math.nan], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high), size, 0, method)
+
+
+def _groups(prompts: Sequence[Hashable]) -> tuple[np.ndarray, int]:
+    """Return the number of the prompt of each value, and how many prompts there are."""
+    names = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    return np.array([names[prompt] for prompt in prompts], dtype=int), len(names)
 
 
 def _slope(h: np.ndarray, weight: np.ndarray, most: float = 1e3) -> float:

@@ -33,8 +33,14 @@ _logs = Path()
 
 @contextmanager
 def workers(compute: Compute, root: Path) -> Iterator[None]:
-    """Keep `compute.processes` workers for the time of a run; their output goes to `root/logs`."""
+    """Keep `compute.processes` workers for the time of a run; their output goes to `root/logs`.
+
+    Inside another `workers` this does nothing: the command line starts them before Prefect, a deployed flow does not.
+    """
     global _pool, _logs
+    if _pool is not None:
+        yield
+        return
     _logs = root / "logs"
     _logs.mkdir(parents=True, exist_ok=True)
     threads = str(compute.threads)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from models import sources
 from models.artifacts import Noun, content_digest
+from models.policy import base_digest
 from models.recipe import Recipe
 from tasks import launch, screen, store
 from tasks.store import Stage, plain
@@ -29,6 +30,7 @@ VERSIONS = {
     "alignment.dpo": 1,
     "merge.interpolate": 1,
     "evaluation.evaluate": 1,
+    "margins.weigh": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
 
@@ -68,7 +70,9 @@ def root() -> Path:
 
 def digest(recipe: Recipe) -> str:
     """Return what names a run: the recipe, its data, and what computes."""
-    return content_digest([plain(recipe), plain(recipe.compute), sources.digests(recipe), VERSIONS])
+    return content_digest(
+        [plain(recipe), plain(recipe.compute), sources.digests(recipe), base_digest(recipe.base), VERSIONS]
+    )
 
 
 def folder(root: Path, recipe: Recipe, digest: str) -> Path:
@@ -87,8 +91,10 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
 
 
 @contextmanager
-def opened(recipe: Recipe, tags: dict[str, str]) -> Iterator[Run]:
+def opened(recipe: Recipe) -> Iterator[Run]:
     """Hold the run's lock, its workers and its tracker; a second identical command waits here."""
+    from prefect.runtime import flow_run
+
     where, name = root(), digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
     lock = FileLock(where / f"{recipe.name}-{name[:16]}.lock")
@@ -97,7 +103,8 @@ def opened(recipe: Recipe, tags: dict[str, str]) -> Iterator[Run]:
     except Timeout:
         screen.say("another process runs this recipe on these data; waiting for it to end")
         lock.acquire()
-    tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit(), **tags}
+    tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}
+    tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
     with lock, launch.workers(recipe.compute, where):
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags), {})
         screen.start()

@@ -18,13 +18,24 @@ from prefect.cache_policies import NO_CACHE
 
 from models import gate, report
 from models import sources as origins
-from models.artifacts import Evaluation, Policy, Preferences, Reference, Sources
+from models.artifacts import Evaluation, Margins, Policy, Preferences, Reference, Sources
 from models.errors import Undecided
 from models.gate import Choice, Verdict
+from models.policy import base_digest
 from models.recipe import Step, kl_weight
+from models.report import Evidence
 from tasks import screen
 from tasks.run import Run, close
 from tasks.store import Stage
+
+
+class Yardstick(NamedTuple):
+    """What every candidate is measured with."""
+
+    base: Policy
+    sources: Sources
+    pairs: list[Preferences]
+    heldout: dict[str, Reference]
 
 
 class Registered(NamedTuple):
@@ -44,15 +55,18 @@ def gather(run: Run) -> Sources:
 
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric.value}")
 def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
-    """Validated, split pairs of one metric."""
-    given = {"sources": sources, "metric": step.metric.value, "config": run.recipe.data}
+    """Validated, split pairs of one step."""
+    role = f"steps.{run.recipe.steps.index(step)}"
+    given = {"sources": sources, "role": role, "metric": step.metric.value, "label": step.label}
+    given |= {"limit": step.pairs, "config": run.recipe.data}
     return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", _Watch(), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: Run) -> Policy:
     """The policy before any training."""
-    given = {"base": run.recipe.base, "seed": run.recipe.seed}
+    given = {"base": run.recipe.base, "template": run.recipe.template, "seed": run.recipe.seed}
+    given |= {"sha256": base_digest(run.recipe.base)}
     return run.make(Policy, "policy.base", f"base · {run.recipe.base}", _Watch(), **given)
 
 
@@ -67,10 +81,11 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="reference · {preferences.metric} · {policy.name}")
-def score(run: Run, policy: Policy, preferences: Preferences) -> Reference:
+def score(run: Run, policy: Policy, preferences: Preferences, splits: tuple[str, ...]) -> Reference:
     """The reference's log-probs, once for every λ."""
-    title = f"reference · {preferences.metric} pairs under {policy.name}"
-    given = {"policy": policy, "preferences": preferences, "data": run.recipe.data, "compute": run.recipe.compute}
+    title = f"reference · {preferences.metric} pairs ({', '.join(splits)}) under {policy.name}"
+    given = {"policy": policy, "preferences": preferences, "splits": list(splits), "data": run.recipe.data}
+    given |= {"compute": run.recipe.compute}
     return run.make(Reference, "reference.score", title, _Watch(), **given)
 
 
@@ -87,10 +102,11 @@ def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: f
     return run.make(Policy, f"alignment.{step.method}", title, _Watch(), **given)
 
 
-def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
-    """Return what P-SACPO averages: for each policy before the last step, its child of the largest λ, and itself."""
-    families = [(parent, [p for p in frontier if p.parents[:1] == (parent.digest,)]) for parent in before]
-    return [(max(children, key=lambda p: p.lambda_), parent) for parent, children in families if children]
+@task(cache_policy=NO_CACHE, task_run_name="margins · {policy.name}")
+def weigh(run: Run, policy: Policy, scored: dict[str, Reference]) -> Margins:
+    """How the policy weighs the held-out pairs of every metric."""
+    given = {"policy": policy, "scored": scored, "compute": run.recipe.compute}
+    return run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="merge · q={q}")
@@ -99,37 +115,42 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
     return run.make(Policy, "merge.interpolate", f"merge · q={q:g}", _Watch(), safe=safe, reward=reward, q=q)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="evaluate · {policy.name} · {split}")
-def evaluate(run: Run, policy: Policy, others: dict[str, Policy], sources: Sources, split: str) -> Evaluation:
-    """Answers to the suites of one split, judged; distance to the base and to the policy's own reference."""
-    given = {"policy": policy, "others": others, "sources": sources, "split": split, "config": run.recipe.evaluation}
-    given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
-    return run.make(Evaluation, "evaluation.evaluate", f"evaluate · {policy.name} · {split}", _Watch(), **given)
+@task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
+def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
+    """What is known of one candidate: its answers on validation prompts, and its margins on held-out pairs."""
+    near = {"base": yardstick.base, "reference": reference}
+    evaluation = _evaluate(run, policy, near, yardstick, "validation")
+    given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
+    margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
+    return Evidence(policy, evaluation, margins)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="choose")
-def choose(run: Run, policies: list[Policy], evaluations: list[Evaluation]) -> Choice:
-    """Exactly one candidate, on the validation split. The first policy is the base, which is none."""
-    told = [report.candidate(p, e, evaluations[0]) for p, e in zip(policies, evaluations, strict=True)]
+def choose(run: Run, candidates: list[Evidence]) -> Choice:
+    """Exactly one candidate, on the validation split. The base is none."""
+    told = [report.candidate(c, candidates[0]) for c in candidates]
     return gate.choose(told[1:], run.recipe.constraint)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="certify · {choice.name}")
-def certify(run: Run, choice: Choice, policies: list[Policy], sources: Sources) -> Verdict | None:
-    """The chosen candidate on the test split, once; none if none was chosen."""
-    if not choice.name:
+def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardstick) -> Verdict | None:
+    """The chosen candidate on the test split, once; none if nobody judged, or none was chosen."""
+    if not (choice.name and choice.decided):
         return None
-    chosen = _named(choice.name, policies)
-    tested, against = (evaluate.fn(run, policy, {}, sources, "test") for policy in (chosen, policies[0]))
-    return gate.certify(report.candidate(chosen, tested, against), run.recipe.constraint)
+    base, chosen = candidates[0], _named(choice.name, candidates)
+    tested, against = (c._replace(evaluation=_evaluate(run, c.policy, {}, yardstick, "test")) for c in (chosen, base))
+    return gate.certify(report.candidate(tested, against), run.recipe.constraint)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
-def register(run: Run, choice: Choice, verdict: Verdict | None, policies: list[Policy], sources: Sources) -> Registered:
-    """A model version that carries its evidence, as champion, if the constraint holds; else nothing."""
-    if verdict is None or not verdict.holds:
+def register(
+    run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Evidence], sources: Sources
+) -> Registered:
+    """A model version that carries its evidence: champion if the constraint holds, without alias if undecided."""
+    if not choice.name or (verdict is not None and not verdict.holds):
         return Registered("", "", "")
-    policy = _named(choice.name, policies)
+    policy = _named(choice.name, candidates).policy
+    constraint = run.recipe.constraint
     tags = {
         "beta": f"{policy.beta:g}",
         "lambda": f"{policy.lambda_:g}",
@@ -137,40 +158,56 @@ def register(run: Run, choice: Choice, verdict: Verdict | None, policies: list[P
         "merge_weight": f"{policy.merge_weight:g}" if policy.kind == "merge" else "none",
         "parents": " ".join(policy.parents),
         "data": sources.digest,
-        "constraint": f"{run.recipe.constraint.measure} >= {verdict.at_least:g}",
-        "lower_bound": f"{verdict.lower_bound:.4f}",
-        "gate": "pass",
+        "constraint": f"{constraint.measure} >= {constraint.at_least:g}",
+        "lower_bound": f"{verdict.lower_bound:.4f}" if verdict else "none",
+        "gate": "pass" if verdict else "undecided",
     }
-    version = run.tracker.register(policy, tags, promote=True)
-    return Registered(run.recipe.registered_name, version, "champion")
+    version = run.tracker.register(policy, tags, promote=verdict is not None)
+    return Registered(run.recipe.registered_name, version, "champion" if verdict else "")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report")
 def publish(
     run: Run,
-    policies: list[Policy],
-    evaluations: list[Evaluation],
+    candidates: list[Evidence],
     choice: Choice,
     verdict: Verdict | None,
     registered: Registered,
     sources: Sources,
 ) -> dict[str, Any]:
     """report.json, report.md, frontier.png; the table and the picture as Prefect artifacts; all of it in MLflow."""
-    judged = list(zip(policies, evaluations, strict=True))
-    suites = sources.suites("validation")
     registry = registered._asdict() if registered.version else None
-    tree = report.build(run.recipe, judged, choice, verdict, suites, registry, run.seconds)
+    suites = sources.suites("validation")
+    tree = report.build(run.recipe, candidates, choice, verdict, suites, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
     report.write(tree, run.folder)
     create_markdown_artifact(report.markdown(tree), key="candidates", description="Candidates and decision")
     picture = base64.b64encode((run.folder / "frontier.png").read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="frontier", description="Helpful against harmless")
     exit_code = 0 if verdict is not None and verdict.holds else Undecided.exit_code
-    return close(run, [sources, *policies, *evaluations], exit_code)
+    return close(run, [sources, *(noun for c in candidates for noun in c)], exit_code)
 
 
-def _named(name: str, policies: list[Policy]) -> Policy:
-    return next(policy for policy in policies if policy.name == name)
+def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
+    """Return what P-SACPO averages: for each policy before the last step, its child of the largest λ, and itself."""
+    families = [(parent, [p for p in frontier if p.parents[:1] == (parent.digest,)]) for parent in before]
+    return [(max(children, key=lambda p: p.lambda_), parent) for parent, children in families if children]
+
+
+def distinct(candidates: list[Evidence]) -> list[Evidence]:
+    """Return each policy once, in order: a step with λ = 0 hands its reference on."""
+    return list({c.policy.digest: c for c in reversed(candidates)}.values())[::-1]
+
+
+def _evaluate(run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str) -> Evaluation:
+    """Answers to the prompts of one split, judged; and the distance to policies that are near."""
+    given = {"policy": policy, "others": near, "sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
+    given |= {"config": run.recipe.evaluation, "seed": run.recipe.seed, "compute": run.recipe.compute}
+    return run.make(Evaluation, "evaluation.evaluate", f"evaluate · {policy.name} · {split}", _Watch(), **given)
+
+
+def _named(name: str, candidates: list[Evidence]) -> Evidence:
+    return next(c for c in candidates if c.policy.name == name)
 
 
 class _Watch:

@@ -1,0 +1,38 @@
+"""In which order the rows are seen: shuffled by us, once, for all epochs, so that a resumed training sees the same.
+
+Batches hold rows of similar length (little padding); which batch comes when is random. The trainer reads in sequence.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from models.recipe import Training
+
+POOL = 8
+"""Batches that are drawn at random together and then sorted by length: more saves padding, fewer mixes better."""
+
+
+def updates(rows: int, config: Training) -> int:
+    """Return the number of optimiser updates of a step."""
+    return config.updates or max(1, math.ceil(config.epochs * rows / config.batch))
+
+
+def order(lengths: Sequence[int], config: Training, seed: int) -> list[int]:
+    """Return the index of the row at each place of the whole training: `updates` times `batch` places.
+
+    Every row is seen once before any is seen twice.
+    """
+    wanted = updates(len(lengths), config) * config.batch
+    rng = np.random.default_rng(seed)
+    stream = np.concatenate([rng.permutation(len(lengths)) for _ in range(math.ceil(wanted / len(lengths)))])[:wanted]
+    size = np.asarray(lengths)
+    micro = config.micro_batch or config.batch
+    places: list[int] = []
+    for start in range(0, wanted, POOL * config.batch):
+        pool = stream[start : start + POOL * config.batch]
+        pool = pool[np.argsort(size[pool], kind="stable")]
+        blocks = [pool[i : i + micro] for i in range(0, len(pool), micro)]
+        places += [int(i) for b in rng.permutation(len(blocks)) for i in blocks[b]]
+    return places

@@ -1,0 +1,210 @@
+"""The formats people have, read row by row: one code path from a file to a pair.
+
+A row that cannot be used is `Unusable`, with the reason; a file that cannot be trusted as a whole raises `BadData`.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.errors import BadData
+from models.tokens import Message
+
+Row = dict[str, Any]
+PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+class Pair(NamedTuple):
+    """One comparison: the answer `chosen` was preferred to `rejected` for this prompt."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+
+
+class Unusable(Exception):
+    """Why a row goes to quarantine."""
+
+
+def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
+    """Yield (row number from 1, row) of a JSONL (also gzipped), JSON, CSV or Parquet file, or a `datasets` folder.
+
+    Raises:
+        BadData: the file is missing, empty, cut off in the middle, or of no known type.
+    """
+    if not source.exists():
+        raise BadData(f"{source}: no such data file")
+    name = source.name.removesuffix(".gz")
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(Path(name).suffix)
+    if source.is_dir():
+        read = _folder
+    if read is None:
+        raise BadData(f"{source}: unknown type; give .jsonl, .jsonl.gz, .json, .csv, .parquet or a datasets folder")
+    number = 0
+    try:
+        for number, row in enumerate(read(source), 1):
+            yield number, row if isinstance(row, (dict, Unusable)) else Unusable("the row is not an object")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadData(f"{source}: the compressed file is cut off after row {number}; copy it again") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{source}: row {number + 1} is not UTF-8 text ({error.reason})") from error
+    if not number:
+        raise BadData(f"{source}: holds no rows")
+
+
+def format_of(row: Row, source: Path) -> Callable[[Row, str], Pair]:
+    """Return the reader for files whose rows look like this one: `reader(row, label column)`.
+
+    Raises:
+        BadData: no known format has these columns.
+    """
+    if {"response_0", "response_1"} <= row.keys():
+        return pku
+    if {"chosen", "rejected"} <= row.keys():
+        both = row["chosen"], row["rejected"]
+        if "prompt" not in row and all(isinstance(text, str) for text in both):
+            return hh
+        return trl
+    raise BadData(
+        f"{source}: no known format has the columns {', '.join(sorted(row)) or '(none)'}; known are PKU-SafeRLHF "
+        "(prompt, response_0, response_1 and a label), HH-RLHF (chosen, rejected as dialogues), "
+        "TRL (prompt, chosen, rejected)"
+    )
+
+
+def pku(row: Row, label: str) -> Pair:
+    """Read PKU-SafeRLHF (Dai et al. 2024): two answers, and in `label` the index of the preferred one."""
+    prompt, *answers = (_text(row, field) for field in ("prompt", "response_0", "response_1"))
+    if row.get(label) not in (0, 1, "0", "1") or isinstance(row[label], bool):
+        raise Unusable(f"{label}: must be 0 or 1")
+    winner = int(row[label])
+    return _checked(Pair([Message(role="user", content=prompt)], answers[winner], answers[1 - winner]))
+
+
+def hh(row: Row, label: str) -> Pair:
+    """Read HH-RLHF (Bai et al. 2022): two whole dialogues that differ in their last answer."""
+    sides = []
+    for field in ("chosen", "rejected"):
+        context, found, answer = _text(row, field).rpartition(ASSISTANT)
+        if not found:
+            raise Unusable(f"{field}: has no 'Assistant:' turn")
+        sides.append((context, answer.strip()))
+    (context, chosen), (other, rejected) = sides
+    if context != other:
+        raise Unusable("chosen and rejected have different contexts")
+    return _checked(Pair(_turns(context), chosen, rejected))
+
+
+def trl(row: Row, label: str) -> Pair:
+    """Read TRL's preference format, plain or conversational, with the prompt given or implied."""
+    sides = [_messages(row, field) for field in ("chosen", "rejected")]
+    prompt = _messages(row, "prompt", role="user") if "prompt" in row else sides[0][:-1]
+    if "prompt" not in row and prompt != sides[1][:-1]:
+        raise Unusable("chosen and rejected have different contexts")
+    if "prompt" in row and any(len(side) != 1 for side in sides):
+        raise Unusable("chosen and rejected must hold one answer each when the prompt is given")
+    return _checked(Pair(prompt, sides[0][-1]["content"], sides[1][-1]["content"]))
+
+
+def _checked(pair: Pair) -> Pair:
+    if not pair.prompt or pair.prompt[-1]["role"] != "user":
+        raise Unusable("prompt: must end with a turn of the user")
+    for field, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if not text.strip():
+            raise Unusable(f"{field}: the answer is empty")
+    if pair.chosen == pair.rejected:
+        raise Unusable("the two answers are identical")
+    return pair
+
+
+def _text(row: Row, field: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise Unusable(f"{field}: must be text")
+    if not value.strip():
+        raise Unusable(f"{field}: is empty")
+    return value
+
+
+def _messages(row: Row, field: str, role: str = "assistant") -> list[Message]:
+    value = row.get(field)
+    if isinstance(value, str):
+        return [Message(role=role, content=_text(row, field))]
+    if not isinstance(value, list) or not value:
+        raise Unusable(f"{field}: must be text or a list of messages")
+    for turn in value:
+        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            raise Unusable(f"{field}: every message needs a role and a content, both text")
+    return [Message(role=turn["role"], content=turn["content"]) for turn in value]
+
+
+def _turns(context: str) -> list[Message]:
+    """Split an HH dialogue into messages."""
+    messages = []
+    for part in context.replace(ASSISTANT, "\0assistant\0").replace(HUMAN, "\0user\0").split("\0")[1:]:
+        messages.append(part)
+    return [Message(role=r, content=text.strip()) for r, text in zip(messages[::2], messages[1::2], strict=True)]
+
+
+def _jsonl(source: Path) -> Iterator[Any]:
+    opener = gzip.open if source.name.endswith(".gz") else open
+    with opener(source, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if not line.endswith("\n"):
+                    raise BadData(
+                        f"{source}: line {number} is cut off; the file is incomplete, copy it again"
+                    ) from None
+                yield Unusable("not valid JSON")
+
+
+def _json(source: Path) -> Iterator[Any]:
+    opener = gzip.open if source.name.endswith(".gz") else open
+    with opener(source, "rt", encoding="utf-8") as file:
+        try:
+            found = json.load(file)
+        except json.JSONDecodeError as error:
+            raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    if not isinstance(found, list):
+        raise BadData(f"{source}: must hold one list of rows")
+    yield from found
+
+
+def _csv(source: Path) -> Iterator[Any]:
+    opener = gzip.open if source.name.endswith(".gz") else open
+    with opener(source, "rt", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            broken = None in row or None in row.values()
+            yield Unusable("the number of columns differs from the header") if broken else row
+
+
+def _parquet(source: Path) -> Iterator[Any]:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        for batch in ParquetFile(source).iter_batches(1000):
+            yield from batch.to_pylist()
+    except ArrowInvalid as error:
+        raise BadData(f"{source}: not a whole Parquet file ({error})") from error
+
+
+def _folder(source: Path) -> Iterator[Any]:
+    from datasets import Dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(source))
+    except (OSError, ValueError) as error:
+        raise BadData(f"{source}: not a folder of Dataset.save_to_disk ({error})") from error
+    if not isinstance(found, Dataset):
+        raise BadData(f"{source}: holds several splits ({', '.join(found)}); give the folder of one")
+    yield from found
