@@ -11,7 +11,6 @@ from typing import Any
 
 from prefect import flow
 
-from models.preferences import HELDOUT, TRAIN
 from models.recipe import Recipe
 from tasks import stages
 from tasks.run import opened
@@ -28,7 +27,7 @@ def align(recipe: Recipe) -> dict[str, Any]:
         sources = stages.gather(run)
         pairs = [stages.prepare(run, sources, step) for step in recipe.steps]  # bad data stop here, before any training
         base = stages.finetune(run, stages.base(run), sources)
-        heldout = {comparisons.metric: stages.score(run, base, comparisons, HELDOUT) for comparisons in pairs}
+        heldout = {comparisons.metric: stages.hold_out(run, base, comparisons) for comparisons in pairs}
         yardstick = stages.Yardstick(base, sources, pairs, heldout)
         evidence = [stages.examine.submit(run, base, base, yardstick)]
 
@@ -36,7 +35,7 @@ def align(recipe: Recipe) -> dict[str, Any]:
         for step, comparisons in zip(recipe.steps, pairs, strict=True):
             before, trained = frontier, []
             for reference in before:
-                scored = stages.score(run, reference, comparisons, TRAIN)
+                scored = stages.score(run, reference, comparisons, step)
                 for value in step.lambda_:
                     policy = stages.align.submit(run, reference, scored, step, value)
                     evidence.append(stages.examine.submit(run, policy, reference, yardstick))  # type: ignore[call-overload]

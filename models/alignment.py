@@ -12,25 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import answer_head
+from models import answer_head, guards
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
 from models.batching import order
 from models.checkpoints import Curve, clear, newest
-from models.errors import BadData, BadPolicy, BrokenInvariant
+from models.errors import BadData, BadPolicy
 from models.policy import device_kind, load, save
 from models.recipe import Compute, Sft, Step, Training, kl_weight
-from models.reference import Row, pair_logps, read
+from models.reference import Row, Tokens, logps, read
 from models.tokens import Message, encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROBES = 16
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
-TOLERANCE = 1e-3
-"""Nats by which log-probs of equal weights may differ in float32 (batching changes the order of sums)."""
 
 
 def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compute, out: Path) -> Policy:
@@ -108,18 +106,8 @@ def dpo(
         def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
             return dataset
 
-    if reference.policy != policy.digest:
-        raise BrokenInvariant(
-            f"{config.metric} step: the reference log-probs are of policy {reference.policy[:12]}, but training starts "
-            f"from {policy.digest[:12]}; Theorem 1 holds only when both are the policy of the step before"
-        )
+    model, tokenizer, rows = _start(policy, reference, config, compute)
     weight = kl_weight(beta, lambda_)
-    model, tokenizer = load(policy, compute, train=True)
-    rows = list(read(reference.path / "train.jsonl"))
-    if not rows:
-        raise BadData(f"{config.metric} step: no pair to train on")
-    _reproduces_probe(policy, model, tokenizer.pad_token_id)
-    _starts_at_reference(model, rows[:PROBES], tokenizer.pad_token_id)
     places = order([len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows], config, seed)
     curve = Curve(out, config)
     trainer = StepDPO(
@@ -136,11 +124,91 @@ def dpo(
         peft_config=_adapter(config),
     )
     _train(trainer, curve, compute, out)
-    model = _merged(trainer.model, rows[:PROBES], tokenizer.pad_token_id)
+    return _end(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
+
+
+def kto(
+    policy: Policy,
+    reference: Reference,
+    config: Step,
+    lambda_: float,
+    beta: float,
+    seed: int,
+    compute: Compute,
+    out: Path,
+) -> Policy:
+    """Train one policy by KTO from, and against, the policy of the step before, on single answers.
+
+    λ is a knob here, not the multiplier of Theorem 1: log Y(x) cancels in pairwise losses only. The rows come shuffled,
+    unpaired and mismatched from `reference.score_unpaired`; the classes are balanced by weights, once.
+
+    Args and Raises as in `dpo`.
+    """
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    class StepKTO(KTOTrainer):  # type: ignore[misc]
+        """KTO on rows that already hold token ids and the reference's log-probs."""
+
+        def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
+            return dataset
+
+    model, tokenizer, rows = _start(policy, reference, config, compute)
+    weight = kl_weight(beta, lambda_)
+    desirable = sum(row["label"] for row in rows) / len(rows)
+    curve = Curve(out, config)
+    trainer = StepKTO(
+        model=model,
+        args=KTOConfig(
+            **_arguments(config, len(rows), seed, compute, out),
+            beta=weight,
+            desirable_weight=max(1.0, (1 - desirable) / desirable),
+            undesirable_weight=max(1.0, desirable / (1 - desirable)),
+            max_length=None,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[curve],
+        peft_config=_adapter(config),
+    )
+    _train(trainer, curve, compute, out)
+    return _end(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
+
+
+def _start(
+    policy: Policy, reference: Reference, config: Step, compute: Compute
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Row]]":
+    """Load the policy and its rows, and show that what is loaded is the policy of the step before."""
+    guards.same_policy(policy, reference, config.metric)
+    model, tokenizer = load(policy, compute, train=True)
+    rows = list(read(reference.path / "train.jsonl"))
+    if not rows:
+        raise BadData(f"{config.metric} step: no row to train on")
+    guards.reproduces_probe(policy, model, tokenizer.pad_token_id)
+    guards.starts_at_reference(model, rows[:PROBES], tokenizer.pad_token_id)
+    return model, tokenizer, rows
+
+
+def _end(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    policy: Policy,
+    config: Step,
+    lambda_: float,
+    beta: float,
+    rows: list[Row],
+    out: Path,
+) -> Policy:
+    """Save the trained policy, with the log-probs by which the next step will recognise it."""
+    probes = [sequence for row in rows[:PROBES] for sequence, _ in guards.scored(row)]
+    model = _merged(model, probes, tokenizer.pad_token_id)
     save(model, tokenizer, out)
-    probes = rows[:PROBES]
-    logps = pair_logps(model, probes, tokenizer.pad_token_id)
-    (out / "probe.json").write_text(json.dumps({"rows": probes, "logps": logps}))
+    guards.write_probe(model, probes, tokenizer.pad_token_id, out)
+    clear(out)
     aligned = policies.describe(
         out,
         Policy(
@@ -154,11 +222,10 @@ def dpo(
             parents=(policy.digest,),
             beta=beta,
             lambda_=lambda_,
-            beta_over_lambda=weight,
+            beta_over_lambda=kl_weight(beta, lambda_),
             rows=len(rows),
         ),
     )
-    clear(out)
     if aligned.vocabulary != policy.vocabulary:
         raise BadPolicy(f"{config.metric} step: vocabulary or template changed during the step")
     return aligned
@@ -227,36 +294,11 @@ def _adapter(config: Step) -> Any:
     )
 
 
-def _merged(model: Any, rows: list[Row], pad: int) -> "PreTrainedModel":
+def _merged(model: Any, probes: list[Tokens], pad: int) -> "PreTrainedModel":
     """Fold an adapter into the float32 weights; the log-probs must stay what they were."""
     if not hasattr(model, "peft_config"):
-        return model
-    before = pair_logps(_inner(model), rows, pad)
+        return model  # full fine-tuning
+    before = logps(_inner(model), probes, pad)
     merged: PreTrainedModel = model.merge_and_unload()
-    _agree(pair_logps(merged, rows, pad), before, "merging the adapter changed the policy")
+    guards.agree(logps(merged, probes, pad), before, "merging the adapter changed the policy")
     return merged
-
-
-def _starts_at_reference(model: "PreTrainedModel", rows: list[Row], pad: int) -> None:
-    """Check log π = log π_reference before the first update, in nats, not scaled by β.
-
-    A loss of ln 2 does not prove it: policy and reference both loaded from the base give ln 2 exactly.
-    """
-    ours = pair_logps(model, rows, pad)
-    stored = [(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows]
-    _agree(ours, stored, "before the first update, policy and reference differ")
-
-
-def _reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None:
-    """Check that the loaded weights give the log-probs that were stored when the step before ended."""
-    path = policy.path / "probe.json"
-    if path.exists():
-        probe = json.loads(path.read_text())
-        ours = pair_logps(model, probe["rows"], pad)
-        _agree(ours, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
-
-
-def _agree(ours: list[tuple[float, float]], theirs: list[Any], what: str) -> None:
-    gap = max(abs(a - b) for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=True))
-    if not gap <= TOLERANCE:
-        raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")

@@ -36,3 +36,38 @@ def order(lengths: Sequence[int], config: Training, seed: int) -> list[int]:
         blocks = [pool[i : i + micro] for i in range(0, len(pool), micro)]
         places += [int(i) for b in rng.permutation(len(blocks)) for i in blocks[b]]
     return places
+
+
+def stratified(labels: Sequence[bool], config: Training, seed: int) -> list[int]:
+    """Return the order of a KTO training: shuffled, with both labels spread evenly, so that no batch has only one.
+
+    Length is left alone: refusals are short, and batches of one length would be batches of one label.
+    """
+    wanted = updates(len(labels), config) * config.batch
+    rng = np.random.default_rng(seed)
+    kinds = np.asarray(labels)
+    places: list[int] = []
+    while len(places) < wanted:
+        where = np.empty(len(kinds))
+        for kind in (True, False):
+            own = rng.permutation(np.flatnonzero(kinds == kind))
+            where[own] = (np.arange(len(own)) + rng.random()) / max(1, len(own))
+        places += [int(i) for i in np.argsort(where, kind="stable")]
+    return places[:wanted]
+
+
+def mismatched(prompts: Sequence[list[int]], batch: int) -> list[int]:
+    """Return for each place another place of its batch whose prompt differs, where the batch has one.
+
+    Rotating a batch by the smallest step that never meets the same prompt keeps its answers the same set.
+    """
+    other: list[int] = []
+    for start in range(0, len(prompts), batch):
+        block = range(start, min(start + batch, len(prompts)))
+
+        def clashes(step: int, block: range = block) -> int:
+            return sum(prompts[i] == prompts[block[(i - block.start - step) % len(block)]] for i in block)
+
+        step = min(range(1, max(2, len(block))), key=clashes)
+        other += [block[(i - start - step) % len(block)] for i in block]
+    return other

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.artifacts import Policy
 from models.errors import BadPolicy
+from models.guards import PROBE
 from models.policy import TOKENIZER, WEIGHTS, describe
 
 
@@ -25,7 +26,7 @@ def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
     if safe.vocabulary != reward.vocabulary:
         raise BadPolicy(f"merge: {safe.path} and {reward.path} have different vocabularies or templates")
     for name in (file.name for file in safe.path.iterdir() if file.suffix == ".json" or file.name in TOKENIZER):
-        if name in ("probe.json",):
+        if name == PROBE:
             continue
         shutil.copyfile(safe.path / name, out / name)
     files = sorted(path.name for path in safe.path.glob(WEIGHTS))

@@ -13,7 +13,7 @@ from typing import Any
 
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
-from models.readers import PKU_LABEL, Pair, Row, Unusable, format_of, rows
+from models.readers import PKU_LABEL, Judged, Pair, Row, Unusable, alone, format_of, rows, unpaired
 from models.recipe import Data
 from models.tokens import Message
 
@@ -23,16 +23,19 @@ DUPLICATE = "exact duplicate of an earlier row"
 """Dropped and counted, but no sign of a broken file: it does not count as a bad row."""
 
 
-def prepare(sources: Sources, role: str, metric: str, label: str, limit: int, config: Data, out: Path) -> Preferences:
-    """Read, check, split and write the pairs of one step to `out`.
+def prepare(
+    sources: Sources, role: str, metric: str, method: str, label: str, limit: int, config: Data, out: Path
+) -> Preferences:
+    """Read, check, split and write the comparisons of one step to `out`.
 
-    Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` (rows: prompt, chosen, rejected), `quarantine.jsonl` and the
-    data card `card.json`. Memory grows by some hundred bytes per row, not with the texts.
+    Writes `train.jsonl` (pairs: prompt, chosen, rejected; for KTO: prompt, answer, desirable), `validation.jsonl` and
+    `test.jsonl` (always pairs), `quarantine.jsonl` and the data card `card.json`. Memory grows by some hundred bytes
+    per row, not with the texts.
 
     Raises:
         BadData: the file is missing, empty, of another format, or has more bad rows than the recipe allows.
     """
-    source, label = sources.file(role), label or PKU_LABEL[metric]
+    source = sources.file(role)
     read: Callable[[Row, str], Pair] | None = None
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -45,16 +48,22 @@ def prepare(sources: Sources, role: str, metric: str, label: str, limit: int, co
                 if isinstance(row, Unusable):
                     raise row
                 read = read or format_of(row, source)
-                pair = read(row, label)
-                _remember(pair, seen, noted)
+                pair = None if read is alone else read(row, label or PKU_LABEL[metric])
+                told = [pair] if method == "dpo" and pair else unpaired(row, metric, label, read)
+                split = split_of(told[0].prompt, config)
+                fresh = [one for one in told if _remember(one, seen, noted)]
+                if not fresh:
+                    raise Unusable(DUPLICATE)
             except Unusable as reason:
                 reasons[str(reason)] += 1
                 _write(files["quarantine"], {"file": source.name, "row": number, "reason": str(reason)})
                 continue
-            _note(row, pair, noted)
-            split = split_of(pair.prompt, config)
-            counts[split] += 1
-            _write(files[split], pair._asdict())
+            if pair:
+                _note(row, pair, noted)
+            kept = fresh if split == "train" else [pair] if pair else []
+            counts[split] += len(kept)
+            for one in kept:
+                _write(files[split], one._asdict())
     finally:
         for file in files.values():
             file.close()
@@ -82,11 +91,11 @@ def prepare(sources: Sources, role: str, metric: str, label: str, limit: int, co
         "quarantined": dict(reasons),
         "duplicates": duplicates,
         "contradictions": noted["contradictions"],
-        "multi_turn": noted["multi_turn"] / good,
-        "chosen_is_longer": noted["longer"] / good,
-        "mean_characters": {"chosen": noted["chosen"] / good, "rejected": noted["rejected"] / good},
-        "helpful_and_harmless_disagree": noted["disagree"] / noted["both_labels"] if noted["both_labels"] else None,
-        "both_answers_unsafe": noted["unsafe"] / noted["safe_labels"] if noted["safe_labels"] else None,
+        "multi_turn": _share(noted["multi_turn"], noted["pairs"]),
+        "chosen_is_longer": _share(noted["longer"], noted["pairs"]),
+        "mean_characters": {side: _share(noted[side], noted["pairs"]) for side in ("chosen", "rejected")},
+        "helpful_and_harmless_disagree": _share(noted["disagree"], noted["both_labels"]),
+        "both_answers_unsafe": _share(noted["unsafe"], noted["safe_labels"]),
         "content_sha256": content,
     }
     (out / "card.json").write_text(json.dumps(card, indent=1))
@@ -94,10 +103,17 @@ def prepare(sources: Sources, role: str, metric: str, label: str, limit: int, co
 
 
 def pairs(path: Path) -> Iterator[Pair]:
-    """Yield the pairs of one split file."""
+    """Yield the pairs of a split file."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield Pair(**json.loads(line))
+
+
+def judged(path: Path) -> Iterator[Judged]:
+    """Yield the answers of a KTO training file."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield Judged(**json.loads(line))
 
 
 def split_of(prompt: list[Message], config: Data) -> str:
@@ -119,21 +135,23 @@ def _keep(path: Path, most: int) -> int:
     return len(lines) - most
 
 
-def _remember(pair: Pair, seen: dict[bytes, bool], noted: Counter[str]) -> None:
-    """Refuse an exact duplicate; count a contradiction (the same two answers, the other one preferred) and keep it."""
-    first = pair.chosen < pair.rejected
-    told = json.dumps([pair.prompt, *sorted((pair.chosen, pair.rejected))])
-    identity = hashlib.sha256(told.encode()).digest()[:16]
-    before = seen.setdefault(identity, first)
-    if before != first:
-        noted["contradictions"] += 1
-    elif len(seen) == noted["distinct"]:
-        raise Unusable(DUPLICATE)
-    noted["distinct"] = len(seen)
+def _remember(told: Pair | Judged, seen: dict[bytes, bool], noted: Counter[str]) -> bool:
+    """Return whether this is new; a contradiction (the same answers, the other label) is counted and kept."""
+    if isinstance(told, Pair):
+        said, label = [told.prompt, *sorted((told.chosen, told.rejected))], told.chosen < told.rejected
+    else:
+        said, label = [told.prompt, told.answer], told.desirable
+    identity = hashlib.sha256(json.dumps(said).encode()).digest()[:16]
+    known = identity in seen
+    contradicts = known and seen[identity] != label
+    noted["contradictions"] += contradicts
+    seen.setdefault(identity, label)
+    return not known or contradicts
 
 
 def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
     """Count what the data card tells."""
+    noted["pairs"] += 1
     noted["longer"] += len(pair.chosen) > len(pair.rejected)
     noted["chosen"] += len(pair.chosen)
     noted["rejected"] += len(pair.rejected)
@@ -144,6 +162,10 @@ def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
     if "is_response_0_safe" in row and "is_response_1_safe" in row:
         noted["safe_labels"] += 1
         noted["unsafe"] += not (row["is_response_0_safe"] or row["is_response_1_safe"])
+
+
+def _share(count: int, of: int) -> float | None:
+    return count / of if of else None
 
 
 def _write(file: Any, row: dict[str, Any]) -> None:

@@ -27,6 +27,14 @@ class Pair(NamedTuple):
     rejected: str
 
 
+class Judged(NamedTuple):
+    """One answer to a prompt, and whether it is desirable."""
+
+    prompt: list[Message]
+    answer: str
+    desirable: bool
+
+
 class Unusable(Exception):
     """Why a row goes to quarantine."""
 
@@ -65,6 +73,8 @@ def format_of(row: Row, source: Path) -> Callable[[Row, str], Pair]:
     """
     if {"response_0", "response_1"} <= row.keys():
         return pku
+    if {"prompt", "completion", "label"} <= row.keys():
+        return alone
     if {"chosen", "rejected"} <= row.keys():
         both = row["chosen"], row["rejected"]
         if "prompt" not in row and all(isinstance(text, str) for text in both):
@@ -100,6 +110,11 @@ def hh(row: Row, label: str) -> Pair:
     return _checked(Pair(_turns(context), chosen, rejected))
 
 
+def alone(row: Row, label: str) -> Pair:
+    """Refuse an unpaired row where pairs are needed."""
+    raise Unusable('the row holds one answer, DPO needs two; use method = "kto" for unpaired data')
+
+
 def trl(row: Row, label: str) -> Pair:
     """Read TRL's preference format, plain or conversational, with the prompt given or implied."""
     sides = [_messages(row, field) for field in ("chosen", "rejected")]
@@ -109,6 +124,31 @@ def trl(row: Row, label: str) -> Pair:
     if "prompt" in row and any(len(side) != 1 for side in sides):
         raise Unusable("chosen and rejected must hold one answer each when the prompt is given")
     return _checked(Pair(prompt, sides[0][-1]["content"], sides[1][-1]["content"]))
+
+
+def unpaired(row: Row, metric: str, label: str, read: "Callable[[Row, str], Pair]") -> list[Judged]:
+    """Read one row for KTO.
+
+    Both answers of a PKU row by `is_response_i_safe`, where the metric is harmless and no label is named; TRL's
+    unpaired format (prompt, completion, label); or any pair as one desirable and one undesirable answer.
+    """
+    if read is alone:
+        answer = _messages(row, "completion")[-1]["content"]
+        return [_judged(_messages(row, "prompt", role="user"), answer, row.get("label"), "label")]
+    if read is pku and metric == "harmless" and not label:
+        asked = [Message(role="user", content=_text(row, "prompt"))]
+        fields = [(f"response_{i}", f"is_response_{i}_safe") for i in (0, 1)]
+        return [_judged(asked, _text(row, answer), row.get(flag), flag) for answer, flag in fields]
+    pair = read(row, label or PKU_LABEL[metric])
+    return [Judged(pair.prompt, pair.chosen, True), Judged(pair.prompt, pair.rejected, False)]
+
+
+def _judged(prompt: list[Message], answer: str, flag: Any, field: str) -> Judged:
+    if flag not in (True, False, 0, 1):
+        raise Unusable(f"{field}: must be true or false")
+    if not answer.strip():
+        raise Unusable("the answer is empty")
+    return Judged(prompt, answer, bool(flag))
 
 
 def _checked(pair: Pair) -> Pair:

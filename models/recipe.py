@@ -31,6 +31,7 @@ class Method(StrEnum):
     """The preference loss of a step (SACPO section 5.1: any DPO-type loss applies)."""
 
     dpo = "dpo"
+    kto = "kto"
 
 
 class Schedule(StrEnum):
@@ -120,6 +121,14 @@ class Step(Training):
     helpful, `safer_response_id` for harmless. Formats with `chosen` and `rejected` need none."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
     """One policy is trained per value, with KL weight β/λ; each at least 0, where 0 skips the step."""
+
+    @model_validator(mode="after")
+    def _kto_needs_a_batch(self) -> "Step":
+        if self.method is Method.kto and (self.micro_batch or self.batch) < 8:
+            raise ValueError(
+                "kto estimates its KL from the answers of one batch: batch and micro_batch must be at least 8"
+            )
+        return self
 
     @field_validator("lambda_", mode="before")
     @classmethod

@@ -1,33 +1,37 @@
-"""Tokenised pairs with the log-probs of the reference policy: computed once, used for every λ of the grid."""
+"""Tokenised rows with the log-probs of the reference policy: computed once, used for every λ of the grid."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
+from models.batching import mismatched, stratified
 from models.errors import BadData
 from models.policy import frozen, load
-from models.preferences import pairs
-from models.recipe import Compute, Data
+from models.preferences import TRAIN, judged, pairs
+from models.recipe import Compute, Data, Step
 from models.tokens import encode
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENS = 8192
+AT_ONCE = 8192
 """Tokens in one forward pass without gradients: enough to keep two cores busy, about 100 MB at 135 M parameters."""
 
 Row = dict[str, Any]
-"""prompt_ids, chosen_ids, rejected_ids; ref_chosen_logps, ref_rejected_logps (nats, summed over the answer)."""
+"""Pairs: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (nats, summed over the answer).
+Unpaired: prompt_ids, completion_ids, label, ref_logps, and the mismatched KL_completion_ids, ref_KL_logps."""
+Tokens = tuple[list[int], list[int]]
+"""(prompt ids, answer ids)."""
 
 
 def score(
     policy: Policy, preferences: Preferences, splits: list[str], data: Data, compute: Compute, out: Path
 ) -> Reference:
-    """Tokenise these splits for this policy, add its log-probs, and write one JSONL per split.
+    """Tokenise the pairs of these splits for this policy, add its log-probs, and write one JSONL per split.
 
     Raises:
         BadData: no pair fits into `data.max_tokens`.
@@ -39,18 +43,56 @@ def score(
         counts["dropped"] += dropped
         counts[split] = len(rows)
         logps = pair_logps(model, rows, tokenizer.pad_token_id)
-        with (out / f"{split}.jsonl").open("w") as file:
-            for row, (chosen, rejected) in zip(rows, logps, strict=True):
-                file.write(json.dumps({**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}) + "\n")
+        scored = [
+            {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            for row, (chosen, rejected) in zip(rows, logps, strict=True)
+        ]
+        _write(out / f"{split}.jsonl", scored)
     if not any(counts[split] for split in splits):
         raise BadData(f"no pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
-    return Reference(
-        path=out,
-        digest=content_digest({split: file_digest(out / f"{split}.jsonl") for split in splits}),
-        policy=policy.digest,
-        preferences=preferences.digest,
-        counts=dict(counts),
-    )
+    return _described(policy, preferences, splits, counts, out)
+
+
+def score_unpaired(
+    policy: Policy, preferences: Preferences, step: Step, seed: int, data: Data, compute: Compute, out: Path
+) -> Reference:
+    """Write `train.jsonl` in the order of a KTO training, with the log-probs of this policy.
+
+    Every row carries the answer of another prompt of its batch: KTO estimates KL(π‖π_reference) from such mismatched
+    pairs (Ethayarajh et al. 2024, section 4.1), and both sides of that estimate need log-probs.
+
+    Raises:
+        BadData: no row fits into `data.max_tokens`, or all rows have one label.
+    """
+    model, tokenizer = load(policy, compute)
+    found = list(judged(preferences.path / "train.jsonl"))
+    encoded = encode(tokenizer, [(row.prompt, [row.answer]) for row in found])
+    rows: list[Row] = [
+        {"prompt_ids": prompt, "completion_ids": answer, "label": row.desirable}
+        for row, (prompt, (answer,)) in zip(found, encoded, strict=True)
+        if len(prompt) + len(answer) <= data.max_tokens
+    ]
+    labels = [bool(row["label"]) for row in rows]
+    if len(set(labels)) < 2:
+        kind = "desirable" if all(labels) else "undesirable"
+        raise BadData(f"{preferences.metric}: all {len(rows)} rows are {kind}; KTO needs answers of both kinds")
+    pad = tokenizer.pad_token_id
+    scored = [
+        {**row, "ref_logps": logp}
+        for row, logp in zip(
+            rows, logps(model, [(r["prompt_ids"], r["completion_ids"]) for r in rows], pad), strict=True
+        )
+    ]
+    places = stratified(labels, step, seed)
+    other = mismatched([rows[i]["prompt_ids"] for i in places], step.micro_batch or step.batch)
+    ordered = [
+        {**scored[i], "KL_completion_ids": rows[places[j]]["completion_ids"]}
+        for i, j in zip(places, other, strict=True)
+    ]
+    crossed = logps(model, [(row["prompt_ids"], row["KL_completion_ids"]) for row in ordered], pad)
+    _write(out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)])
+    counts = Counter(train=len(rows), dropped=len(found) - len(rows), desirable=sum(labels))
+    return _described(policy, preferences, list(TRAIN), counts, out)
 
 
 def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) -> tuple[list[Row], int]:
@@ -75,42 +117,28 @@ def read(path: Path) -> Iterator[Row]:
 
 
 def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tuple[float, float]]:
-    """Return (log π(chosen|prompt), log π(rejected|prompt)) per row, in nats, in the order of the rows.
+    """Return (log π(chosen|prompt), log π(rejected|prompt)) per row, in nats, in the order of the rows."""
+    values = logps(
+        model, [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows], pad
+    )
+    return list(zip(values[: len(rows)], values[len(rows) :], strict=True))
 
-    Batches hold rows of similar length, so that little is padded, and at most TOKENS tokens.
+
+def logps(model: "PreTrainedModel", sequences: Sequence[Tokens], pad: int) -> list[float]:
+    """Return log π(answer|prompt) of each sequence, in nats, in their order.
+
+    Sequences of similar length share a forward pass, so that little is padded.
     """
-    order = sorted(range(len(rows)), key=lambda i: max(_lengths(rows[i])))
-    logps: list[tuple[float, float]] = [(0.0, 0.0)] * len(rows)
+    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
+    values = [0.0] * len(sequences)
     with frozen(model):
-        for block in _blocks(order, [max(_lengths(row)) for row in rows]):
-            sequences = [
-                (rows[i]["prompt_ids"], rows[i][side]) for side in ("chosen_ids", "rejected_ids") for i in block
-            ]
-            values = answer_logps(model, sequences, pad).tolist()
-            for place, i in enumerate(block):
-                logps[i] = (values[place], values[place + len(block)])
-    return logps
+        for block in _blocks(sorted(range(len(sequences)), key=lengths.__getitem__), lengths):
+            for i, value in zip(block, answer_logps(model, [sequences[i] for i in block], pad).tolist(), strict=True):
+                values[i] = value
+    return values
 
 
-def _lengths(row: Row) -> tuple[int, int]:
-    prompt = len(row["prompt_ids"])
-    return prompt + len(row["chosen_ids"]), prompt + len(row["rejected_ids"])
-
-
-def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Cut rows sorted by length into blocks of two sequences per row and at most TOKENS tokens, padding included."""
-    start = 0
-    while start < len(order):
-        size = 1
-        while start + size < len(order) and 2 * (size + 1) * lengths[order[start + size]] <= TOKENS:
-            size += 1
-        yield order[start : start + size]
-        start += size
-
-
-def answer_logps(
-    model: "PreTrainedModel", sequences: Iterable[tuple[list[int], list[int]]], pad: int
-) -> "torch.Tensor":
+def answer_logps(model: "PreTrainedModel", batch: Sequence[Tokens], pad: int) -> "torch.Tensor":
     """Return Σ_t log π(y_t | x, y_<t) over the answer tokens, EOS included, of each (prompt, answer). Shape (n,), nats.
 
     Only the answer's positions are projected onto the vocabulary.
@@ -118,7 +146,6 @@ def answer_logps(
     import torch
     from torch.nn.functional import cross_entropy
 
-    batch = list(sequences)
     width = max(len(prompt) + len(answer) for prompt, answer in batch)
     ids = torch.full((len(batch), width), pad)
     attended = torch.zeros((len(batch), width), dtype=torch.long)
@@ -135,3 +162,31 @@ def answer_logps(
     tokens = cross_entropy(logits, ids[:, 1:][predicts], reduction="none").neg()
     sums = torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device)
     return sums.index_add(0, predicts.nonzero()[:, 0], tokens)
+
+
+def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Cut sequences sorted by length into blocks of at most AT_ONCE tokens, padding included."""
+    start = 0
+    while start < len(order):
+        size = 1
+        while start + size < len(order) and (size + 1) * lengths[order[start + size]] <= AT_ONCE:
+            size += 1
+        yield order[start : start + size]
+        start += size
+
+
+def _write(path: Path, rows: list[Row]) -> None:
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _described(
+    policy: Policy, preferences: Preferences, splits: list[str], counts: Counter[str], out: Path
+) -> Reference:
+    return Reference(
+        path=out,
+        digest=content_digest({split: file_digest(out / f"{split}.jsonl") for split in splits}),
+        policy=policy.digest,
+        preferences=preferences.digest,
+        counts=dict(counts),
+    )

@@ -27,6 +27,8 @@ VERSIONS = {
     "policy.base": 1,
     "alignment.sft": 1,
     "reference.score": 1,
+    "reference.score_unpaired": 1,
+    "alignment.kto": 1,
     "alignment.dpo": 1,
     "merge.interpolate": 1,
     "evaluation.evaluate": 1,

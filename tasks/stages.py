@@ -22,7 +22,8 @@ from models.artifacts import Evaluation, Margins, Policy, Preferences, Reference
 from models.errors import Undecided
 from models.gate import Choice, Verdict
 from models.policy import base_digest
-from models.recipe import Step, kl_weight
+from models.preferences import HELDOUT, TRAIN
+from models.recipe import Method, Step, kl_weight
 from models.report import Evidence
 from tasks import screen
 from tasks.run import Run, close
@@ -57,8 +58,8 @@ def gather(run: Run) -> Sources:
 def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
     role = f"steps.{run.recipe.steps.index(step)}"
-    given = {"sources": sources, "role": role, "metric": step.metric.value, "label": step.label}
-    given |= {"limit": step.pairs, "config": run.recipe.data}
+    given = {"sources": sources, "role": role, "metric": step.metric.value, "method": step.method.value}
+    given |= {"label": step.label, "limit": step.pairs, "config": run.recipe.data}
     return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", _Watch(), **given)
 
 
@@ -81,12 +82,23 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="reference · {preferences.metric} · {policy.name}")
-def score(run: Run, policy: Policy, preferences: Preferences, splits: tuple[str, ...]) -> Reference:
-    """The reference's log-probs, once for every λ."""
-    title = f"reference · {preferences.metric} pairs ({', '.join(splits)}) under {policy.name}"
-    given = {"policy": policy, "preferences": preferences, "splits": list(splits), "data": run.recipe.data}
-    given |= {"compute": run.recipe.compute}
-    return run.make(Reference, "reference.score", title, _Watch(), **given)
+def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Reference:
+    """The reference's log-probs on the training rows, once for every λ."""
+    title = f"reference · {preferences.metric} under {policy.name}"
+    given = {"policy": policy, "preferences": preferences, "data": run.recipe.data, "compute": run.recipe.compute}
+    if step.method is Method.kto:
+        order = step.model_copy(update={"lambda_": []})  # the grid shares one order and one reference
+        given |= {"step": order, "seed": run.recipe.seed}
+        return run.make(Reference, "reference.score_unpaired", title, _Watch(), **given)
+    return run.make(Reference, "reference.score", title, _Watch(), splits=list(TRAIN), **given)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="held-out · {preferences.metric}")
+def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
+    """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
+    title = f"held-out · {preferences.metric} under {policy.name}"
+    given = {"policy": policy, "preferences": preferences, "data": run.recipe.data, "compute": run.recipe.compute}
+    return run.make(Reference, "reference.score", title, _Watch(), splits=list(HELDOUT), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="{step.metric.value} · {step.method.value} · λ={lambda_}")

@@ -1,0 +1,68 @@
+"""What must hold around every step; a run that breaks one of these stops with a sentence."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.artifacts import Policy, Reference
+from models.errors import BrokenInvariant
+from models.reference import Row, Tokens, logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-3
+"""Nats by which log-probs of equal weights may differ in float32 (batching changes the order of sums)."""
+PROBE = "probe.json"
+"""Answers with the log-probs that a trained policy gave them, stored beside its weights."""
+
+
+def same_policy(policy: Policy, reference: Reference, metric: str) -> None:
+    """Check that the reference log-probs are those of the policy that training starts from."""
+    if reference.policy != policy.digest:
+        raise BrokenInvariant(
+            f"{metric} step: the reference log-probs are of policy {reference.policy[:12]}, but training starts from "
+            f"{policy.digest[:12]}; Theorem 1 holds only when both are the policy of the step before"
+        )
+
+
+def starts_at_reference(model: "PreTrainedModel", rows: list[Row], pad: int) -> None:
+    """Check log π = log π_reference before the first update, in nats, not scaled by β.
+
+    A loss of ln 2 does not prove it: policy and reference both loaded from the base give ln 2 exactly.
+    """
+    told = [answer for row in rows for answer in scored(row)]
+    ours = logps(model, [tokens for tokens, _ in told], pad)
+    agree(ours, [stored for _, stored in told], "before the first update, policy and reference differ")
+
+
+def reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None:
+    """Check that the loaded weights give the log-probs that were stored when the step before ended."""
+    path = policy.path / PROBE
+    if path.exists():
+        probe = json.loads(path.read_text())
+        ours = logps(model, [(prompt, answer) for prompt, answer in probe["answers"]], pad)
+        agree(ours, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
+
+
+def write_probe(model: "PreTrainedModel", probes: list[Tokens], pad: int, out: Path) -> None:
+    """Store the log-probs by which the next step will recognise this policy."""
+    (out / PROBE).write_text(json.dumps({"answers": probes, "logps": logps(model, probes, pad)}))
+
+
+def scored(row: Row) -> list[tuple[Tokens, float]]:
+    """Return the answers of a training row with the reference's log-probs."""
+    names = [
+        ("chosen_ids", "ref_chosen_logps"),
+        ("rejected_ids", "ref_rejected_logps"),
+        ("completion_ids", "ref_logps"),
+    ]
+    return [((row["prompt_ids"], row[ids]), row[stored]) for ids, stored in names if ids in row]
+
+
+def agree(ours: Iterable[float], theirs: Iterable[float], what: str) -> None:
+    """Raise BrokenInvariant unless two lists of log-probs agree within TOLERANCE nats."""
+    gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    if not gap <= TOLERANCE:
+        raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")
