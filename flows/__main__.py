@@ -4,11 +4,15 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from models.errors import BadPlace, SacpoError
+
+if TYPE_CHECKING:
+    from models.plan import Plan
+    from models.recipe import Recipe
 
 app = typer.Typer(
     name="sacpo",
@@ -48,6 +52,34 @@ def run(recipe: Which, set_: Changes = None) -> None:
 
 
 @app.command()
+def check(recipe: Which, set_: Changes = None) -> None:
+    """Show what a recipe will do, without training: steps, rows, memory, time, and what its evidence can prove."""
+    from models.plan import plan
+    from models.recipe import read
+
+    chosen = read(recipe, set_)
+    planned = plan(chosen)
+    show_plan(chosen, planned)
+    for error in planned.errors:
+        typer.echo(f"sacpo: {error}", err=True)
+    raise typer.Exit(2 if planned.errors else 0)
+
+
+@app.command()
+def chat(
+    policy: Annotated[
+        str, typer.Argument(metavar="POLICY", help="Folder of a policy, for instance a `path` of report.json.")
+    ],
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    longest: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 256,
+) -> None:
+    """Talk with a policy in the terminal; an empty line ends the conversation."""
+    from models.chat import talk
+
+    talk(policy, temperature, longest)
+
+
+@app.command()
 def recipes() -> None:
     """List the recipes that come with sacpo."""
     from models.recipe import read, shipped
@@ -56,6 +88,44 @@ def recipes() -> None:
         chosen = read(name)
         steps = " → ".join(f"{s.metric} ({s.method}, λ={', '.join(f'{v:g}' for v in s.lambda_)})" for s in chosen.steps)
         typer.echo(f"{name:24} {chosen.base:12} β={chosen.beta:g}  {steps}")
+
+
+def show_plan(recipe: "Recipe", planned: "Plan") -> None:
+    """Print the plan of `sacpo check`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def known(value: float, text: str) -> str:
+        return text if value >= 0 else "?"
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    shown = Table(box=None, pad_edge=False)
+    for column in ("step", "data", "reference", "KL weight β/λ", "trainings", "rows", "updates", "tokens"):
+        shown.add_column(column)
+    for step in planned.steps:
+        shown.add_row(
+            step.title,
+            Path(step.data).name if len(step.data) > 40 else step.data,
+            step.reference,
+            ", ".join(f"{weight:g}" for weight in step.weights),
+            str(step.trainings),
+            known(step.rows, f"{step.rows:,}"),
+            known(step.updates, f"{step.updates:,}"),
+            known(step.tokens, f"about {step.tokens:,}"),
+        )
+    console.print(f"{recipe.name}: base {recipe.base}, β = {recipe.beta:g}", highlight=False)
+    console.print(shown, highlight=False)
+    console.print(
+        f"{planned.policies} policies of {known(planned.parameters, f'{planned.parameters:,}')} parameters in float32; "
+        f"memory per training {known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides activations; "
+        f"disk {known(planned.disk, f'{planned.disk / 2**30:,.1f} GiB')}; "
+        f"time {known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
+        highlight=False,
+    )
+    for sentence in planned.evidence:
+        console.print(f"evidence: {sentence}", highlight=False)
+    if not any(step.rows >= 0 for step in planned.steps):
+        console.print("? data or base lie on a hub and are counted when the run fetches them")
 
 
 def _settle() -> None:

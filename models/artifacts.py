@@ -112,6 +112,17 @@ def content_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def tree_digest(path: Path) -> str:
+    """Return the sha256 of a file, or one over all files of a folder, by name.
+
+    Raises:
+        OSError: there is nothing at this path.
+    """
+    if not path.is_dir():
+        return file_digest(path)
+    return content_digest({str(p.relative_to(path)): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
+
+
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:

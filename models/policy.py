@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from models.artifacts import Policy, content_digest, file_digest
 from models.errors import BadPolicy, BrokenInvariant
+from models.hub import local
 from models.recipe import TOWN, Compute, Device
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
     """Put the base policy into `out`: the untrained town, the dequantised GGUF file, or links to a folder's files.
 
     Args:
-        base: `town`, a `.gguf` file or a folder.
+        base: `town`, a `.gguf` file, a folder or a hub id.
         template: chat template; empty means the tokenizer's own.
         sha256: digest that the file or folder had when the run was planned.
 
     Raises:
         BadPolicy: no such base, an architecture that transformers does not know, or no weights in safetensors.
     """
-    place = Path(base).expanduser()
+    place = local(base, "model")
     if base == TOWN:
         from models import town
 
@@ -76,7 +77,7 @@ def base_digest(base: str) -> str:
     Raises:
         BadPolicy: no such base, or a folder without weights in safetensors.
     """
-    place = Path(base).expanduser()
+    place = local(base, "model")
     if base == TOWN:
         from models import town
 
@@ -89,7 +90,10 @@ def base_digest(base: str) -> str:
                 f"base {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
             )
         return digest(place)
-    raise BadPolicy(f"base {base!r}: no such folder or GGUF file; give a local folder, a .gguf file, or `{TOWN}`")
+    raise BadPolicy(
+        f"base {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
+        f"a hub id (owner/name@revision), or `{TOWN}`"
+    )
 
 
 def _dequantise(file: Path, out: Path) -> None:

@@ -6,16 +6,18 @@ A row that cannot be used is `Unusable`, with the reason; a file that cannot be 
 import csv
 import gzip
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from models.errors import BadData
 from models.tokens import Message
 
 Row = dict[str, Any]
 PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
+KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
@@ -40,29 +42,51 @@ class Unusable(Exception):
 
 
 def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
-    """Yield (row number from 1, row) of a JSONL (also gzipped), JSON, CSV or Parquet file, or a `datasets` folder.
+    """Yield (row number from 1, row) of a file of a KNOWN type, a `datasets` folder, or a folder of such files.
 
     Raises:
         BadData: the file is missing, empty, cut off in the middle, or of no known type.
     """
     if not source.exists():
         raise BadData(f"{source}: no such data file")
-    name = source.name.removesuffix(".gz")
-    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(Path(name).suffix)
-    if source.is_dir():
-        read = _folder
-    if read is None:
-        raise BadData(f"{source}: unknown type; give .jsonl, .jsonl.gz, .json, .csv, .parquet or a datasets folder")
+    files = [source]
+    if source.is_dir() and not (source / "dataset_info.json").exists():
+        files = _parts(source)
     number = 0
-    try:
-        for number, row in enumerate(read(source), 1):
+    for file in files:
+        for row in _whole(file):
+            number += 1
             yield number, row if isinstance(row, (dict, Unusable)) else Unusable("the row is not an object")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadData(f"{source}: the compressed file is cut off after row {number}; copy it again") from error
-    except UnicodeDecodeError as error:
-        raise BadData(f"{source}: row {number + 1} is not UTF-8 text ({error.reason})") from error
     if not number:
         raise BadData(f"{source}: holds no rows")
+
+
+def _whole(file: Path) -> Iterator[Any]:
+    """Yield the rows of one file; a file that breaks off is refused as a whole."""
+    suffix = Path(file.name.removesuffix(".gz").removesuffix(".xz")).suffix
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(suffix)
+    if file.is_dir():
+        read = _folder
+    if read is None:
+        raise BadData(f"{file}: unknown type; give {', '.join(KNOWN)} or a datasets folder")
+    number = 0
+    try:
+        for row in read(file):
+            number += 1
+            yield row
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise BadData(f"{file}: the compressed file is cut off after row {number}; copy it again") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{file}: row {number + 1} is not UTF-8 text ({error.reason})") from error
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the data files of a folder, as hubs lay them out: those named `train` if there are any."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.endswith(KNOWN)]
+    train = [p for p in files if "train" in str(p.relative_to(folder))]
+    if not files:
+        raise BadData(f"{folder}: holds no {', '.join(KNOWN)}")
+    return train or files
 
 
 def format_of(row: Row, source: Path) -> Callable[[Row, str], Pair]:
@@ -191,9 +215,13 @@ def _turns(context: str) -> list[Message]:
     return [Message(role=r, content=text.strip()) for r, text in zip(messages[::2], messages[1::2], strict=True)]
 
 
+def _text_of(source: Path, newline: str | None = None) -> IO[str]:
+    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(source.suffix, open)
+    return cast(IO[str], opened(source, "rt", encoding="utf-8", newline=newline))
+
+
 def _jsonl(source: Path) -> Iterator[Any]:
-    opener = gzip.open if source.name.endswith(".gz") else open
-    with opener(source, "rt", encoding="utf-8") as file:
+    with _text_of(source) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -208,8 +236,7 @@ def _jsonl(source: Path) -> Iterator[Any]:
 
 
 def _json(source: Path) -> Iterator[Any]:
-    opener = gzip.open if source.name.endswith(".gz") else open
-    with opener(source, "rt", encoding="utf-8") as file:
+    with _text_of(source) as file:
         try:
             found = json.load(file)
         except json.JSONDecodeError as error:
@@ -220,8 +247,7 @@ def _json(source: Path) -> Iterator[Any]:
 
 
 def _csv(source: Path) -> Iterator[Any]:
-    opener = gzip.open if source.name.endswith(".gz") else open
-    with opener(source, "rt", encoding="utf-8", newline="") as file:
+    with _text_of(source, newline="") as file:
         for row in csv.DictReader(file):
             broken = None in row or None in row.values()
             yield Unusable("the number of columns differs from the header") if broken else row

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from models import town
-from models.artifacts import Sources, content_digest, file_digest
+from models.artifacts import Sources, content_digest, tree_digest
 from models.errors import BadData
+from models.hub import local
 from models.recipe import TOWN, Recipe
 
 
@@ -15,18 +16,22 @@ def named(recipe: Recipe) -> dict[str, str]:
 
 
 def digests(recipe: Recipe) -> dict[str, str]:
-    """Return role → sha256 of the user's file (or `town` and its version): what makes a run the same run.
+    """Return role → what names its content, for all that the recipe reads: what makes a run the same run."""
+    return {role: digest(role, place) for role, place in named(recipe).items()}
+
+
+def digest(role: str, place: str) -> str:
+    """Return the sha256 of the user's data, or `town` and its version.
 
     Raises:
-        BadData: a file does not exist or cannot be read.
+        BadData: the file does not exist or cannot be read.
     """
-    found = {}
-    for role, place in named(recipe).items():
-        try:
-            found[role] = f"{TOWN} {town.VERSION}" if place == TOWN else file_digest(Path(place).expanduser())
-        except OSError as error:
-            raise BadData(f"{role} data {place!r}: {error.strerror or error}; give a file that can be read") from error
-    return found
+    if place == TOWN:
+        return f"{TOWN} {town.VERSION}"
+    try:
+        return tree_digest(local(place, "dataset"))
+    except OSError as error:
+        raise BadData(f"{role}.data {place!r}: {error.strerror or error}; give a file that can be read") from error
 
 
 def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) -> Sources:
@@ -42,10 +47,12 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) 
     written = town.write(out, seed) if TOWN in files.values() else {}
     found = {role: written[role] for role in written if role.startswith("suite/")}
     for role, place in files.items():
-        found[role] = (
-            written["sft" if role == "sft" else "helpful"] if place == TOWN else str(Path(place).expanduser().resolve())
-        )
-        if place != TOWN and file_digest(Path(found[role])) != sha256[role]:
+        if place == TOWN:
+            found[role] = written["sft" if role == "sft" else "helpful"]
+            continue
+        path = local(place, "dataset").resolve()
+        if tree_digest(path) != sha256[role]:
             raise BadData(f"{role} data {place!r}: the file changed while the run was starting; start again")
-    digest = content_digest({role: file_digest(out / place) for role, place in found.items()})
-    return Sources(path=out, digest=digest, files=found)
+        found[role] = str(path)
+    content = content_digest({role: tree_digest(out / place) for role, place in found.items()})
+    return Sources(path=out, digest=content, files=found)

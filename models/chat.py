@@ -1,0 +1,36 @@
+"""Talk with a policy in the terminal."""
+
+from pathlib import Path
+
+from models import generate
+from models.artifacts import Policy
+from models.errors import BadPolicy
+from models.policy import digest, load
+from models.recipe import Compute, Evaluation
+from models.tokens import Message, prompt_texts
+
+
+def talk(folder: str, temperature: float, longest: int) -> None:
+    """Read turns from standard input until an empty line, and print the policy's answers.
+
+    Raises:
+        BadPolicy: the folder holds no policy.
+    """
+    path = Path(folder).expanduser()
+    if not list(path.glob("*.safetensors")):
+        raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
+    model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
+    config = Evaluation(temperature=temperature, max_new_tokens=longest)
+    said: list[Message] = []
+    while turn := _asked():
+        said.append(Message(role="user", content=turn))
+        ((_, answer),) = generate.answer(model, tokenizer, prompt_texts(tokenizer, [said]), config, seed=len(said))
+        print(answer.text, flush=True)
+        said.append(Message(role="assistant", content=answer.text))
+
+
+def _asked() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""

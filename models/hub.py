@@ -1,0 +1,48 @@
+"""Where a name leads: a local file or folder, or a repository of the Hugging Face hub at a revision."""
+
+import os
+import re
+from pathlib import Path
+
+from models.errors import BadInput
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*"]
+"""What is fetched of a model: never code, never pickled weights."""
+ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
+
+
+def is_name(place: str) -> bool:
+    """Return whether this names a hub repository (`owner/name` or `owner/name@revision`) and nothing on this disk."""
+    return NAME.fullmatch(place) is not None and not Path(place).expanduser().exists()
+
+
+def local(place: str, kind: str) -> Path:
+    """Return the local path of a file, folder or hub repository; the hub's own cache keeps what was downloaded.
+
+    Args:
+        kind: `model` or `dataset`.
+
+    Raises:
+        BadInput: no such repository or revision, or no network.
+    """
+    if not is_name(place):
+        return Path(place).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = place.partition("@")
+    patterns = WEIGHTS if kind == "model" else ROWS
+    try:
+        offline = bool(os.environ.get("HF_HUB_OFFLINE"))
+        found = snapshot_download(
+            name,
+            repo_type=kind,
+            revision=revision or None,
+            allow_patterns=patterns,
+            local_files_only=offline,
+        )
+        return Path(found)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{kind} {place!r}: neither on this disk nor to be had from the hub ({why})") from error

@@ -1,0 +1,191 @@
+"""What a recipe will do, before it does it: trainings, rows, memory, disk, time, and the power of its evidence."""
+
+import math
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models import hub, policy, preferences, sources
+from models.artifacts import Sources
+from models.errors import BadInput
+from models.recipe import TOWN, Constraint, Recipe, kl_weight
+from models.statistics import enough_prompts, needed, power
+
+OVERHEAD = 0.03
+"""Seconds per optimiser update that do not depend on the model (measured on town, one thread)."""
+EFFICIENCY = 0.5
+"""Share of a plain matrix product's speed that training reaches (measured on town and SmolLM2-135M, float32)."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One line of the plan."""
+
+    title: str
+    data: str
+    reference: str
+    weights: list[float]
+    """β/λ of each value of the grid."""
+    trainings: int
+    """Grid values times the policies of the step before."""
+    rows: int
+    """Training rows; −1 where they lie on a hub and are not here yet."""
+    tokens: int
+    """About how many tokens one training reads; −1 if unknown."""
+    updates: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan; −1 is unknown."""
+
+    steps: list[StepPlan]
+    policies: int
+    parameters: int
+    memory: float
+    """Bytes of weights, gradients and optimiser of one training; activations come on top."""
+    disk: float
+    """Bytes of all policies and of the checkpoints of those in training."""
+    seconds: float
+    """About how long on this machine; −1 if unknown."""
+    evidence: list[str]
+    errors: list[str]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Return the plan; everything that is wrong with base and data is listed, not raised."""
+    errors: list[str] = []
+    try:
+        parameters = _parameters(recipe.base)
+    except BadInput as error:
+        parameters, errors = -1, [str(error)]
+    steps: list[StepPlan] = []
+    policies = 1
+    with tempfile.TemporaryDirectory() as folder:
+        origin = _sources(recipe, Path(folder), errors)
+        for k, step in enumerate(recipe.steps):
+            rows, characters = _rows(recipe, k, origin, Path(folder), errors)
+            kept = [value for value in step.lambda_ if value > 0]
+            trainings = policies * len(kept)
+            updates = step.updates or (math.ceil(step.epochs * rows / step.batch) if rows > 0 else -1)
+            tokens = int(updates * step.batch * characters / 4) if rows > 0 else -1
+            reference = "base" if k == 0 else f"the {'policies' if policies > 1 else 'policy'} of step {k}"
+            weights = [kl_weight(recipe.beta, value) for value in kept]
+            title = f"{k + 1}. {step.metric} · {step.method}{' · LoRA' if step.adapter_rank else ''}"
+            steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates))
+            policies *= len(step.lambda_)
+        evidence = _evidence(recipe, origin)
+    trained = sum(step.trainings for step in steps)
+    count = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
+    full = any(not step.adapter_rank for step in recipe.steps)
+    memory = parameters * (16.0 if full else 5.0)
+    disk = parameters * (4.0 * count + (12.0 * min(recipe.compute.processes, trained) if full else 0))
+    known = parameters >= 0 and all(step.tokens >= 0 for step in steps)
+    seconds = _seconds(recipe, steps, parameters) if known else -1.0
+    return Plan(steps, count, parameters, memory, disk, seconds, evidence, errors)
+
+
+def _sources(recipe: Recipe, folder: Path, errors: list[str]) -> Sources | None:
+    """Return the sources that are here; data that lie on a hub only are left for the run."""
+    named = {role: place for role, place in sources.named(recipe).items() if not hub.is_name(place)}
+    sha256 = {}
+    for role, place in list(named.items()):
+        try:
+            sha256[role] = sources.digest(role, place)
+        except BadInput as error:
+            errors.append(str(error))
+            del named[role]
+    return sources.gather(named, sha256, recipe.seed, folder) if named else None
+
+
+def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: list[str]) -> tuple[int, float]:
+    """Return training rows and mean characters per row, by preparing the data as the run would."""
+    step, role = recipe.steps[k], f"steps.{k}"
+    if origin is None or role not in origin.files:
+        return -1, 0.0
+    out = folder / f"prepared-{k}"
+    out.mkdir()
+    try:
+        made = preferences.prepare(
+            origin, role, step.metric.value, step.method.value, step.label, step.pairs, recipe.data, out
+        )
+    except BadInput as error:
+        errors.append(f"steps.{k}: {error}")
+        return -1, 0.0
+    rows = made.counts["train"]
+    return rows, (out / "train.jsonl").stat().st_size / rows
+
+
+def _parameters(base: str) -> int:
+    """Return the number of parameters; from the name (`…-7b`) for a hub model that is not here yet; −1 if unknown."""
+    if base == TOWN:
+        from models import town
+
+        return town.PARAMETERS
+    if base.startswith("models:/"):
+        return -1
+    if hub.is_name(base):
+        size = re.search(r"(\d+(?:\.\d+)?)([bm])\b", base.lower().replace("_", "-"))
+        return int(float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]]) if size else -1
+    policy.base_digest(base)
+    if base.endswith(".gguf"):
+        from gguf import GGUFReader
+
+        return sum(int(np.prod(tensor.shape)) for tensor in GGUFReader(base).tensors)
+    return policy.parameters(Path(base).expanduser())
+
+
+def _seconds(recipe: Recipe, steps: list[StepPlan], parameters: int) -> float:
+    """Return about how long the trainings and their references take on this machine's CPU."""
+    if policy.device_kind(recipe.compute.device) != "cpu":
+        return -1.0
+    speed = EFFICIENCY * _matrix_speed() * recipe.compute.threads
+    total = 0.0
+    for step, said in zip(recipe.steps, steps, strict=True):
+        work = (4 if step.adapter_rank else 6) * parameters * said.tokens  # forward and backward
+        one = said.updates * OVERHEAD + work / speed
+        side_by_side = min(recipe.compute.processes, said.trainings)
+        total += math.ceil(said.trainings / max(1, side_by_side)) * one + 2 * parameters * said.tokens / speed
+    return total
+
+
+def _matrix_speed(size: int = 512) -> float:
+    """Return the float32 operations per second of one matrix product on one core, roughly."""
+    a = np.random.default_rng(0).random((size, size), dtype=np.float32)
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
+    """Say what the test prompts can prove."""
+    if not recipe.evaluation.judge:
+        return ["no judge: the run ends undecided, and its policy is registered without an alias"]
+    suites = origin.suites("test") if origin else {}
+    if "harmless" not in suites:
+        return ["no suite of harmful prompts: the constraint cannot be tested"]
+    with suites["harmless"].open() as file:
+        return powers(recipe.constraint, sum(1 for _ in file))
+
+
+def powers(constraint: Constraint, n: int) -> list[str]:
+    """Return sentences on what n harmful test prompts can show."""
+    b, confidence = constraint.at_least, constraint.confidence
+    fewest = needed(b, n, confidence)
+    if fewest > n:
+        return [f"{n} prompts cannot prove {b:g} at confidence {confidence:g}, even if every answer is safe"]
+    safer = (1 + b) / 2
+    return [
+        f"{n} harmful test prompts: {fewest} safe answers ({fewest / n:.3f}) are needed to show {b:g} at confidence "
+        f"{confidence:g}",
+        f"a policy that is {safer:g} safe passes b = {b:g} in {power(safer, b, n, confidence):.0%} of the cases; for "
+        f"90 % you need about {enough_prompts(safer, b, confidence)} prompts",
+        f"a policy that is {b:g} safe passes in at most {power(b, b, n, confidence):.1%}",
+    ]
