@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,9 +142,11 @@ def _settle() -> None:
         probe.unlink()
     except OSError as error:
         raise BadPlace(f"{runs}: cannot be written ({error.strerror}); set SACPO_RUNS to a folder that can") from error
+    for name, health in (("PREFECT_API_URL", "/health"), ("MLFLOW_TRACKING_URI", "/health")):
+        _answers(name, os.environ.get(name, ""), health)
     for name, value in {
         "PREFECT_HOME": str(runs / "prefect"),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are told in one line; the pages have the rest
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -150,6 +154,19 @@ def _settle() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def _answers(name: str, address: str, health: str) -> None:
+    """Refuse a server address that does not answer, before anything is trained."""
+    if not address.startswith("http"):
+        return
+    try:
+        urllib.request.urlopen(address.rstrip("/") + health, timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # something answers; whether it lets us in is its own message
+    except OSError as error:
+        why = getattr(error, "reason", error)
+        raise BadPlace(f"{name} = {address} does not answer ({why}); start that server, or unset {name}") from error
 
 
 def _show(outcome: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """In which order the rows are seen: shuffled by us, once, for all epochs, so that a resumed training sees the same.
 
-Batches hold rows of similar length (little padding); which batch comes when is random. The trainer reads in sequence.
+The trainer reads in sequence. Where the recipe asks for similar lengths, batches hold rows of similar length (little
+padding) and come in random order; length often tells what a row is about, so such batches are less mixed.
 """
 
 import math
@@ -30,8 +31,9 @@ def order(lengths: Sequence[int], config: Training, seed: int) -> list[int]:
     size = np.asarray(lengths)
     micro = config.micro_batch or config.batch
     places: list[int] = []
-    for start in range(0, wanted, POOL * config.batch):
-        pool = stream[start : start + POOL * config.batch]
+    together = (POOL if config.similar_lengths else 1) * config.batch
+    for start in range(0, wanted, together):
+        pool = stream[start : start + together]
         pool = pool[np.argsort(size[pool], kind="stable")]
         blocks = [pool[i : i + micro] for i in range(0, len(pool), micro)]
         places += [int(i) for b in rng.permutation(len(blocks)) for i in blocks[b]]

@@ -125,7 +125,7 @@ def _parameters(base: str) -> int:
     if base == TOWN:
         from models import town
 
-        return town.PARAMETERS
+        return int(town.untrained(0, town.tokenizer()).num_parameters())
     if base.startswith("models:/"):
         return -1
     if hub.is_name(base):

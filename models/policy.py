@@ -9,6 +9,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models import town
 from models.artifacts import Policy, content_digest, file_digest
 from models.errors import BadPolicy, BrokenInvariant
 from models.hub import local
@@ -52,8 +53,6 @@ def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
     """
     place = local(base, "model")
     if base == TOWN:
-        from models import town
-
         tokenizer = town.tokenizer()
         save(town.untrained(seed, tokenizer), tokenizer, out)
     elif place.suffix == ".gguf":
@@ -79,8 +78,6 @@ def base_digest(base: str) -> str:
     """
     place = local(base, "model")
     if base == TOWN:
-        from models import town
-
         return f"{TOWN} {town.VERSION}"
     if place.suffix == ".gguf" and place.is_file():
         return file_digest(place)

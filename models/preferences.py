@@ -76,7 +76,7 @@ def prepare(
         why, times = reasons.most_common(1)[0]
         raise BadData(
             f"{source}: {bad} of {good + bad} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
-            f"most often ({times} times): {why}"
+            f"most often ({times} times): {why}; all of them stand in {out / 'quarantine.jsonl'}"
         )
     if not counts["train"]:
         raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")

@@ -19,6 +19,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from models.artifacts import Noun, content_digest, file_digest
+from models.errors import BadInput
 from models.policy import device_kind
 from models.recipe import Compute
 
@@ -119,7 +120,12 @@ def make(root: Path, stage: Stage) -> Noun:
             shutil.rmtree(folder)
         partial.mkdir(exist_ok=True)
         before, started = _spent(partial), time.monotonic()
-        noun: Noun = resolve_name(stage.does)(**stage.given, out=partial)
+        try:
+            noun: Noun = resolve_name(stage.does)(**stage.given, out=partial)
+        except BadInput:
+            if not _quarantined(partial):
+                shutil.rmtree(partial)
+            raise
         spent = before + time.monotonic() - started
         files = {
             str(path.relative_to(partial)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
@@ -140,6 +146,12 @@ def make(root: Path, stage: Stage) -> Noun:
         write(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
         partial.rename(folder)
         return noun.at(folder)
+
+
+def _quarantined(partial: Path) -> bool:
+    """Return whether refused rows lie here, for a person to look at."""
+    rows = partial / "quarantine.jsonl"
+    return rows.exists() and rows.stat().st_size > 0
 
 
 def _spent(partial: Path) -> float:

@@ -1,0 +1,249 @@
+"""From messages to token ids, and from token ids to the log-probs of an answer."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from models import answer_head, generate, reference, tokens, town
+from models import policy as policies
+from models.artifacts import Policy, Preferences, Reference
+from models.errors import BadData, BadPolicy
+from models.recipe import Compute, Data
+from models.recipe import Evaluation as Decoding
+
+Dialogues = list[tuple[str, str, str]]
+PAD = 0
+CHATML = (
+    "{% for m in messages %}<s> {{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<s> assistant : {% endif %}"
+)
+"""Ends every turn, the answer's too; `</s>` is EOS or not."""
+
+
+def tokenizer(template: str = town.TEMPLATE, eos: str = "<eos>") -> PreTrainedTokenizerBase:
+    found = town.tokenizer()
+    found.add_special_tokens({"eos_token": eos, "additional_special_tokens": ["<s>", "</s>", "assistant", "user", ":"]})
+    found.chat_template = template
+    return found
+
+
+def ask(*turns: str) -> list[tokens.Message]:
+    """Messages of the user and the assistant in turn."""
+    return [tokens.Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(turns)]
+
+
+# Messages to ids
+
+
+def test_the_prompt_is_what_the_template_writes_before_an_answer() -> None:
+    plain, chat = tokenizer(), tokenizer(CHATML)
+    assert tokens.prompt_texts(plain, [ask("how do i ?")]) == ["how do i ? "]
+    assert tokens.prompt_texts(chat, [ask("how", "get", "do"), ask("i")]) == [
+        "<s> user : how </s> <s> assistant : get </s> <s> user : do </s> <s> assistant : ",
+        "<s> user : i </s> <s> assistant : ",
+    ]
+    assert tokens.prompt_texts(plain, []) == [] == tokens.encode(plain, [])
+
+
+@pytest.mark.parametrize("eos", ["<eos>", "</s>"])
+@pytest.mark.parametrize("template", [town.TEMPLATE, CHATML])
+def test_an_answer_ends_with_one_eos_whatever_the_template_writes_after_it(template: str, eos: str) -> None:
+    chosen = tokenizer(template, eos)
+    told = tokens.encode(
+        chosen, [(ask("how do i ?"), ["get the brush", "sorry ."]), (ask("how", "get", "do"), ["the"])]
+    )
+    assert [len(answers) for _, answers in told] == [2, 1]
+    for (prompt, answers), texts in zip(told, [["get the brush", "sorry ."], ["the"]], strict=True):
+        for ids, text in zip(answers, texts, strict=True):
+            assert ids.count(chosen.eos_token_id) == 1 and ids[-1] == chosen.eos_token_id
+            words = chosen.convert_ids_to_tokens(ids[:-1])
+            ended = (
+                ["</s>"] if template == CHATML and eos != "</s>" else []
+            )  # a mark that is not EOS belongs to the answer
+            assert words == text.split() + ended
+        assert chosen.eos_token_id not in prompt or eos == "</s>"
+
+
+def test_prompt_and_answers_are_each_tokenised_as_their_own_text() -> None:
+    chosen = tokenizer(CHATML, "</s>")
+    ((prompt, _),) = tokens.encode(chosen, [(ask("how do i ?"), ["get", "the"])])
+    (text,) = tokens.prompt_texts(chosen, [ask("how do i ?")])
+    assert prompt == chosen(text, add_special_tokens=False).input_ids
+    assert chosen.convert_ids_to_tokens(prompt) == [
+        "<s>",
+        "user",
+        ":",
+        "how",
+        "do",
+        "i",
+        "?",
+        "</s>",
+        "<s>",
+        "assistant",
+        ":",
+    ]
+
+
+def test_an_answer_that_the_template_moves_is_taken_as_it_stands() -> None:
+    """Some templates strip earlier turns as soon as an answer follows; then the plain text is the answer."""
+    moving = "{% if messages[-1]['role'] == 'assistant' %}{{ messages[-1]['content'] }} </s>{% else %}<s> {% endif %}"
+    ((prompt, (answer,)),) = tokens.encode(tokenizer(moving), [(ask("how"), ["get the brush"])])
+    chosen = tokenizer(moving)
+    assert chosen.convert_ids_to_tokens(answer) == ["get", "the", "brush", "<eos>"]
+    assert chosen.convert_ids_to_tokens(prompt) == ["<s>"]
+
+
+def test_a_tokenizer_without_a_template_is_refused_with_a_remedy() -> None:
+    bare = town.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(BadPolicy, match="the tokenizer has no chat template; give one in the recipe"):
+        tokens.encode(bare, [(ask("how"), ["get"])])
+
+
+def test_a_policy_is_trained_on_the_very_ids_that_it_answers_to(policy: Policy, compute: Compute) -> None:
+    model, words = policies.load(policy, compute)
+    prompts = [ask("how do i clean my lamp ?"), ask("how do i ?")]
+    trained = [prompt for prompt, _ in tokens.encode(words, [(prompt, []) for prompt in prompts])]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def note(_module: object, _args: object, given: dict[str, torch.Tensor]) -> None:
+        seen.append((given["input_ids"], given["attention_mask"]))
+
+    hook = model.model.register_forward_pre_hook(note, with_kwargs=True)
+    texts = tokens.prompt_texts(words, prompts)
+    answers = dict(generate.answer(model, words, texts, Decoding(max_new_tokens=3, batch=2), seed=0))
+    hook.remove()
+    ids, mask = seen[0]
+    answered = [
+        [i for i, kept in zip(*row, strict=True) if kept] for row in zip(ids.tolist(), mask.tolist(), strict=True)
+    ]
+    assert sorted(answered) == sorted(trained) and set(answers) == {0, 1}
+
+
+def test_ids_survive_the_disk(policy: Policy) -> None:
+    loaded = AutoTokenizer.from_pretrained(policy.path)
+    dialogue = [(ask("how do i clean my lamp ?"), ["get the brush ."])]
+    assert tokens.encode(loaded, dialogue) == tokens.encode(town.tokenizer(), dialogue)
+
+
+# What the log-probs count (science 8.21)
+
+
+def test_only_the_answer_and_its_eos_count(policy: Policy, compute: Compute) -> None:
+    """By hand: the full log-softmax of one row, summed over the positions that predict the answer."""
+    model, tokenizer = policies.load(policy, compute)
+    prompt, answer = tokenizer("how do i").input_ids, [*tokenizer("get the brush").input_ids, tokenizer.eos_token_id]
+    table = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    by_hand = sum(table[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
+    assert reference.answer_logps(model, [(prompt, answer)], PAD).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: Reference, compute: Compute) -> None:
+    model, _ = policies.load(policy, compute)
+    rows = list(reference.read(scored.path / "train.jsonl"))
+    alone = [reference.pair_logps(model, [row], PAD)[0] for row in rows]
+    together, backwards = (reference.pair_logps(model, given, PAD) for given in (rows, rows[::-1]))
+    longest = reference.answer_logps(model, [(r["prompt_ids"], r["chosen_ids"]) for r in rows], PAD).tolist()
+    for one, two, three, long, row in zip(alone, together, backwards[::-1], longest, rows, strict=True):
+        assert one == pytest.approx(two, abs=1e-5) and one == pytest.approx(three, abs=1e-5)
+        assert one == pytest.approx((row["ref_chosen_logps"], row["ref_rejected_logps"]), abs=1e-5)
+        assert one[0] == pytest.approx(long, abs=1e-5)
+
+
+def test_padding_on_either_side_changes_no_log_prob_of_the_training_head(policy: Policy, compute: Compute) -> None:
+    """The head that training uses finds the answer by its labels, wherever the padding lies."""
+    model, tokenizer = policies.load(policy, compute)
+    answer_head.add(model)
+    words = tokenizer("how do i clean my lamp ?").input_ids
+    labels, found = [-100] * 3 + words[3:], []
+    for left, right in ((0, 0), (0, 4), (4, 0), (2, 3)):
+        ids = torch.tensor([[PAD] * left + words + [PAD] * right])
+        target = torch.tensor([[-100] * left + labels + [-100] * right])
+        mask = torch.tensor([[0] * left + [1] * len(words) + [0] * right])
+        place = torch.arange(ids.shape[1])[None] - left
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": place.clamp(min=0), "labels": target}
+        told = model(**given, fused_lm_head=True)
+        found.append(told.log_probs.sum().item())
+    assert found == pytest.approx([found[0]] * 4, abs=1e-5)
+
+
+def test_a_uniform_policy_gives_minus_t_ln_v(policy: Policy, compute: Compute) -> None:
+    model, tokenizer = policies.load(policy, compute)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    found = reference.answer_logps(model, [([3, 4], [5] * t) for t in (1, 2, 7)], PAD).tolist()
+    assert found == pytest.approx([-t * math.log(len(tokenizer)) for t in (1, 2, 7)], rel=1e-6)
+
+
+def test_a_pair_that_is_too_long_is_dropped_whole_and_counted(
+    policy: Policy, dialogues: Dialogues, scored: Reference, compute: Compute, tmp_path: Path
+) -> None:
+    pairs = Preferences(path=scored.path.parent / "pairs", digest="x", metric="harmless", counts={})
+    tokens = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in
+              reference.read(scored.path / "train.jsonl")]  # fmt: skip
+    most = sorted(tokens)[len(tokens) // 2]
+    kept = reference.score(policy, pairs, ["train"], Data(max_tokens=most), compute, tmp_path)
+    fit = sum(n <= most for n in tokens)
+    assert kept.counts == {"train": fit, "dropped": len(tokens) - fit} and 0 < fit < len(tokens)
+    assert all(
+        row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in reference.read(tmp_path / "train.jsonl")
+    )
+    with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
+        reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
+
+
+def test_our_head_equals_trls_in_values_and_gradients(policy: Policy, compute: Compute) -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 100, (6, 20), generator=draw)
+    labels = ids.masked_fill(torch.rand(ids.shape, generator=draw) < 0.4, -100)
+    fields = ("loss", "log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
+    found = []
+    outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
+    for add in (answer_head.add, lambda model: add_fused_lm_head(model, outputs=outputs)):
+        model, _ = policies.load(policy, compute, train=True)
+        add(model)
+        told = model(input_ids=ids, labels=labels, fused_lm_head=True)
+        (told.log_probs * torch.linspace(-1, 1, told.log_probs.numel()).view_as(told.log_probs)).sum().backward()
+        found.append(([getattr(told, name) for name in fields], [p.grad for p in model.parameters()]))
+        assert torch.equal(model(input_ids=ids).logits, policies.load(policy, compute)[0](input_ids=ids).logits)
+    (ours, our_slopes), (theirs, their_slopes) = found
+    for name, a, b in zip(fields, ours, theirs, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    for a, b in zip(our_slopes, their_slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gemma2", {"final_logit_softcapping": 5.0, "head_dim": 8}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+    ],
+)
+def test_a_policy_that_scales_or_caps_its_logits_is_scored_as_it_answers(kind: str, settings: dict[str, float]) -> None:
+    """Gemma 2 caps its logits, Granite and Cohere scale them, after the output embedding."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, initializer_range=1.0, **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompt, answer = [5, 6, 7], [8, 9, 10, 11]
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        own = model(input_ids=ids).logits[0].float().log_softmax(-1)
+        by_hand = sum(own[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
+        assert reference.answer_logps(model, [(prompt, answer)], PAD).item() == pytest.approx(by_hand, abs=1e-4)
+        answer_head.add(model)
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        assert model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().item() == pytest.approx(
+            by_hand, abs=1e-4
+        )
