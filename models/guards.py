@@ -1,6 +1,7 @@
 """What must hold around every step; a run that breaks one of these stops with a sentence."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ def scored(row: Row) -> list[tuple[Tokens, float]]:
 
 def agree(ours: Iterable[float], theirs: Iterable[float], what: str) -> None:
     """Raise BrokenInvariant unless two lists of log-probs agree within TOLERANCE nats."""
-    gap = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
-    if not gap <= TOLERANCE:
+    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    gap = max((g for g in gaps if g == g), default=math.nan)
+    if not all(g <= TOLERANCE for g in gaps):  # NaN is not
         raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")

@@ -226,8 +226,8 @@ class Compute(Record):
 
     device: Device = Field(Device.auto, title="Device")
     """`auto` takes an accelerator if there is one."""
-    processes: int = Field(2, ge=1, title="Processes")
-    """Policies trained or judged side by side, each in a process of its own, at least 1."""
+    processes: int = Field(2, ge=0, title="Processes")
+    """Policies trained or judged side by side, each in a process of its own; 0 works in this process, one by one."""
     threads: int = Field(1, ge=1, title="Threads per process")
     """CPU threads of each process, at least 1. More than the idle cores makes it up to ten times slower."""
 

@@ -214,7 +214,8 @@ def draw(tree: Tree, path: Path) -> None:
             fmt="o", color=colours[told["kind"]], ecolor=colours[told["kind"]] + "55", markersize=6, zorder=2,
         )  # fmt: skip
         label = told["name"].removeprefix("harmless ").removeprefix("merge ")
-        axes.annotate(label, (x["value"], y["value"]), textcoords="offset points", xytext=(6, 6), fontsize=9)
+        place = (6, -14) if told["kind"] == "merge" else (6, 6)  # below the line of merges, above the line of λ
+        axes.annotate(label, (x["value"], y["value"]), textcoords="offset points", xytext=place, fontsize=9)
     if tree["chosen"] and (chosen := [c for c in shown if c["name"] == tree["chosen"]["candidate"]]):
         axes.plot(
             _at(chosen[0], SAFE), _at(chosen[0], WIN), "o", markersize=14, markerfacecolor="none",

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ from tasks.store import Stage
 Watch = Callable[[Stage, dict[str, Any]], None]
 """Called about twice a second with the newest line of a running stage's `progress.jsonl`."""
 
-_pool: ProcessPoolExecutor | None = None
+_pool: Executor | None = None
 _logs = Path()
 
 
@@ -46,13 +46,16 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
     threads = str(compute.threads)
     # OpenMP reads these when torch is imported, so they are set before the worker exists
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
-    context = multiprocessing.get_context("spawn")
-    _pool = ProcessPoolExecutor(compute.processes, context, _settle, (os.getpid(), compute.threads, str(_logs)))
+    if compute.processes:
+        context = multiprocessing.get_context("spawn")
+        _pool = ProcessPoolExecutor(compute.processes, context, _settle, (os.getpid(), str(_logs), compute.threads))
+    else:
+        _pool = ThreadPoolExecutor(1, initializer=_import, initargs=(compute.threads,))
     try:
         _pool.submit(_ready)  # starts all of them now: importing torch and trl takes seconds
         yield
     except BaseException:
-        for process in list((_pool._processes or {}).values()):
+        for process in list((getattr(_pool, "_processes", None) or {}).values()):
             process.terminate()
         raise
     finally:
@@ -95,17 +98,22 @@ def _work(root: Path, stage: Stage) -> Noun:
         raise
 
 
-def _settle(parent: int, threads: int, logs: str) -> None:
+def _settle(parent: int, logs: str, threads: int) -> None:
     """Make this process a worker: output to a log file, no longer alive than its parent, fixed threads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log = os.open(Path(logs) / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    _import(threads)
+
+
+def _import(threads: int) -> None:
+    """Import what takes seconds, and fix the number of threads."""
     import torch
     from datasets.utils.logging import disable_progress_bar
     from transformers.utils import logging
-    from trl import DPOTrainer, SFTTrainer  # noqa: F401  the imports that take seconds
+    from trl import DPOTrainer, KTOTrainer, SFTTrainer  # noqa: F401
 
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
@@ -113,7 +121,7 @@ def _settle(parent: int, threads: int, logs: str) -> None:
 
 
 def _ready() -> None:
-    print("ready", flush=True)
+    pass
 
 
 def _end_with(parent: int) -> None:

@@ -91,6 +91,11 @@ class Tracker:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         import mlflow
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            # without it every client leaves an empty ./mlruns where the command was given
+            os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (self.root / "artifacts").as_uri()
+            _database(self.root / "mlflow.db")
         mlflow.set_tracking_uri(uri(self.root))
         return mlflow.MlflowClient()
 
@@ -101,7 +106,7 @@ class Tracker:
         mlflow = self._client()
         experiment = mlflow.get_experiment_by_name(self.recipe.name)
         if experiment is None:
-            where = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.root / "artifacts").resolve().as_uri()
+            where = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.root / "artifacts").as_uri()
             experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=where)
         else:
             experiment_id = experiment.experiment_id
@@ -221,6 +226,18 @@ def _candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
     metrics = [Metric(name, value, run.info.start_time, 0, **where) for name, value in figures.items()]
     mlflow.log_batch(run.info.run_id, metrics=metrics)
     mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _database(path: Path) -> None:
+    """Create MLflow's sqlite file under another name and rename it: a kill between two of its migrations breaks it."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri()).engine.dispose()
+    new.rename(path)
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -361,13 +361,20 @@ def test_every_row_is_seen_before_any_is_seen_again(rows: int, batch: int, micro
     assert places == order(range(rows), config, seed=3) != order(range(rows), config, seed=4)
 
 
-def test_batches_hold_rows_of_similar_length_in_random_order() -> None:
+def test_batches_are_mixed_or_hold_similar_lengths_as_the_recipe_says() -> None:
     lengths = np.random.default_rng(0).integers(10, 500, 640)
-    batches = lengths[order(lengths, step(batch=16, updates=40), seed=0)].reshape(40, 16)
-    padding = 1 - batches.sum() / (batches.max(axis=1) * 16).sum()
-    shuffled = np.random.default_rng(1).permutation(lengths).reshape(40, 16)
-    assert padding < 0.1 < 0.4 < 1 - shuffled.sum() / (shuffled.max(axis=1) * 16).sum()
-    assert abs(np.corrcoef(np.arange(40), batches.mean(axis=1))[0, 1]) < 0.4
+
+    def batches(similar: bool) -> np.ndarray:
+        places = order(lengths.tolist(), step(batch=16, updates=40, similar_lengths=similar), seed=0)
+        assert sorted(places) == list(range(640))
+        return lengths[places].reshape(40, 16)
+
+    similar, mixed = batches(True), batches(False)
+    padding = [1 - b.sum() / (b.max(axis=1) * 16).sum() for b in (similar, mixed)]
+    assert padding[0] < 0.1 < 0.4 < padding[1]
+    assert mixed.mean(axis=1).std() < 60 < 100 < similar.mean(axis=1).std()
+    rises = np.diff(similar.mean(axis=1)) > 0
+    assert 0.3 < rises.mean() < 0.7  # which batch comes when is random
 
 
 @pytest.mark.parametrize("text", ["get the brush .", "get\u2028the brush .", "get\u0085the brush ."])

@@ -26,7 +26,10 @@ def tensors(policy: Policy) -> Tensors:
 def made(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shards: str = "5GB") -> Policy:
     folder.mkdir()
     tokenizer = town.tokenizer()
-    town.untrained(seed, tokenizer).to(dtype).save_pretrained(folder, max_shard_size=shards)
+    model = town.untrained(seed, tokenizer).to(dtype)
+    with torch.no_grad():
+        model.lm_head.weight[0, seed] = -0.0  # 1·(−0) + 0·b is +0: arithmetic would lose a bit
+    model.save_pretrained(folder, max_shard_size=shards)
     tokenizer.save_pretrained(folder)
     return policies.describe(folder, Policy(path=folder, digest="", name=f"{seed}", kind="step", step=2))
 

@@ -212,6 +212,7 @@ def test_our_head_equals_trls_in_values_and_gradients(policy: Policy, compute: C
         found.append(([getattr(told, name) for name in fields], [p.grad for p in model.parameters()]))
         assert torch.equal(model(input_ids=ids).logits, policies.load(policy, compute)[0](input_ids=ids).logits)
     (ours, our_slopes), (theirs, their_slopes) = found
+    assert [name for name, value in zip(fields, ours, strict=True) if value.requires_grad] == ["loss", "log_probs"]
     for name, a, b in zip(fields, ours, theirs, strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
     for a, b in zip(our_slopes, their_slopes, strict=True):

@@ -1,0 +1,170 @@
+"""The house keeps its rules: who may import whom, what lies where, and that no room grows too large."""
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models import recipe
+from tasks import store
+
+ROOT = Path(__file__).parent.parent
+STOREYS = ("flows", "tasks", "models")
+FORBIDDEN = {
+    "models": {"prefect", "mlflow", "tasks", "flows"},
+    "tasks": {"flows"},
+    "flows": {"torch", "trl", "transformers", "peft", "datasets", "mlflow"},
+}
+LIGHT = ("models/recipe.py", "models/artifacts.py", "models/errors.py")
+"""Imported by everything, so they import no tensors."""
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
+
+
+def modules(storey: str) -> list[Path]:
+    return sorted((ROOT / storey).rglob("*.py"))
+
+
+def imported(path: Path, *, everywhere: bool = True) -> Iterator[str]:
+    """Yield the dotted names that a file imports, by import statement or by name; `everywhere`: in functions too."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; name the storey"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            yield ast.literal_eval(node.args[0])
+
+
+def tops(path: Path, *, everywhere: bool = True) -> set[str]:
+    return {name.split(".")[0] for name in imported(path, everywhere=everywhere)}
+
+
+@pytest.mark.parametrize("storey", STOREYS)
+def test_a_storey_imports_only_from_below(storey: str) -> None:
+    assert len(modules(storey)) > 2
+    for path in modules(storey):
+        assert not tops(path) & FORBIDDEN[storey], path
+
+
+def test_only_tracking_speaks_to_mlflow() -> None:
+    speaks = {str(path.relative_to(ROOT)) for storey in STOREYS for path in modules(storey) if "mlflow" in tops(path)}
+    assert speaks == {"tasks/tracking.py"}
+
+
+def test_only_flows_and_tasks_know_prefect() -> None:
+    knows = {path.parent.name for storey in STOREYS for path in modules(storey) if "prefect" in tops(path)}
+    assert knows == {"flows", "tasks"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_everything_imports_is_light(name: str) -> None:
+    assert not tops(ROOT / name) & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("models.recipe, models.artifacts, models.errors", {*HEAVY, "prefect", "mlflow", "scipy"}),
+        ("flows.__main__", {*HEAVY, "prefect", "mlflow"}),
+        ("tasks.store", {*HEAVY, "prefect", "mlflow"}),
+        ("tasks.launch", {*HEAVY, "prefect", "mlflow"}),
+    ],
+)
+def test_importing_stays_light(module: str, absent: set[str]) -> None:
+    code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not absent & set(json.loads(told.stdout))
+
+
+def test_the_flow_needs_no_tensors() -> None:
+    code = "import sys, json, flows.align; print(json.dumps(sorted(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "trl", "transformers"} & set(json.loads(told.stdout.splitlines()[-1]))
+
+
+def test_the_yard_is_no_package_and_shadows_nothing() -> None:
+    """With `mlflow/__init__.py`, `import mlflow` from the root finds the yard, and `mlflow server` dies."""
+    yard = [path for path in (ROOT / "mlflow").rglob("*") if "__pycache__" not in path.parts]
+    assert yard
+    for path in yard:
+        assert path.name not in ("__init__.py", "conftest.py") and not path.name.startswith("test_"), path
+        if path.suffix == ".py" or path.is_dir():
+            assert path.stem not in sys.stdlib_module_names, path
+    code = "import mlflow; print(mlflow.__file__, mlflow.__version__)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in told.stdout
+
+
+def test_tests_are_flat_and_no_package() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
+    assert not [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent != ROOT / "tests"]
+
+
+def test_packages_are_listed_by_hand() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(STOREYS)
+    assert "--import-mode=importlib" in project["tool"]["pytest"]["ini_options"]["addopts"]
+    assert "mlflow" in project["tool"]["ruff"]["lint"]["isort"]["known-third-party"]
+    assert "INP001" not in project["tool"]["ruff"]["lint"]["select"]
+    for storey in STOREYS:
+        assert (ROOT / storey / "__init__.py").is_file()
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    rooms = [path for room in (*STOREYS, "mlflow", "tests", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    assert {str(p.relative_to(ROOT)): n for p in rooms if (n := len(p.read_text("utf-8").splitlines())) > 400} == {}
+
+
+# The recipe, as a file and as a form
+
+
+def test_the_form_of_a_recipe_has_no_union() -> None:
+    """Prefect draws Optional and Union badly."""
+    text = json.dumps(recipe.Recipe.model_json_schema())
+    assert '"properties"' in text
+    for word in ("anyOf", "oneOf", '"null"'):
+        assert word not in text
+
+
+def test_every_field_of_a_recipe_has_a_title_and_a_sentence() -> None:
+    schema = recipe.Recipe.model_json_schema()
+    records = [schema, *(record for record in schema["$defs"].values() if "properties" in record)]
+    assert len(records) > 8
+    for record in records:
+        for name, field in record["properties"].items():
+            assert field.get("description"), f"{record['title']}.{name}"
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_a_shipped_recipe_is_valid_and_named_as_its_file(name: str) -> None:
+    read = recipe.read(name)
+    assert read.name == name
+    assert recipe.Recipe.model_validate_json(read.model_dump_json(by_alias=True)) == read
+
+
+def test_recipes_are_shipped() -> None:
+    assert "quickstart" in recipe.shipped()
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    assert package == {"flows": ["recipes/*.toml"]} and all(
+        p.parent.name == "recipes" for p in recipe.shipped().values()
+    )
+
+
+def test_every_stage_has_a_version_and_exists() -> None:
+    """A stage is named by text; the text must name a function that takes `out`."""
+    from tasks.run import VERSIONS
+
+    for name in VERSIONS:
+        module, function = name.split(".")
+        tree = ast.parse((ROOT / "models" / f"{module}.py").read_text("utf-8"))
+        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+        assert found and "out" in [argument.arg for argument in found[0].args.args], name
+    assert store.MANIFEST == "manifest.json"
