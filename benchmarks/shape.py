@@ -53,8 +53,8 @@ def main() -> None:
     mixed = np.array([[at(tree, name, SAFE) for name in ["helpful", *merges, steps[-1]]] for tree in trees])
     inside = int(((mixed[:, 1:-1] >= mixed[:, :1]) & (mixed[:, 1:-1] <= mixed[:, -1:])).sum())
     print(
-        f"- merges: Page's trend test p = {stats.page_trend_test(mixed).pvalue:.2g}; between their parents in {inside} of "
-        f"{mixed[:, 1:-1].size} cases"
+        f"- merges: Page's trend test p = {stats.page_trend_test(mixed).pvalue:.2g}; "
+        f"between their parents in {inside} of {mixed[:, 1:-1].size} cases"
     )
     champions = sum((tree["registry"] or {"alias": ""})["alias"] == "champion" for tree in trees)
     print(f"- champions: {champions} of {len(trees)}")
