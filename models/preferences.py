@@ -13,8 +13,9 @@ from typing import Any
 
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
+from models.neighbours import Neighbourhood, text_of
 from models.readers import PKU_LABEL, Judged, Pair, Row, Unusable, alone, format_of, rows, unpaired
-from models.recipe import Data
+from models.recipe import Contaminated, Data
 from models.tokens import Message
 
 TRAIN, HELDOUT = ("train",), ("validation", "test")
@@ -67,11 +68,13 @@ def prepare(
     finally:
         for file in files.values():
             file.close()
+    near, inside = _kept_apart(out, sources, config)
+    counts["train"] -= near + inside
     for split, most in (("train", limit), ("validation", config.heldout), ("test", config.heldout)):
         counts[f"{split}, over the limit"] = _keep(out / f"{split}.jsonl", most)
         counts[split] -= counts[f"{split}, over the limit"]
     duplicates = reasons.pop(DUPLICATE, 0)
-    bad, good = sum(reasons.values()), sum(counts.values())
+    bad, good = sum(reasons.values()), sum(counts.values()) + near + inside
     if bad > config.bad_rows * (good + bad):
         why, times = reasons.most_common(1)[0]
         raise BadData(
@@ -90,6 +93,8 @@ def prepare(
         "over_the_limit": {split: counts[f"{split}, over the limit"] for split in SPLITS},
         "quarantined": dict(reasons),
         "duplicates": duplicates,
+        "near_a_heldout_prompt": near,
+        "inside_a_suite": inside,
         "contradictions": noted["contradictions"],
         "multi_turn": _share(noted["multi_turn"], noted["pairs"]),
         "chosen_is_longer": _share(noted["longer"], noted["pairs"]),
@@ -118,11 +123,41 @@ def judged(path: Path) -> Iterator[Judged]:
 
 def split_of(prompt: list[Message], config: Data) -> str:
     """Return train, validation or test for a prompt, whatever else the data hold."""
-    text = config.salt + "\n" + " ".join("\n".join(m["content"] for m in prompt).lower().split())
+    text = config.salt + "\n" + text_of(prompt)
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
     if place < config.test:
         return "test"
     return "validation" if place < config.test + config.validation else "train"
+
+
+def _kept_apart(out: Path, sources: Sources, config: Data) -> tuple[int, int]:
+    """Drop training rows whose prompt is nearly a held-out prompt, or stands in a suite; return how many of each.
+
+    Raises:
+        BadData: a training prompt stands in a suite, and the recipe says to fail.
+    """
+    suites = [path for split in HELDOUT for path in sources.suites(split).values()]
+    asked = (json.loads(line)["prompt"] for path in suites for line in path.read_text("utf-8").splitlines())
+    suite = Neighbourhood((text_of([Message(role="user", content=p)]) for p in asked), config.near_duplicates)
+    held = (text_of(pair.prompt) for split in HELDOUT for pair in pairs(out / f"{split}.jsonl"))
+    apart = Neighbourhood(held, config.near_duplicates)
+    near = inside = 0
+    dropped = out / "train.new"
+    with (out / "train.jsonl").open("rb") as old, dropped.open("wb") as new:
+        for line in old:
+            text = text_of(json.loads(line)["prompt"])
+            in_suite, is_near = suite.holds(text), apart.holds(text)
+            inside += in_suite
+            near += is_near and not in_suite
+            if not (in_suite or is_near):
+                new.write(line)
+    if inside and config.contaminated is Contaminated.fail:
+        raise BadData(
+            f"{inside} training rows have a prompt that stands in an evaluation suite, or nearly so; take them out, "
+            "or set data.contaminated = 'drop' to leave them out of training"
+        )
+    dropped.rename(out / "train.jsonl")
+    return near, inside
 
 
 def _keep(path: Path, most: int) -> int:

@@ -163,6 +163,27 @@ class Merge(Record):
         return values
 
 
+class Contaminated(StrEnum):
+    """What to do with training prompts that stand in an evaluation suite."""
+
+    fail = "fail"
+    drop = "drop"
+
+
+class Suites(Record):
+    """Files of prompts to answer: JSON, JSONL or CSV with `prompt` and, if you like, `category`.
+
+    Half of each suite's prompts choose, the other half test, by a hash of the prompt.
+    """
+
+    helpful: str = Field("", title="Helpful")
+    """Prompts that deserve help; empty means none."""
+    harmless: str = Field("", title="Harmless")
+    """Prompts that invite harm; empty means none."""
+    over_refusal: str = Field("", title="Over-refusal")
+    """Prompts that only look unsafe; empty means none."""
+
+
 class Data(Record):
     """How raw comparisons become pairs."""
 
@@ -172,6 +193,11 @@ class Data(Record):
     """Share of the prompt clusters kept for reporting, from 0 to below 1."""
     salt: str = Field("sacpo", title="Salt")
     """Splits follow a hash of the prompt with this salt: new data never move a test prompt into training."""
+    near_duplicates: float = Field(0.8, gt=0, le=1, title="Near-duplicates")
+    """A training prompt is dropped if its word triples overlap this much (Jaccard) with a held-out prompt's; above 0,
+    and 1 compares the exact words only."""
+    contaminated: Contaminated = Field(Contaminated.fail, title="Training prompts in a suite")
+    """What to do if a training prompt, or nearly it, stands in an evaluation suite: `fail` before training, or `drop`."""
     bad_rows: float = Field(0.02, ge=0, lt=1, title="Bad rows allowed")
     """Share of rows that may be quarantined, from 0 to below 1; more stops the run before training."""
     heldout: int = Field(0, ge=0, title="Held-out pairs")
@@ -191,6 +217,8 @@ class Evaluation(Record):
 
     judge: str = Field("", title="Judge")
     """`town` for the embedded world's exact scores; empty means no judge: the verdict will be `undecided`."""
+    suites: Suites = Field(Suites(), title="Suites")
+    """Prompts to answer; the embedded world brings its own."""
     max_new_tokens: int = Field(512, ge=1, title="Longest answer in tokens")
     """Answers are cut here, at least 1."""
     temperature: float = Field(0.0, ge=0, title="Temperature")
