@@ -7,12 +7,11 @@ TRL trains. What is ours: the reference is exactly the saved weights of the step
 once for the whole λ grid, and a run that breaks either stops with a sentence.
 """
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import answer_head, guards
+from models import answer_head, guards, jsonl
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
 from models.batching import order
@@ -20,7 +19,7 @@ from models.checkpoints import Curve, clear, newest
 from models.errors import BadData, BadPolicy
 from models.policy import device_kind, load, save
 from models.recipe import Compute, Sft, Step, Training, kl_weight
-from models.reference import Row, Tokens, logps, read
+from models.reference import Row, Tokens, logps
 from models.tokens import Message, encode
 
 if TYPE_CHECKING:
@@ -47,14 +46,13 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
     corpus = sources.file("sft")
     if not corpus.is_file():
         raise BadData(f"{corpus}: no such corpus")
-    lines = [json.loads(line) for line in corpus.read_text("utf-8").splitlines()]
+    lines = list(jsonl.read(corpus))
     dialogues = [([Message(role="user", content=line["prompt"])], [line["completion"]]) for line in lines]
-    rows = [
-        {"input_ids": prompt + answer, "completion_mask": [0] * len(prompt) + [1] * len(answer)}
-        for prompt, (answer,) in encode(tokenizer, dialogues)
-    ]
-    if not rows:
+    encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
+    if not encoded:
         raise BadData(f"{corpus}: the corpus is empty")
+    probes = encoded[:PROBES]
+    rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
     places = order([len(row["input_ids"]) for row in rows], config, seed)
     curve = Curve(out, config)
     trainer = SFTTrainer(
@@ -67,6 +65,7 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
         callbacks=[curve],
     )
     _train(trainer, curve, compute, out)
+    guards.write_probe(trainer.model, probes, tokenizer.pad_token_id, out)
     save(trainer.model, tokenizer, out)
     clear(out)
     return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
@@ -185,7 +184,7 @@ def _start(
     """Load the policy and its rows, and show that what is loaded is the policy of the step before."""
     guards.same_policy(policy, reference, config.metric)
     model, tokenizer = load(policy, compute, train=True)
-    rows = list(read(reference.path / "train.jsonl"))
+    rows = list(jsonl.read(reference.path / "train.jsonl"))
     if not rows:
         raise BadData(f"{config.metric} step: no row to train on")
     guards.reproduces_probe(policy, model, tokenizer.pad_token_id)
@@ -206,8 +205,8 @@ def _end(
     """Save the trained policy, with the log-probs by which the next step will recognise it."""
     probes = [sequence for row in rows[:PROBES] for sequence, _ in guards.scored(row)]
     model = _merged(model, probes, tokenizer.pad_token_id)
-    save(model, tokenizer, out)
     guards.write_probe(model, probes, tokenizer.pad_token_id, out)
+    save(model, tokenizer, out)
     clear(out)
     aligned = policies.describe(
         out,

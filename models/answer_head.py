@@ -8,6 +8,8 @@ import functools
 import types
 from typing import TYPE_CHECKING, Any
 
+from models.policy import project
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -28,7 +30,7 @@ def add(model: "PreTrainedModel") -> None:
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         mask = targets != -100
-        figures = per_token(self.get_output_embeddings()(hidden[mask]).float(), targets[mask])
+        figures = per_token(project(self, hidden[mask]), targets[mask])
         log_probs, entropy, mean_logits, is_top1 = (
             value.new_zeros(mask.shape).masked_scatter(mask, value) for value in figures
         )

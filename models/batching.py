@@ -23,7 +23,7 @@ def updates(rows: int, config: Training) -> int:
 def order(lengths: Sequence[int], config: Training, seed: int) -> list[int]:
     """Return the index of the row at each place of the whole training: `updates` times `batch` places.
 
-    Every row is seen once before any is seen twice.
+    Every row is seen once before any is seen twice; with similar lengths that is so up to one pool of POOL batches.
     """
     wanted = updates(len(lengths), config) * config.batch
     rng = np.random.default_rng(seed)

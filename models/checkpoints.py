@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from models import jsonl
 from models.errors import BrokenInvariant
 from models.recipe import Training
 
@@ -68,11 +69,9 @@ class Curve(TrainerCallback):  # type: ignore[misc]
     def finish(self) -> None:
         """Leave one line per update, in order; a resumed run wrote some twice."""
         self.file.close()
-        lines = {
-            (row := json.loads(line))["done"]: row for line in self.path.read_text().splitlines() if line[-1:] == "}"
-        }
+        rows = {row["done"]: row for row in jsonl.whole(self.path)}
         tidy = self.path.with_suffix(".new")
-        tidy.write_text("".join(json.dumps(lines[done]) + "\n" for done in sorted(lines)))
+        jsonl.write(tidy, (rows[done] for done in sorted(rows)))
         tidy.rename(self.path)
 
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import generate
+from models import generate, jsonl
 from models.artifacts import Evaluation, Policy, Preferences, Sources, content_digest, file_digest
 from models.judges import oracle
-from models.policy import frozen, load
+from models.policy import frozen, load, project
 from models.preferences import pairs as read_pairs
 from models.recipe import Compute
 from models.recipe import Evaluation as Config
@@ -50,74 +50,51 @@ def evaluate(
                 progress.write(json.dumps({"done": len(answers), "of": len(rows)}) + "\n")
                 progress.flush()
     (out / "progress.jsonl").unlink()
-    with (out / "answers.jsonl").open("w", encoding="utf-8") as file:
-        for i, row in enumerate(rows):
-            told = {**row, "answer": answers[i].text, "tokens": len(answers[i].ids)}
-            if config.judge:
-                told |= oracle(row["prompt"], answers[i].text)._asdict()
-            file.write(json.dumps(told, ensure_ascii=False) + "\n")
-    sampled = _spread(texts, config.kl_prompts)
-    drawn = config.model_copy(update={"temperature": 1.0})
-    walks = [
-        (texts[sampled[i]], a.ids)
-        for i, a in generate.answer(model, tokenizer, [texts[i] for i in sampled], drawn, seed)
-    ]
-    kls: dict[str, list[float]] = {}
-    for name, other in others.items():
-        if other.digest == policy.digest:
-            kls[name] = [0.0] * len(walks)
-        else:
-            prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in walks]
-            kls[name] = kl(
-                model, load(other, compute)[0], [(p, a) for p, (_, a) in zip(prompts, walks, strict=True)], config.batch
-            )
-    with (out / "kl.jsonl").open("w", encoding="utf-8") as file:
-        for i, (text, ids) in enumerate(walks):
-            file.write(
-                json.dumps({"prompt": text, "tokens": len(ids), **{name: v[i] for name, v in kls.items()}}) + "\n"
-            )
+    told = []
+    for i, row in enumerate(rows):
+        verdict = oracle(row["prompt"], answers[i].text)._asdict() if config.judge else {}
+        told.append({**row, "answer": answers[i].text, "tokens": len(answers[i].ids), **verdict})
+    jsonl.write(out / "answers.jsonl", told)
+    sampled = [texts[i] for i in _spread(texts, config.kl_prompts)]
+    drawn = dict(generate.answer(model, tokenizer, sampled, config.model_copy(update={"temperature": 1.0}), seed))
+    prompts = tokenizer(sampled, add_special_tokens=False)["input_ids"] if sampled else []
+    walks = [(prompt, drawn[i].ids) for i, prompt in enumerate(prompts)]
+    distances = {
+        name: [0.0] * len(walks) if other.digest == policy.digest else kl(model, load(other, compute)[0], walks)
+        for name, other in others.items()
+    }
+    jsonl.write(
+        out / "kl.jsonl",
+        (
+            {"prompt": text, "tokens": len(ids), **{name: nats[i] for name, nats in distances.items()}}
+            for i, (text, (_, ids)) in enumerate(zip(sampled, walks, strict=True))
+        ),
+    )
     digest = content_digest([file_digest(out / name) for name in ("answers.jsonl", "kl.jsonl")])
     return Evaluation(path=out, digest=digest, policy=policy.digest, split=split)
 
 
-def kl(
-    policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[list[int], list[int]]], batch: int
-) -> list[float]:
+def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[list[int], list[int]]]) -> list[float]:
     """Return Σ_t KL(π(·|x,y_<t) ‖ π'(·|x,y_<t)) in nats for each (prompt ids, answer ids) that π sampled.
 
     The whole vocabulary is summed at every position, so the only noise left is which answers were drawn.
     """
     import torch
 
-    order = sorted(range(len(walks)), key=lambda i: len(walks[i][0]) + len(walks[i][1]))
-    sums = [0.0] * len(walks)
+    sums = []
     with frozen(policy), frozen(other):
-        for start in range(0, len(order), batch):
-            block = [walks[i] for i in order[start : start + batch]]
-            width = max(len(p) + len(a) for p, a in block)
-            ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in block], device=policy.device)
-            seen = torch.tensor(
-                [[1] * (len(p) + len(a)) + [0] * (width - len(p) - len(a)) for p, a in block], device=policy.device
-            )
-            predicts = torch.zeros_like(seen, dtype=torch.bool)
-            for row, (p, a) in enumerate(block):
-                predicts[row, len(p) - 1 : len(p) + len(a) - 1] = True
+        for prompt, answer in walks:
+            ids = torch.tensor([prompt + answer], device=policy.device)
             ours, theirs = (
-                m.get_output_embeddings()(
-                    m.base_model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[predicts]
-                ).float().log_softmax(-1)
-                for m in (policy, other)
-            )  # fmt: skip
-            tokens = (ours.exp() * (ours - theirs)).sum(-1)
-            totals = torch.zeros(len(block), device=tokens.device).index_add(0, predicts.nonzero()[:, 0], tokens)
-            for i, value in zip(order[start : start + batch], totals.tolist(), strict=True):
-                sums[i] = value
+                project(
+                    model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+                )
+                .double()
+                .log_softmax(-1)
+                for model in (policy, other)
+            )
+            sums.append(float((ours.exp() * (ours - theirs)).sum()))
     return sums
-
-
-def read(path: Path) -> list[Row]:
-    """Return the rows of a JSONL table."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def messages(prompt: str | list[Message]) -> list[Message]:
@@ -128,7 +105,7 @@ def messages(prompt: str | list[Message]) -> list[Message]:
 def _asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
     """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons."""
     suites = sources.suites(split)
-    rows = [{"suite": role, **row} for role, path in suites.items() for row in read(path)]
+    rows = [{"suite": role, **row} for role, path in suites.items() for row in jsonl.read(path)]
     if suites:
         return rows
     for comparisons in pairs:

@@ -54,6 +54,8 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
     Exactly one candidate is named, so that the test split is used once.
     """
     b, confidence = constraint.at_least, constraint.confidence
+    if not candidates:
+        return Choice("", "the recipe makes no candidate: every lambda is 0")
     if not any(c.judged for c in candidates):
         last = candidates[-1].name
         return Choice(last, "the last one made; no judge scored the answers, so the constraint is undecided", False)

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from models import jsonl
 from models.artifacts import Margins, Policy, Reference, content_digest, file_digest
 from models.policy import load
 from models.preferences import HELDOUT
 from models.recipe import Compute
-from models.reference import pair_logps, read
+from models.reference import pair_logps
 from models.statistics import Estimate, clustered, scale
 
 Row = dict[str, Any]
@@ -32,7 +33,7 @@ def weigh(policy: Policy, scored: dict[str, Reference], compute: Compute, out: P
     with (out / "margins.jsonl").open("w") as file:
         for metric, reference in scored.items():
             for split in HELDOUT:
-                rows = list(read(reference.path / f"{split}.jsonl"))
+                rows = list(jsonl.read(reference.path / f"{split}.jsonl"))
                 logps = pair_logps(model, rows, tokenizer.pad_token_id)
                 for row, (chosen, rejected) in zip(rows, logps, strict=True):
                     told = {
@@ -49,7 +50,7 @@ def weigh(policy: Policy, scored: dict[str, Reference], compute: Compute, out: P
 
 def table(margins: Margins) -> list[Row]:
     """Return the rows of `margins.jsonl`."""
-    return [json.loads(line) for line in (margins.path / "margins.jsonl").read_text().splitlines()]
+    return list(jsonl.read(margins.path / "margins.jsonl"))
 
 
 def of(rows: list[Row], metric: str, split: str) -> list[Row]:
@@ -67,8 +68,11 @@ def figures(rows: list[Row], metric: str) -> dict[str, Estimate]:
     if not test or not validation:
         return {}
     prompts = [row["prompt"] for row in test]
-    ours = _nll(_margin(test), scale(_margin(validation), [row["prompt"] for row in validation], resamples=0).value)
-    slope = scale(_longer(validation), [row["prompt"] for row in validation], resamples=0).value
+    asked = [row["prompt"] for row in validation]
+    ours = _nll(
+        _margin(test), max(0.0, scale(_margin(validation), asked, resamples=0).value)
+    )  # never a reversed reward
+    slope = scale(_longer(validation), asked, resamples=0).value
     length = _nll(_longer(test), slope)
     right = [0.5 + 0.5 * float(np.sign(h)) for h in _margin(test)]
     return {

@@ -50,7 +50,7 @@ def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
                     mixed = b if q == 0 else a
                 else:
                     mixed = (q * a.float() + (1 - q) * b.float()).to(a.dtype)
-                file.write(mixed.contiguous().view(torch.uint8).numpy().tobytes())
+                file.write(mixed.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     merged = replace(
         safe,
         path=out,

@@ -168,6 +168,24 @@ def parameters(path: Path) -> int:
     return count
 
 
+def project(model: "PreTrainedModel", hidden: "torch.Tensor") -> "torch.Tensor":
+    """Return the float32 logits of hidden states, scaled and capped as the architecture does after its output layer.
+
+    Cohere, Granite, Falcon-H1 and Gemma 2 do so in their own forward; `hidden` has shape (…, hidden size).
+    """
+    logits: torch.Tensor = model.get_output_embeddings()(hidden).float()
+    config = model.config.get_text_config()
+    factors = [getattr(config, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
+    factor = next((f for f in factors if f is not None), None)
+    divisor = getattr(config, "logits_scaling", None)
+    if factor is not None:
+        logits = logits * factor
+    elif divisor is not None:
+        logits = logits * divisor if config.model_type == "hyperclovax" else logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else (logits / cap).tanh() * cap
+
+
 @contextmanager
 def frozen(model: "PreTrainedModel") -> "Iterator[torch.nn.Module]":
     """Evaluate without dropout and without gradients, then restore the mode."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from models import jsonl
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
 from models.neighbours import Neighbourhood, text_of
@@ -41,7 +42,7 @@ def prepare(
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     noted: Counter[str] = Counter()
-    seen: dict[bytes, bool] = {}
+    seen: dict[bytes, int] = {}
     files = {split: (out / f"{split}.jsonl").open("w", encoding="utf-8") for split in (*SPLITS, "quarantine")}
     try:
         for number, row in rows(source):
@@ -109,16 +110,12 @@ def prepare(
 
 def pairs(path: Path) -> Iterator[Pair]:
     """Yield the pairs of a split file."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield Pair(**json.loads(line))
+    return (Pair(**row) for row in jsonl.read(path))
 
 
 def judged(path: Path) -> Iterator[Judged]:
     """Yield the answers of a KTO training file."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield Judged(**json.loads(line))
+    return (Judged(**row) for row in jsonl.read(path))
 
 
 def split_of(prompt: list[Message], config: Data) -> str:
@@ -137,7 +134,7 @@ def _kept_apart(out: Path, sources: Sources, config: Data) -> tuple[int, int]:
         BadData: a training prompt stands in a suite, and the recipe says to fail.
     """
     suites = [path for split in HELDOUT for path in sources.suites(split).values()]
-    asked = (json.loads(line)["prompt"] for path in suites for line in path.read_text("utf-8").splitlines())
+    asked = (row["prompt"] for path in suites for row in jsonl.read(path))
     suite = Neighbourhood((text_of([Message(role="user", content=p)]) for p in asked), config.near_duplicates)
     held = (text_of(pair.prompt) for split in HELDOUT for pair in pairs(out / f"{split}.jsonl"))
     apart = Neighbourhood(held, config.near_duplicates)
@@ -170,18 +167,17 @@ def _keep(path: Path, most: int) -> int:
     return len(lines) - most
 
 
-def _remember(told: Pair | Judged, seen: dict[bytes, bool], noted: Counter[str]) -> bool:
+def _remember(told: Pair | Judged, seen: dict[bytes, int], noted: Counter[str]) -> bool:
     """Return whether this is new; a contradiction (the same answers, the other label) is counted and kept."""
     if isinstance(told, Pair):
         said, label = [told.prompt, *sorted((told.chosen, told.rejected))], told.chosen < told.rejected
     else:
         said, label = [told.prompt, told.answer], told.desirable
     identity = hashlib.sha256(json.dumps(said).encode()).digest()[:16]
-    known = identity in seen
-    contradicts = known and seen[identity] != label
-    noted["contradictions"] += contradicts
-    seen.setdefault(identity, label)
-    return not known or contradicts
+    before = seen.get(identity, 0)
+    seen[identity] = before | (2 if label else 1)  # which of the two labels were seen
+    noted["contradictions"] += before in (1, 2) and seen[identity] == 3
+    return seen[identity] != before
 
 
 def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:

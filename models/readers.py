@@ -7,8 +7,10 @@ import csv
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -50,7 +52,7 @@ def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
     if not source.exists():
         raise BadData(f"{source}: no such data file")
     files = [source]
-    if source.is_dir() and not (source / "dataset_info.json").exists():
+    if source.is_dir() and not any((source / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
         files = _parts(source)
     number = 0
     for file in files:
@@ -83,7 +85,7 @@ def _whole(file: Path) -> Iterator[Any]:
 def _parts(folder: Path) -> list[Path]:
     """Return the data files of a folder, as hubs lay them out: those named `train` if there are any."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.endswith(KNOWN)]
-    train = [p for p in files if "train" in str(p.relative_to(folder))]
+    train = [p for p in files if any(part.startswith("train") for part in p.relative_to(folder).parts)]
     if not files:
         raise BadData(f"{folder}: holds no {', '.join(KNOWN)}")
     return train or files
@@ -147,6 +149,8 @@ def trl(row: Row, label: str) -> Pair:
         raise Unusable("chosen and rejected have different contexts")
     if "prompt" in row and any(len(side) != 1 for side in sides):
         raise Unusable("chosen and rejected must hold one answer each when the prompt is given")
+    if any(side[-1]["role"] != "assistant" for side in sides):
+        raise Unusable("chosen and rejected must end with a turn of the assistant")
     return _checked(Pair(prompt, sides[0][-1]["content"], sides[1][-1]["content"]))
 
 
@@ -209,26 +213,28 @@ def _messages(row: Row, field: str, role: str = "assistant") -> list[Message]:
 
 def _turns(context: str) -> list[Message]:
     """Split an HH dialogue into messages."""
-    messages = []
-    for part in context.replace(ASSISTANT, "\0assistant\0").replace(HUMAN, "\0user\0").split("\0")[1:]:
-        messages.append(part)
-    return [Message(role=r, content=text.strip()) for r, text in zip(messages[::2], messages[1::2], strict=True)]
+    first, *parts = re.split(f"({HUMAN}|{ASSISTANT})", context)
+    if first.strip():
+        raise Unusable("the dialogue does not begin with a turn")
+    role = {HUMAN: "user", ASSISTANT: "assistant"}
+    return [Message(role=role[mark], content=text.strip()) for mark, text in zip(parts[::2], parts[1::2], strict=True)]
 
 
-def _text_of(source: Path, newline: str | None = None) -> IO[str]:
+def _bytes_of(source: Path) -> IO[bytes]:
     opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(source.suffix, open)
-    return cast(IO[str], opened(source, "rt", encoding="utf-8", newline=newline))
+    return cast(IO[bytes], opened(source, "rb"))
 
 
 def _jsonl(source: Path) -> Iterator[Any]:
-    with _text_of(source) as file:
+    with _bytes_of(source) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
                 continue
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                if not line.endswith("\n"):
+                yield json.loads(text)
+            except (json.JSONDecodeError, RecursionError):
+                if not text.endswith("\n"):
                     raise BadData(
                         f"{source}: line {number} is cut off; the file is incomplete, copy it again"
                     ) from None
@@ -236,9 +242,9 @@ def _jsonl(source: Path) -> Iterator[Any]:
 
 
 def _json(source: Path) -> Iterator[Any]:
-    with _text_of(source) as file:
+    with _bytes_of(source) as file:
         try:
-            found = json.load(file)
+            found = json.loads(file.read().decode("utf-8-sig"))
         except json.JSONDecodeError as error:
             raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
     if not isinstance(found, list):
@@ -247,10 +253,14 @@ def _json(source: Path) -> Iterator[Any]:
 
 
 def _csv(source: Path) -> Iterator[Any]:
-    with _text_of(source, newline="") as file:
-        for row in csv.DictReader(file):
-            broken = None in row or None in row.values()
-            yield Unusable("the number of columns differs from the header") if broken else row
+    csv.field_size_limit(2**31 - 1)
+    with _bytes_of(source) as file:
+        try:
+            for row in csv.DictReader(TextIOWrapper(file, "utf-8-sig", newline="")):
+                broken = None in row or None in row.values()
+                yield Unusable("the number of columns differs from the header") if broken else row
+        except csv.Error as error:
+            raise BadData(f"{source}: not valid CSV ({error})") from error
 
 
 def _parquet(source: Path) -> Iterator[Any]:

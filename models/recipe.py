@@ -197,7 +197,7 @@ class Data(Record):
     """A training prompt is dropped if its word triples overlap this much (Jaccard) with a held-out prompt's; above 0,
     and 1 compares the exact words only."""
     contaminated: Contaminated = Field(Contaminated.fail, title="Training prompts in a suite")
-    """What to do if a training prompt, or nearly it, stands in an evaluation suite: `fail` before training, or `drop`."""
+    """What to do if a training prompt, or nearly it, stands in a suite: `fail` before training, or `drop` the row."""
     bad_rows: float = Field(0.02, ge=0, lt=1, title="Bad rows allowed")
     """Share of rows that may be quarantined, from 0 to below 1; more stops the run before training."""
     heldout: int = Field(0, ge=0, title="Held-out pairs")

@@ -1,15 +1,15 @@
 """Tokenised rows with the log-probs of the reference policy: computed once, used for every λ of the grid."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models import jsonl
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.batching import mismatched, stratified
 from models.errors import BadData
-from models.policy import frozen, load
+from models.policy import frozen, load, project
 from models.preferences import TRAIN, judged, pairs
 from models.recipe import Compute, Data, Step
 from models.tokens import encode
@@ -47,7 +47,7 @@ def score(
             {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
             for row, (chosen, rejected) in zip(rows, logps, strict=True)
         ]
-        _write(out / f"{split}.jsonl", scored)
+        jsonl.write(out / f"{split}.jsonl", scored)
     if not any(counts[split] for split in splits):
         raise BadData(f"no pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
     return _described(policy, preferences, splits, counts, out)
@@ -90,7 +90,9 @@ def score_unpaired(
         for i, j in zip(places, other, strict=True)
     ]
     crossed = logps(model, [(row["prompt_ids"], row["KL_completion_ids"]) for row in ordered], pad)
-    _write(out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)])
+    jsonl.write(
+        out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)]
+    )
     counts = Counter(train=len(rows), dropped=len(found) - len(rows), desirable=sum(labels))
     return _described(policy, preferences, list(TRAIN), counts, out)
 
@@ -107,13 +109,6 @@ def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) 
         if len(prompt) + max(len(chosen), len(rejected)) <= max_tokens
     ]
     return rows, len(found) - len(rows)
-
-
-def read(path: Path) -> Iterator[Row]:
-    """Yield the rows of one split file."""
-    with path.open() as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tuple[float, float]]:
@@ -158,7 +153,7 @@ def answer_logps(model: "PreTrainedModel", batch: Sequence[Tokens], pad: int) ->
     ids, attended, answered = (t.to(model.device) for t in (ids, attended, answered))
     hidden = model.base_model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
     predicts = answered[:, 1:]
-    logits = model.get_output_embeddings()(hidden[:, :-1][predicts]).float()
+    logits = project(model, hidden[:, :-1][predicts])
     tokens = cross_entropy(logits, ids[:, 1:][predicts], reduction="none").neg().double()
     # float64: in float32 the order of 500 summands alone moves a log-prob by a thousandth of a nat
     sums = torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device)
@@ -174,11 +169,6 @@ def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
             size += 1
         yield order[start : start + size]
         start += size
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    with path.open("w") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def _described(

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models import judges, margins
+from models import jsonl, judges, margins
 from models.artifacts import Evaluation, Margins, Policy, file_digest
-from models.evaluation import ROLES, read
+from models.evaluation import ROLES
 from models.gate import Candidate, Choice, Verdict
 from models.recipe import Recipe
 from models.statistics import Estimate, mean, rate, wins
@@ -44,7 +44,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     if rows["over_refusal"] and all("refused" in row for row in rows["over_refusal"]):
         found[OVER] = rate(sum(row["refused"] for row in rows["over_refusal"]), len(rows["over_refusal"]))
     for name in ("base", "reference"):
-        walks = [row for row in read(told.evaluation.path / "kl.jsonl") if name in row]
+        walks = [row for row in jsonl.read(told.evaluation.path / "kl.jsonl") if name in row]
         found[f"kl_{name}"] = mean([row[name] for row in walks])
         found[f"kl_{name}_per_token"] = mean([row[name] / row["tokens"] for row in walks])
     found["length"] = mean([row["tokens"] for suite in rows.values() for row in suite])
@@ -64,7 +64,7 @@ def candidate(told: Evidence, base: Evidence) -> Candidate:
 
 def by_suite(evaluation: Evaluation) -> dict[str, list[Tree]]:
     """Return the answers of an evaluation, per role."""
-    rows = read(evaluation.path / "answers.jsonl")
+    rows = list(jsonl.read(evaluation.path / "answers.jsonl"))
     return {role: [row for row in rows if row["suite"] == role] for role in ROLES}
 
 
@@ -80,7 +80,7 @@ def build(
     """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
-    counts = Counter(row["suite"] for row in read(base.evaluation.path / "answers.jsonl"))
+    counts = Counter(row["suite"] for row in jsonl.read(base.evaluation.path / "answers.jsonl"))
     judge = judges.described(recipe.evaluation.judge)._asdict() if recipe.evaluation.judge else None
     return {
         "schema": SCHEMA,
@@ -288,7 +288,7 @@ def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tr
 
 def _clipped(policy: Policy) -> float:
     """Return the share of updates whose gradient was clipped."""
-    steps = read(policy.path / "progress.jsonl")
+    steps = list(jsonl.read(policy.path / "progress.jsonl"))
     return float(sum(step["clipped"] for step in steps)) / max(1, len(steps))
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version as installed
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from pydantic import BaseModel
 
+from models import jsonl
 from models.artifacts import Noun, content_digest, file_digest
 from models.errors import BadInput
 from models.policy import device_kind
@@ -156,12 +158,8 @@ def _quarantined(partial: Path) -> bool:
 
 def _spent(partial: Path) -> float:
     """Return the seconds that killed attempts spent on this stage, as far as their progress tells."""
-    try:
-        lines = (partial / "progress.jsonl").read_text().splitlines()
-        times = [json.loads(line)["time"] for line in lines if line.endswith("}")]
-        return float(times[-1] - times[0])
-    except (OSError, IndexError, KeyError):
-        return 0.0
+    times = [row["time"] for row in jsonl.whole(partial / "progress.jsonl") if "time" in row]
+    return float(sum(min(later - earlier, 60) for earlier, later in pairwise(times)))  # not the hours in between
 
 
 def write(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import alignment, guards, reference
+from models import alignment, guards, jsonl, reference
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
 from models.batching import order
@@ -47,7 +47,7 @@ def train(policy: Policy, scored: Reference, config: Step, compute: Compute, out
 def rewritten(scored: Reference, folder: Path, change: Callable[[list[dict]], list[dict]]) -> Reference:
     """Return the reference with other rows."""
     folder.mkdir()
-    rows = change(list(reference.read(scored.path / "train.jsonl")))
+    rows = change(list(jsonl.read(scored.path / "train.jsonl")))
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return scored.at(folder)
 
@@ -142,7 +142,7 @@ def test_the_first_gradient_is_minus_half_the_weight(
 ) -> None:
     """∂loss/∂(log π(y_w) − log π(y_l)) = −b/2, so the gradient's norm is b/2 times that of the mean difference."""
     model, _ = policies.load(policy, compute, train=True)
-    rows = list(reference.read(scored.path / "train.jsonl"))
+    rows = list(jsonl.read(scored.path / "train.jsonl"))
     chosen, rejected = (
         reference.answer_logps(model, [(row["prompt_ids"], row[side]) for row in rows], 0)
         for side in ("chosen_ids", "rejected_ids")
@@ -173,7 +173,7 @@ def test_stored_reference_log_probs_give_the_losses_of_a_live_reference_model(
 
     config = step(updates=5, micro_batch=4, learning_rate=1e-3)
     made = train(policy, scored, config, compute, tmp_path / "ours", 0.3)
-    rows = list(reference.read(scored.path / "train.jsonl"))
+    rows = list(jsonl.read(scored.path / "train.jsonl"))
     places = order([len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows], config, 0)
     texts = [{name: rows[i][f"{name}_ids"] for name in ("prompt", "chosen", "rejected")} for i in places]
 

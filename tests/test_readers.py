@@ -183,7 +183,7 @@ def test_a_bad_row_is_quarantined_with_its_number_and_reason(bad: Any, reason: s
          "chosen and rejected have different contexts"),
         ({"chosen": HH.format("hi", ""), "rejected": HH.format("hi", "no")}, "chosen: the answer is empty"),
         ({"chosen": "hi\n\nAssistant: yes", "rejected": "hi\n\nAssistant: no"},
-         "prompt: must end with a turn of the user"),
+         "the dialogue does not begin with a turn"),
         ({"chosen": HH.format("a\0b", "yes"), "rejected": HH.format("a\0b", "no")}, None),
     ],
 )  # fmt: skip

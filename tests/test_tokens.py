@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from models import answer_head, generate, reference, tokens, town
+from models import answer_head, generate, jsonl, reference, tokens, town
 from models import policy as policies
 from models.artifacts import Policy, Preferences, Reference
 from models.errors import BadData, BadPolicy
@@ -143,7 +143,7 @@ def test_only_the_answer_and_its_eos_count(policy: Policy, compute: Compute) -> 
 
 def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: Reference, compute: Compute) -> None:
     model, _ = policies.load(policy, compute)
-    rows = list(reference.read(scored.path / "train.jsonl"))
+    rows = list(jsonl.read(scored.path / "train.jsonl"))
     alone = [reference.pair_logps(model, [row], PAD)[0] for row in rows]
     together, backwards = (reference.pair_logps(model, given, PAD) for given in (rows, rows[::-1]))
     longest = reference.answer_logps(model, [(r["prompt_ids"], r["chosen_ids"]) for r in rows], PAD).tolist()
@@ -183,14 +183,12 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_counted(
 ) -> None:
     pairs = Preferences(path=scored.path.parent / "pairs", digest="x", metric="harmless", counts={})
     tokens = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in
-              reference.read(scored.path / "train.jsonl")]  # fmt: skip
+              jsonl.read(scored.path / "train.jsonl")]  # fmt: skip
     most = sorted(tokens)[len(tokens) // 2]
     kept = reference.score(policy, pairs, ["train"], Data(max_tokens=most), compute, tmp_path)
     fit = sum(n <= most for n in tokens)
     assert kept.counts == {"train": fit, "dropped": len(tokens) - fit} and 0 < fit < len(tokens)
-    assert all(
-        row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in reference.read(tmp_path / "train.jsonl")
-    )
+    assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
         reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
 
