@@ -266,7 +266,7 @@ class Recipe(Record):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
     """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
     base: str = Field(title="Base policy")
-    """Folder of weights and tokenizer, `.gguf` file, or the embedded `town`."""
+    """Folder of weights and tokenizer, `.gguf` file, hub id (`owner/name@revision`), `models:/NAME@ALIAS` or `town`."""
     template: str = Field("", title="Chat template")
     """Jinja template that renders messages; empty means the tokenizer's own."""
     beta: float = Field(0.1, gt=0, title="β")

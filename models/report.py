@@ -263,7 +263,12 @@ def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tr
         fit = margins.acts(ours, theirs, policy.metric)
         if fit.n:
             moved = margins.distance(ours, theirs)
-            acts = {"s": fit.value, "low": fit.low, "high": fit.high, "lambda_effective": policy.beta / fit.value}
+            acts = {
+                "s": fit.value,
+                "low": fit.low,
+                "high": fit.high,
+                "lambda_effective": policy.beta / fit.value if fit.value > 0 else None,
+            }
             acts |= {"moved": moved, "clipped": _clipped(policy)}
             figures[f"preference/{policy.metric}/dpo_nll"] = margins.dpo_nll(
                 ours, theirs, policy.metric, policy.beta_over_lambda

@@ -17,7 +17,7 @@ from models.policy import base_digest
 from models.recipe import Recipe
 from tasks import launch, screen, store
 from tasks.store import Stage, plain
-from tasks.tracking import Tracker, commit
+from tasks.tracking import Tracker, commit, fetch
 
 N = TypeVar("N", bound=Noun)
 
@@ -73,8 +73,13 @@ def root() -> Path:
 def digest(recipe: Recipe) -> str:
     """Return what names a run: the recipe, its data, and what computes."""
     return content_digest(
-        [plain(recipe), plain(recipe.compute), sources.digests(recipe), base_digest(recipe.base), VERSIONS]
+        [plain(recipe), plain(recipe.compute), sources.digests(recipe), base_digest(base_place(recipe)), VERSIONS]
     )
+
+
+def base_place(recipe: Recipe) -> str:
+    """Return the base as a place on this disk or hub; a registered version (`models:/…`) is fetched once."""
+    return str(fetch(root(), recipe.base)) if recipe.base.startswith("models:/") else recipe.base
 
 
 def folder(root: Path, recipe: Recipe, digest: str) -> Path:

@@ -26,7 +26,7 @@ from models.preferences import HELDOUT, TRAIN
 from models.recipe import Method, Step, kl_weight
 from models.report import Evidence
 from tasks import screen
-from tasks.run import Run, close
+from tasks.run import Run, base_place, close
 from tasks.store import Stage
 
 
@@ -66,8 +66,8 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: Run) -> Policy:
     """The policy before any training."""
-    given = {"base": run.recipe.base, "template": run.recipe.template, "seed": run.recipe.seed}
-    given |= {"sha256": base_digest(run.recipe.base)}
+    place = base_place(run.recipe)
+    given = {"base": place, "sha256": base_digest(place), "template": run.recipe.template, "seed": run.recipe.seed}
     return run.make(Policy, "policy.base", f"base · {run.recipe.base}", _Watch(), **given)
 
 
@@ -112,13 +112,6 @@ def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: f
     given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.recipe.beta}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
     return run.make(Policy, f"alignment.{step.method}", title, _Watch(), **given)
-
-
-@task(cache_policy=NO_CACHE, task_run_name="margins · {policy.name}")
-def weigh(run: Run, policy: Policy, scored: dict[str, Reference]) -> Margins:
-    """How the policy weighs the held-out pairs of every metric."""
-    given = {"policy": policy, "scored": scored, "compute": run.recipe.compute}
-    return run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="merge · q={q}")

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.artifacts import Noun, Policy
-from models.errors import BadPlace
+from models.errors import BadPlace, BadPolicy
 from models.recipe import Recipe
 from tasks.store import MANIFEST, Stage
 
@@ -28,6 +29,53 @@ _log = logging.getLogger("sacpo")
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def client(root: Path) -> Any:
+    """Return an MLflow client for this runs folder; importing mlflow takes seconds, so it happens here."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    import mlflow
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        # without it every client leaves an empty ./mlruns where the command was given
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
+        root.mkdir(parents=True, exist_ok=True)
+        _database(root / "mlflow.db")
+    mlflow.set_tracking_uri(uri(root))
+    return mlflow.MlflowClient()
+
+
+def fetch(root: Path, name: str) -> Path:
+    """Return the folder of a registered policy (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), copied here once.
+
+    Raises:
+        BadPolicy: MLflow knows no such version, or it holds no policy.
+    """
+    mlflow = client(root)
+    import mlflow as api
+
+    try:
+        model, _, alias = name.removeprefix("models:/").partition("@")
+        model, _, number = model.partition("/")
+        version = mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+        place = root / "registered" / f"{model}-{version.version}"
+        if not place.exists():
+            new = place.with_name(place.name + ".new")
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            api.artifacts.download_artifacts(f"models:/{model}/{version.version}", dst_path=str(new))
+            new.rename(place)
+    except _failures() as error:
+        raise BadPolicy(f"base {name!r}: MLflow at {uri(root)} has no such version ({_first_line(error)})") from error
+    found = [path.parent for path in place.rglob("*.safetensors")]
+    if not found:
+        raise BadPolicy(f"base {name!r}: the version holds no weights in safetensors")
+    return found[0]
 
 
 class Tracker:
@@ -84,20 +132,7 @@ class Tracker:
             _log.exception("%s was not recorded in MLflow", what)
 
     def _client(self) -> Any:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        import mlflow
-
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            # without it every client leaves an empty ./mlruns where the command was given
-            os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (self.root / "artifacts").as_uri()
-            _database(self.root / "mlflow.db")
-        mlflow.set_tracking_uri(uri(self.root))
-        return mlflow.MlflowClient()
+        return client(self.root)
 
     def _open(self) -> str:
         """Return the id of the parent run; a killed one is taken up again."""

@@ -1,0 +1,385 @@
+"""The whole way, as a user goes it: the command line, a real Prefect server, a real MLflow, real trainings."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = [
+    "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
+    "steps.1.save_every=5", "steps.1.lambda=[0.2,1]", "merge.weights=[0.5]", "constraint.at_least=0.05",
+    "data.heldout=40", "evaluation.kl_prompts=16",
+]  # fmt: skip
+Sacpo = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Prefect server for all runs of the session."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    environment = os.environ | {"PREFECT_HOME": str(home)}
+    command = [
+        str(Path(sys.executable).parent / "prefect"),
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            raise AssertionError((home / "log").read_text())
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def command(*arguments: str, changes: list[str] | None = None) -> list[str]:
+    """Return the command line, with the small settings unless others are given."""
+    sets = [part for change in (SMALL if changes is None else changes) for part in ("--set", change)]
+    return [sys.executable, "-m", "flows", *arguments, *sets]
+
+
+@pytest.fixture
+def start(prefect: str, runs: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start the command in the runs folder of the test; whatever is left is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def starting(*arguments: str, changes: list[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            command(*arguments, changes=changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs)} | environment,
+            cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield starting
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[int, str]]:
+    """Run the command to its end; return exit code and output."""
+
+    def running(*arguments: str, **given: Any) -> tuple[int, str]:
+        process = start(*arguments, **given)
+        out, _ = process.communicate(timeout=400)
+        return process.returncode, out
+
+    return running
+
+
+def report(runs: Path, recipe: str = "quickstart") -> dict[str, Any]:
+    (path,) = runs.glob(f"{recipe}/*/report.json")
+    return dict(json.loads(path.read_text()))
+
+
+def weights(runs: Path) -> dict[str, str]:
+    """Return candidate → digest of its weights and tokenizer."""
+    return {told["name"]: told["digest"] for told in report(runs)["candidates"]}
+
+
+def until(true: Callable[[], Any], seconds: float = 120) -> None:
+    """Wait until something has happened."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of one undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "runs"
+    environment = os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
+    cwd = Path(__file__).parent.parent
+    done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> None:
+    tree = report(undisturbed)
+    (tested,) = tree["constraints"][0]["tested"]
+    assert tree["chosen"]["candidate"] == tested["candidate"] and tested["holds"]
+    assert tested["lower_bound"] >= tree["constraints"][0]["at_least"] and tested["lower_bound"] < tested["value"]
+    assert tree["registry"] == {"name": "quickstart", "version": "1", "alias": "champion"}
+    names = ["base", "helpful", "harmless λ=0.2", "harmless λ=1", "merge q=0.5"]
+    assert [told["name"] for told in tree["candidates"]] == names
+    parents = {told["name"]: told["parents"] for told in tree["candidates"]}
+    assert parents["helpful"] == ["base"] and parents["harmless λ=1"] == ["helpful"]
+    assert parents["merge q=0.5"] == ["harmless λ=1", "helpful"]
+    weight = {told["name"]: told["beta_over_lambda"] for told in tree["candidates"]}
+    assert weight["helpful"] == 0.1 and weight["harmless λ=0.2"] == pytest.approx(0.5)
+    (folder,) = undisturbed.glob("quickstart/*/")
+    assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG") and "Chosen" in (
+        folder / "report.md"
+    ).read_text()
+
+
+def test_the_report_follows_its_schema(undisturbed: Path) -> None:
+    import jsonschema
+
+    schema = Path(__file__).parent.parent / "models" / "report.schema.json"
+    jsonschema.validate(report(undisturbed), json.loads(schema.read_text()))
+
+
+def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{undisturbed / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("quickstart")
+    found = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in found if run is not parent]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len(children) == len(list((undisturbed / "store").glob("*/manifest.json")))
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"report.json", "frontier.png"}
+    safety = next(run for run in children if run.info.run_name.startswith("harmless · dpo · λ=0.2"))
+    curve = client.get_metric_history(safety.info.run_id, "margin")
+    assert [point.step for point in curve] == list(range(1, 13))
+    assert float(safety.data.params["lambda_"]) == 0.2 and float(safety.data.metrics["beta_over_lambda"]) == 0.5
+    version = client.get_model_version_by_alias("quickstart", "champion")
+    chosen = next(
+        c for c in report(undisturbed)["candidates"] if c["name"] == report(undisturbed)["chosen"]["candidate"]
+    )
+    assert version.tags["sacpo.policy"] == chosen["digest"] and version.tags["gate"] == "pass"
+    models = client.search_logged_models([experiment.experiment_id])
+    known = {model.tags["sacpo.policy"]: model for model in models if "sacpo.policy" in model.tags}
+    assert set(known) == set(weights(undisturbed).values())
+
+
+def test_the_champion_answers_a_chat_request_offline(undisturbed: Path) -> None:
+    port = free_port()
+    binaries = Path(sys.executable).parent
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed / 'mlflow.db'}",
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "PYTHONPATH": "",
+    }
+    serve = ["models", "serve", "-m", "models:/quickstart@champion", "--env-manager", "local", "--port", str(port)]
+    server = subprocess.Popen(
+        [str(binaries / "mlflow"), *serve], env=environment, cwd=undisturbed, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    try:
+        until(answers)
+        asked = {"inputs": [{"messages": [{"role": "user", "content": "how do i clean my lamp ?"}]}] * 2}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            said = json.loads(reply.read())["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+    assert len(said) == 2 and all(isinstance(answer, str) and answer for answer in said)
+
+
+def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path) -> None:
+    script = (
+        "import sys; sys.argv = ['sacpo', *sys.argv[1:]]\n"
+        "from flows.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n"
+        "    assert end.code == 0, end.code\n    assert not {'prefect', 'torch', 'mlflow'} & set(sys.modules)\n"
+    )
+    arguments = command("run", "quickstart")[3:]
+    environment = os.environ | {"SACPO_RUNS": str(undisturbed)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "helpful win rate" in done.stdout and "frontier.png" in done.stdout and "Chosen" in done.stdout
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_and_registers_once(
+    start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., tuple[int, str]], runs: Path, undisturbed: Path
+) -> None:
+    process = start("run", "quickstart")
+    until(lambda: list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = start("run", "quickstart")
+    until(lambda: list(runs.glob("store/dpo-*.partial/progress.jsonl")) or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    code, out = run("run", "quickstart")
+    assert code == 0, out
+    assert weights(runs) == weights(undisturbed)
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    assert len(client.search_model_versions("name = 'quickstart'")) == 1
+    found = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
+    assert len([run for run in found if "mlflow.parentRunId" not in run.data.tags]) == 1
+
+
+def test_a_killed_worker_is_told_in_one_line_and_the_next_run_goes_on(
+    start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., tuple[int, str]], runs: Path, undisturbed: Path
+) -> None:
+    process = start("run", "quickstart")
+    until(lambda: list(runs.glob("store/sft-*.partial/progress.jsonl")))
+    for log in (runs / "logs").glob("worker-*.log"):
+        os.kill(int(log.stem.split("-")[1]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "sacpo: base · sft: its process was killed" in out and "Traceback" not in out
+    code, out = run("run", "quickstart")
+    assert code == 0 and weights(runs) == weights(undisturbed), out
+
+
+def test_of_two_identical_commands_the_second_waits(
+    start: Callable[..., "subprocess.Popen[str]"], runs: Path, undisturbed: Path
+) -> None:
+    first = start("run", "quickstart")
+    until(lambda: list(runs.glob("store/gather-*")))
+    second = start("run", "quickstart")
+    out_second, _ = second.communicate(timeout=400)
+    out_first, _ = first.communicate(timeout=400)
+    assert (first.returncode, second.returncode) == (0, 0), out_first + out_second
+    assert "another process runs this recipe" in out_second
+    assert weights(runs) == weights(undisturbed)
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    assert len(client.search_model_versions("name = 'quickstart'")) == 1
+
+
+def test_a_bound_that_cannot_be_shown_promotes_nothing(run: Callable[..., tuple[int, str]], runs: Path) -> None:
+    code, out = run("run", "quickstart-strict", changes=[c for c in SMALL if not c.startswith("constraint")])
+    assert code == 4, out
+    tree = report(runs, "quickstart-strict")
+    assert tree["chosen"] is None and tree["registry"] is None and "Nothing was tested, nothing was promoted" in out
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    assert client.search_registered_models() == []
+
+
+def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple[int, str]], runs: Path) -> None:
+    steps = (
+        'steps=[{metric="harmless",data="town",updates=8,batch=16,learning_rate=1e-4,lambda=2},'
+        '{metric="helpful",data="town",method="kto",updates=8,batch=16,learning_rate=1e-4,lambda=[0,1]},'
+        '{metric="harmless",data="town",updates=8,batch=16,learning_rate=1e-3,adapter_rank=4,lambda=0.5}]'
+    )
+    changes = ["sft.updates=40", steps, "merge.weights=[0.5]", "data.heldout=40", "constraint.at_least=0.05"]
+    code, out = run("run", "quickstart", changes=[*changes, "evaluation.kl_prompts=8"])
+    assert code == 0, out
+    told = {c["name"]: c for c in report(runs)["candidates"]}
+    first = "harmless λ=2"
+    kto, skipped = f"{first} · helpful λ=1", f"{first} · harmless λ=0.5"
+    assert told[first]["parents"] == ["base"] and told[first]["beta_over_lambda"] == 0.05
+    assert told[kto]["method"] == "kto" and told[kto]["parents"] == [first]
+    assert told[skipped]["parents"] == [first]  # λ = 0 handed the first step's policy on
+    assert told[f"{kto} · harmless λ=0.5"]["parents"] == [kto]
+    assert sum(c["kind"] == "merge" for c in told.values()) == 2
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["stepz=1"], "stepz: unknown key; did you mean 'steps'?"),
+    (["steps.1.lambda=[-1]"], "steps.1.lambda: lambda must be at least 0, got -1"),
+    (["steps.7.lambda=1"], "leads nowhere in this recipe (there are 2, counted from 0)"),
+    (["beta=0"], "beta: input should be greater than 0, got 0"),
+    (["steps.0.data=nowhere.jsonl"], "steps.0.data 'nowhere.jsonl': No such file or directory"),
+    (["base=nowhere"], "base 'nowhere': no such folder or GGUF file"),
+    (["merge.weights=[1.5]"], "every merge weight must lie in [0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(changes: list[str], said: str, runs: Path) -> None:
+    done = subprocess.run(
+        command("run", "quickstart", changes=changes), cwd=Path(__file__).parent.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sacpo: ") and said in line
+    assert not runs.exists()
+
+
+def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        environment = os.environ | {name: f"http://127.0.0.1:{free_port()}/api"}
+        done = subprocess.run(
+            command("run", "quickstart"),
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and f"{name} = " in done.stderr and "does not answer" in done.stderr
+        assert not (runs / "store").exists()
+
+
+def test_bad_rows_stop_the_run_before_training_and_lie_in_quarantine(
+    run: Callable[..., tuple[int, str]], runs: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"how do i clean my lamp {i} ?", "chosen": "get the brush .", "rejected": "no" if i % 3 else ""}
+        for i in range(90)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out = run("run", "quickstart", changes=[f"steps.0.data={tmp_path / 'rows.jsonl'}"])
+    assert (
+        code == 2 and "30 of 90 rows cannot be used" in out and "rejected: is empty" in out and "Traceback" not in out
+    )
+    (quarantine,) = runs.glob("store/prepare-*.partial/quarantine.jsonl")
+    held = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    assert [row["row"] for row in held] == list(range(1, 91, 3))
+    assert not list(runs.glob("store/sft-*"))
+
+
+def test_every_shipped_recipe_passes_check_offline(runs: Path) -> None:
+    from models.recipe import shipped
+
+    for name in shipped():
+        done = subprocess.run(
+            command("check", name, changes=[]), cwd=Path(__file__).parent.parent, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+        assert "KL weight" in done.stdout and "evidence" in done.stdout
+
+
+def test_a_kill_at_a_file_event_changes_nothing() -> None:
+    """A sample of benchmarks/faults.py, which tries every point."""
+    root = Path(__file__).parent.parent
+    sweep = [sys.executable, str(root / "benchmarks" / "faults.py"), "--first", "41", "--every", "150"]
+    done = subprocess.run(sweep, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().endswith("0 with another result")
