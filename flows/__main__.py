@@ -1,6 +1,7 @@
 """The command line: `sacpo run RECIPE`, one verb per flow. Heavy imports come after parsing."""
 
 import errno
+import http.client
 import os
 import sys
 import urllib.error
@@ -164,7 +165,7 @@ def _answers(name: str, address: str, health: str) -> None:
         urllib.request.urlopen(address.rstrip("/") + health, timeout=5).close()
     except urllib.error.HTTPError:
         return  # something answers; whether it lets us in is its own message
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", error)
         raise BadPlace(f"{name} = {address} does not answer ({why}); start that server, or unset {name}") from error
 
@@ -196,9 +197,13 @@ def _show(outcome: dict[str, Any]) -> None:
     console.print(
         f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.md'}", highlight=False, soft_wrap=True
     )
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI") or (
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {here}/mlflow server --workers 1 "
+        f"--backend-store-uri sqlite:///{root()}/mlflow.db --port 5000"
+    )
+    prefect = os.environ.get("PREFECT_API_URL") or f"PREFECT_HOME={root()}/prefect {here}/prefect server start"
     console.print(
-        f"MLflow:  {here}/mlflow server --backend-store-uri sqlite:///{root()}/mlflow.db --port 5000\n"
-        f"Prefect: PREFECT_HOME={root()}/prefect {here}/prefect server start",
+        f"MLflow:  {mlflow}\nPrefect: {prefect}",
         highlight=False,
         soft_wrap=True,
     )

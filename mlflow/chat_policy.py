@@ -16,7 +16,7 @@ class ChatPolicy(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load weights and tokenizer in float32."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         folder = context.artifacts["policy"]
         self.decoding = context.model_config["decoding"]
@@ -24,6 +24,7 @@ class ChatPolicy(PythonModel):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model.generation_config = GenerationConfig()  # the certified settings, not what the base came with
 
     def predict(
         self, context: Any, model_input: list[dict[str, list[dict[str, str]]]], params: Any = None
@@ -37,7 +38,11 @@ class ChatPolicy(PythonModel):
         ]
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         temperature = self.decoding["temperature"]
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature
+            else {"do_sample": False}
+        )
         with torch.inference_mode():
             written = self.model.generate(
                 input_ids=batch["input_ids"],

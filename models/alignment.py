@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import answer_head, guards, jsonl
+from models import answer_head, guards, jsonl, readers
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
 from models.batching import order
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROBES = 16
+PROBES = 4
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
 
 
@@ -44,13 +44,8 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
 
     model, tokenizer = load(policy, compute, train=True)
     corpus = sources.file("sft")
-    if not corpus.is_file():
-        raise BadData(f"{corpus}: no such corpus")
-    lines = list(jsonl.read(corpus))
-    dialogues = [([Message(role="user", content=line["prompt"])], [line["completion"]]) for line in lines]
+    dialogues = [_taught(corpus, number, row) for number, row in readers.rows(corpus)]
     encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
-    if not encoded:
-        raise BadData(f"{corpus}: the corpus is empty")
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
     places = order([len(row["input_ids"]) for row in rows], config, seed)
@@ -69,6 +64,13 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
     save(trainer.model, tokenizer, out)
     clear(out)
     return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
+
+
+def _taught(corpus: Path, number: int, row: Any) -> tuple[list[Message], list[str]]:
+    """Return prompt and answer of one row of a corpus."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
+        raise BadData(f"{corpus}: row {number} needs a `prompt` and a `completion`, both text")
+    return [Message(role="user", content=row["prompt"])], [row["completion"]]
 
 
 def dpo(

@@ -35,6 +35,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         self.path = out / PROGRESS
         self.config = config
         self.file = self.path.open("a")
+        self.file.write("\n" if self.path.stat().st_size else "")  # a kill may have left half a line
         self.started = time.monotonic()
 
     def on_log(

@@ -55,7 +55,7 @@ def evaluate(
         verdict = oracle(row["prompt"], answers[i].text)._asdict() if config.judge else {}
         told.append({**row, "answer": answers[i].text, "tokens": len(answers[i].ids), **verdict})
     jsonl.write(out / "answers.jsonl", told)
-    sampled = [texts[i] for i in _spread(texts, config.kl_prompts)]
+    sampled = [texts[i] for i in _spread(texts, config.kl_prompts if others else 0)]
     drawn = dict(generate.answer(model, tokenizer, sampled, config.model_copy(update={"temperature": 1.0}), seed))
     prompts = tokenizer(sampled, add_special_tokens=False)["input_ids"] if sampled else []
     walks = [(prompt, drawn[i].ids) for i, prompt in enumerate(prompts)]

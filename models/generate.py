@@ -38,7 +38,7 @@ def answer(
     and are never cut at a blank line. Temperature 0 is greedy.
     """
     import torch
-    from transformers import LogitsProcessor, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
     class Gumbel(LogitsProcessor):  # type: ignore[misc]
         """logits/T + noise, one generator per prompt."""
@@ -55,6 +55,7 @@ def answer(
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    own, model.generation_config = model.generation_config, GenerationConfig()  # nothing that the base came with
     with frozen(model):
         for start in range(0, len(order), config.batch):
             block = order[start : start + config.batch]
@@ -77,6 +78,7 @@ def answer(
                 end = row.index(eos) + 1 if eos in row else len(row)
                 kept = row[:end]
                 yield i, Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept)
+    model.generation_config = own
 
 
 def noise_seed(seed: int, prompt: str) -> int:

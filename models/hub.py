@@ -9,12 +9,15 @@ from models.errors import BadInput
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*"]
 """What is fetched of a model: never code, never pickled weights."""
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml")
 ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
 
 
 def is_name(place: str) -> bool:
     """Return whether this names a hub repository (`owner/name` or `owner/name@revision`) and nothing on this disk."""
-    return NAME.fullmatch(place) is not None and not Path(place).expanduser().exists()
+    path = Path(place).expanduser()
+    of_a_file = place.endswith(FILES) or path.parent.is_dir()
+    return NAME.fullmatch(place) is not None and not of_a_file
 
 
 def local(place: str, kind: str) -> Path:

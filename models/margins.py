@@ -75,8 +75,10 @@ def figures(rows: list[Row], metric: str) -> dict[str, Estimate]:
     slope = scale(_longer(validation), asked, resamples=0).value
     length = _nll(_longer(test), slope)
     right = [0.5 + 0.5 * float(np.sign(h)) for h in _margin(test)]
+    guessed = [0.5 + 0.5 * float(np.sign(slope * longer)) for longer in _longer(test)]
     return {
         f"preference/{metric}/accuracy": clustered(right, prompts),
+        f"preference/{metric}/accuracy_length": clustered(guessed, prompts),
         f"preference/{metric}/nll": clustered(ours.tolist(), prompts),
         f"preference/{metric}/nll_length": clustered(length.tolist(), prompts),
         f"preference/{metric}/nll_minus_length": clustered((ours - length).tolist(), prompts),

@@ -99,7 +99,11 @@ def _sources(recipe: Recipe, folder: Path, errors: list[str]) -> Sources | None:
         except BadInput as error:
             errors.append(str(error))
             del named[role]
-    return sources.gather(named, sha256, recipe.seed, folder) if named else None
+    try:
+        return sources.gather(named, sha256, recipe.seed, folder) if named else None
+    except BadInput as error:
+        errors.append(str(error))
+        return None
 
 
 def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: list[str]) -> tuple[int, float]:

@@ -1,9 +1,10 @@
 """Weights and tokenizer, in and out; every policy is named by a digest of both."""
 
+import ctypes
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "*.safetensors"
 TOKENIZER = ("tokenizer.json", "chat_template.jinja")
+CONFIGS = ("config.json", "generation_config.json")
+VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "local_files_only")
+"""Settings that say who wrote the file, not what the policy is."""
 
 
 def device_kind(wanted: Device) -> str:
@@ -29,7 +33,7 @@ def device_kind(wanted: Device) -> str:
     Raises:
         BadPolicy: cuda was asked for and there is none.
     """
-    if wanted is Device.cpu or (wanted is Device.auto and installed("torch").endswith("+cpu")):
+    if wanted is Device.cpu or (wanted is Device.auto and not _has_driver()):
         return "cpu"  # known without the seconds that importing torch takes
     import torch
 
@@ -38,6 +42,17 @@ def device_kind(wanted: Device) -> str:
     if wanted is Device.cuda:
         raise BadPolicy("compute.device is cuda, and torch finds no CUDA device; use auto or cpu")
     return "cpu"
+
+
+def _has_driver() -> bool:
+    """Return whether torch could find an accelerator: a build for one, and the driver's library."""
+    if installed("torch").endswith("+cpu"):
+        return False
+    for library in ("libcuda.so.1", "libamdhip64.so"):
+        with suppress(OSError):
+            ctypes.CDLL(library)
+            return True
+    return False
 
 
 def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
@@ -58,10 +73,7 @@ def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
     elif place.suffix == ".gguf":
         _dequantise(place, out)
     else:
-        for file in place.resolve().iterdir():
-            if file.is_file() and file.suffix != ".bin":
-                (out / file.name).unlink(missing_ok=True)
-                (out / file.name).symlink_to(file)
+        _link(place.resolve(), out)
     if base != TOWN and base_digest(base) != sha256:
         raise BadPolicy(f"base {base!r} changed while the run was starting; start again")
     if template:
@@ -91,6 +103,20 @@ def base_digest(base: str) -> str:
         f"base {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
         f"a hub id (owner/name@revision), or `{TOWN}`"
     )
+
+
+def _link(folder: Path, out: Path) -> None:
+    """Link the weights, which may be large, and write the tokenizer as every later step will write it."""
+    from transformers import AutoTokenizer
+
+    for file in folder.iterdir():
+        if file.match(WEIGHTS) or file.name in (*CONFIGS, "model.safetensors.index.json"):
+            (out / file.name).unlink(missing_ok=True)
+            (out / file.name).symlink_to(file)
+    try:
+        AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(out)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadPolicy(f"base {str(folder)!r}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _dequantise(file: Path, out: Path) -> None:
@@ -148,9 +174,14 @@ def describe(path: Path, policy: Policy) -> Policy:
 
 
 def digest(path: Path) -> str:
-    """Return one sha256 over weights, vocabulary and template of a folder."""
+    """Return one sha256 over weights, vocabulary, template and configuration of a folder."""
     files = sorted([*path.glob(WEIGHTS), *(path / name for name in TOKENIZER if (path / name).exists())])
-    return content_digest({file.name: file_digest(file) for file in files})
+    told: dict[str, object] = {file.name: file_digest(file) for file in files}
+    for name in (*CONFIGS, "tokenizer_config.json"):
+        if (path / name).exists():
+            settings = json.loads((path / name).read_text("utf-8"))
+            told[name] = {key: value for key, value in settings.items() if key not in VOLATILE}
+    return content_digest(told)
 
 
 def vocabulary_digest(path: Path) -> str:

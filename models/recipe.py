@@ -53,7 +53,9 @@ class Device(StrEnum):
 class Record(BaseModel):
     """Base of all records: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True
+    )
 
 
 class Training(Record):
@@ -170,6 +172,13 @@ class Contaminated(StrEnum):
     drop = "drop"
 
 
+class Judge(StrEnum):
+    """Who scores the answers."""
+
+    none = ""
+    town = "town"
+
+
 class Suites(Record):
     """Files of prompts to answer: JSON, JSONL or CSV with `prompt` and, if you like, `category`.
 
@@ -215,7 +224,7 @@ class Data(Record):
 class Evaluation(Record):
     """How candidates answer, and how many prompts they answer."""
 
-    judge: str = Field("", title="Judge")
+    judge: Judge = Field(Judge.none, title="Judge")
     """`town` for the embedded world's exact scores; empty means no judge: the verdict will be `undecided`."""
     suites: Suites = Field(Suites(), title="Suites")
     """Prompts to answer; the embedded world brings its own."""
@@ -245,7 +254,7 @@ class Constraint(Record):
 class Registry(Record):
     """Where the winner goes."""
 
-    name: str = Field("", title="Model name")
+    name: str = Field("", pattern=r"^[^/:@]*$", title="Model name")
     """Registered model in MLflow; empty means the recipe's name."""
 
 
@@ -289,6 +298,13 @@ class Recipe(Record):
     """The model name."""
     compute: Compute = Field(Compute(), title="Compute")
     """Device, processes, threads."""
+
+    @model_validator(mode="after")
+    def _judge_knows_the_prompts(self) -> "Recipe":
+        own = [self.sft.data, *(step.data for step in self.steps)]
+        if self.evaluation.judge is Judge.town and (TOWN not in own or any(p for _, p in self.evaluation.suites)):
+            raise ValueError("evaluation.judge = 'town' scores the town's own suites only; it needs data = 'town'")
+        return self
 
     @property
     def digest(self) -> str:

@@ -48,7 +48,7 @@ def score(
             for row, (chosen, rejected) in zip(rows, logps, strict=True)
         ]
         jsonl.write(out / f"{split}.jsonl", scored)
-    if not any(counts[split] for split in splits):
+    if "train" in splits and not counts["train"]:
         raise BadData(f"no pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
     return _described(policy, preferences, splits, counts, out)
 

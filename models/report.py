@@ -1,22 +1,25 @@
-"""What a run found, as one JSON tree that follows a schema, as Markdown, and as a picture of the frontier."""
+"""What a run found: one JSON tree that follows a schema, and the same as Markdown."""
 
 import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from models import jsonl, judges, margins
 from models.artifacts import Evaluation, Margins, Policy, file_digest
-from models.evaluation import ROLES
+from models.evaluation import ROLES, messages
 from models.gate import Candidate, Choice, Verdict
+from models.picture import SAFE, WIN, draw
 from models.recipe import Recipe
 from models.statistics import Estimate, mean, rate, wins
 
 SCHEMA = 1
 Tree = dict[str, Any]
-WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
+HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
+OVER = "over_refusal"
 
 
 class Evidence(NamedTuple):
@@ -109,6 +112,8 @@ def build(
                 ],
             }
         ],
+        "samples": _samples(candidates),
+        "distances": _distances(candidates),
         "chosen": {"candidate": choice.name, "why": choice.why} if choice.name else None,
         "why_none": "" if choice.name else choice.why,
         "registry": registry,
@@ -124,22 +129,19 @@ def write(tree: Tree, out: Path) -> None:
 
 
 def table(tree: Tree) -> list[list[str]]:
-    """Return the table of candidates as rows of text, header first."""
-    rows = [["candidate", "β/λ", "helpful win rate", "safety rate", "over-refusal", "KL to base", "β/λ acts (s)"]]
+    """Return the table of candidates as rows of text, header first; columns are the figures that this run has."""
+    known = {name for told in tree["candidates"] for name in told["metrics"]}
+    metrics = list(dict.fromkeys(name.split("/")[1] for name in sorted(known) if name.startswith("preference/")))
+    columns = [("helpful win rate", WIN), ("safety rate", SAFE), ("over-refusal", OVER)]
+    if WIN not in known:  # nobody judged: what held-out comparisons say
+        columns = [(f"{m} {short}", f"preference/{m}/{name}") for m in metrics for short, name in HELDOUT_COLUMNS]
+    rows = [["candidate", "β/λ", *(title for title, _ in columns), "KL to base", "β/λ acts (s)"]]
     for told in tree["candidates"]:
-        acts = told["beta_acts"]
         weight = f"{told['beta_over_lambda']:g}" if told["kind"] == "step" else "–"
-        figures = [_interval(told["metrics"].get(name)) for name in (WIN, SAFE, OVER)]
-        kl = told["metrics"].get("kl_base")
-        rows.append(
-            [
-                told["name"],
-                weight,
-                *figures,
-                f"{kl['value']:.2f}" if kl else "–",
-                f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]" if acts else "–",
-            ]
-        )
+        figures = [_interval(told["metrics"].get(name)) for _, name in columns]
+        kl, acts = told["metrics"].get("kl_base"), told["beta_acts"]
+        fitted = f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]" if acts else "–"
+        rows.append([told["name"], weight, *figures, f"{kl['value']:.2f}" if kl else "–", fitted])
     return rows
 
 
@@ -156,11 +158,10 @@ def decision(tree: Tree) -> str:
                 f"with confidence {constraint['confidence']:g}; the bound {constraint['at_least']:g} {holds}."
             )
     registry = tree["registry"]
-    if registry and registry["alias"]:
-        told += f" Registered as {registry['name']} version {registry['version']}, alias {registry['alias']}."
-    else:
-        told += " Nothing was promoted."
-    return told
+    if registry:
+        alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
+        return f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
+    return f"{told} Nothing was promoted."
 
 
 def markdown(tree: Tree) -> str:
@@ -174,82 +175,53 @@ def markdown(tree: Tree) -> str:
         decision(tree),
         "",
         "Intervals are two-sided, 95 %, and describe each candidate by itself; only the chosen one was tested. "
-        f"Suites: {suites} of the {split} split.",
+        + (f"Suites: {suites} of the {split} split." if suites else "No suites: figures are on held-out comparisons."),
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *_table([header, *rows]),
         "",
-        "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a step s = β/λ. Far above: the "
+        "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: the "
         "policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
-        "",
-        "![frontier](frontier.png)",
-        "",
-        "| candidate | trained against |",
-        "|---|---|",
-        *(f"| {c['name']} | {' + '.join(c['parents']) or '–'} |" for c in tree["candidates"]),
-        "",
     ]
-    return "\n".join(lines)
+    if any(told["method"] == "kto" for told in tree["candidates"]):
+        lines += [
+            "",
+            "λ of a KTO step is a knob, not the multiplier of Theorem 1, which holds for pairwise losses only.",
+        ]
+    if WIN not in tree["candidates"][0]["metrics"]:
+        lines += ["", "Accuracy and NLL say how well held-out labels are predicted; they are no safety rate."]
+    if tree["suites"] and WIN in tree["candidates"][0]["metrics"]:
+        lines += ["", "![frontier](frontier.png)"]
+    if tree["distances"]:
+        lines += [
+            "",
+            "Distance between the policies of two λ, relative to the larger distance from their reference (near 0: λ "
+            "did nothing):",
+            "",
+            *_table(
+                [
+                    ["policies", "distance"],
+                    *([f"{d['a']} – {d['b']}", f"{d['relative']:.2f}"] for d in tree["distances"]),
+                ]
+            ),
+        ]
+    made = {"base": "–", "step": "trained against ", "merge": "average of "}
+    origin = [
+        [c["name"], made[c["kind"]] + " and ".join(c["parents"]) if c["kind"] != "base" else "–"]
+        for c in tree["candidates"]
+    ]
+    lines += ["", *_table([["candidate", "made from"], *origin])]
+    for told in tree["samples"]:
+        lines += ["", f"**{_cell(told['prompt'])}**", "", *(f"- {n}: {_cell(a)}" for n, a in told["answers"].items())]
+    return "\n".join([*lines, ""])
 
 
-def draw(tree: Tree, path: Path) -> None:
-    """Draw helpful win rate against safety rate, with intervals, λ and q labelled (the paper's Figure 2)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=120)
-    shown = [c for c in tree["candidates"] if WIN in c["metrics"]]
-    colours = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
-    for line in (_chain(shown, "step"), _chain(shown, "merge")):
-        axes.plot([_at(c, SAFE) for c in line], [_at(c, WIN) for c in line], color="#bbbbbb", linewidth=1, zorder=1)
-    for told in shown:
-        x, y = told["metrics"][SAFE], told["metrics"][WIN]
-        axes.errorbar(
-            x["value"], y["value"],
-            xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
-            yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
-            fmt="o", color=colours[told["kind"]], ecolor=colours[told["kind"]] + "55", markersize=6, zorder=2,
-        )  # fmt: skip
-        label = told["name"].removeprefix("harmless ").removeprefix("merge ")
-        place = (6, -14) if told["kind"] == "merge" else (6, 6)  # below the line of merges, above the line of λ
-        axes.annotate(label, (x["value"], y["value"]), textcoords="offset points", xytext=place, fontsize=9)
-    if tree["chosen"] and (chosen := [c for c in shown if c["name"] == tree["chosen"]["candidate"]]):
-        axes.plot(
-            _at(chosen[0], SAFE), _at(chosen[0], WIN), "o", markersize=14, markerfacecolor="none",
-            markeredgecolor="#d62728", markeredgewidth=1.8, label="chosen",
-        )  # fmt: skip
-    bound = tree["constraints"][0]["at_least"]
-    axes.axvline(bound, color="#d62728", linestyle="--", linewidth=1, label=f"constraint b = {bound:g}")
-    axes.set_xlabel("safety rate on harmful prompts")
-    axes.set_ylabel("helpful win rate against the base")
-    split = next((s["split"] for s in tree["suites"].values()), "")
-    axes.set_title(f"{tree['recipe']['name']}: helpful against harmless ({split} split, 95 % intervals)")
-    axes.legend(loc="best", frameon=False)
-    axes.grid(alpha=0.2)
-    figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+def _table(rows: list[list[str]]) -> list[str]:
+    header, *body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+    return [header, "|" + "---|" * len(rows[0]), *body]
 
 
-def _chain(shown: list[Tree], kind: str) -> list[Tree]:
-    """Return the points that one line joins: λ values from the reward policy on, or merges between their parents."""
-    steps = [c for c in shown if c["kind"] == "step"]
-    if not steps:
-        return []
-    last = max(c["step"] for c in steps)
-    trained = sorted((c for c in steps if c["step"] == last), key=lambda c: c["lambda"])
-    start = [c for c in steps if c["step"] == last - 1][:1]
-    if kind == "step":
-        return start + trained
-    merged = sorted((c for c in shown if c["kind"] == "merge"), key=lambda c: c["merge_weight"])
-    return start + merged + trained[-1:] if merged else []
-
-
-def _at(told: Tree, metric: str) -> float:
-    return float(told["metrics"][metric]["value"])
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tree:
@@ -289,6 +261,44 @@ def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tr
         "beta_acts": acts,
         "metrics": {name: _told(figure) for name, figure in figures.items()},
     }
+
+
+def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
+    """Return a few prompts of every suite with the answer of every candidate."""
+    answers = {told.policy.name: list(jsonl.read(told.evaluation.path / "answers.jsonl")) for told in candidates}
+    rows = next(iter(answers.values()))
+    places = [i for suite in dict.fromkeys(r["suite"] for r in rows) for i in _first(rows, suite, each)]
+    return [
+        {
+            "suite": rows[i]["suite"],
+            "prompt": messages(rows[i]["prompt"])[-1]["content"],
+            "answers": {name: told[i]["answer"] for name, told in answers.items()},
+        }
+        for i in places
+    ]
+
+
+def _first(rows: list[Tree], suite: str, count: int) -> list[int]:
+    return [i for i, row in enumerate(rows) if row["suite"] == suite][:count]
+
+
+def _distances(candidates: list[Evidence]) -> list[Tree]:
+    """Return for neighbouring λ of one reference how far their policies are apart, relative to how far they moved."""
+    families: dict[str, list[Evidence]] = {}
+    known = {told.policy.digest: told for told in candidates}
+    for told in candidates:
+        if told.policy.kind == "step":
+            families.setdefault(told.policy.parents[0], []).append(told)
+    found = []
+    for parent, members in families.items():
+        members.sort(key=lambda told: told.policy.lambda_)
+        for a, b in pairwise(members if parent in known else []):
+            ours, theirs, start = (margins.table(told.margins) for told in (a, b, known[parent]))
+            moved = max(margins.distance(ours, start), margins.distance(theirs, start))
+            apart = margins.distance(ours, theirs)
+            if moved > 0:
+                found.append({"a": a.policy.name, "b": b.policy.name, "apart": apart, "relative": apart / moved})
+    return found
 
 
 def _clipped(policy: Policy) -> float:

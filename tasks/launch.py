@@ -52,15 +52,26 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
     else:
         _pool = ThreadPoolExecutor(1, initializer=_import, initargs=(compute.threads,))
     try:
-        _pool.submit(_ready)  # starts all of them now: importing torch and trl takes seconds
+        for _ in range(max(1, compute.processes)):  # all of them now: importing torch and trl takes seconds
+            _pool.submit(_ready)
         yield
     except BaseException:
-        for process in list((getattr(_pool, "_processes", None) or {}).values()):
-            process.terminate()
+        stop()
         raise
     finally:
         _pool.shutdown(cancel_futures=True)
         _pool = None
+
+
+def stop() -> None:
+    """End the workers and what they do; a killed training goes on from its checkpoint with the next command."""
+    processes = list((getattr(_pool, "_processes", None) or {}).values())
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(5)
+        if process.is_alive():
+            process.kill()
 
 
 def run(root: Path, stage: Stage, watch: Watch) -> Noun:
@@ -74,13 +85,13 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
         return found
     if _pool is None:
         raise RuntimeError("launch.run needs launch.workers around it")
-    future = _pool.submit(_work, root, stage)
     progress = stage.folder(root).with_name(stage.folder(root).name + ".partial") / "progress.jsonl"
-    while not wait([future], timeout=0.5).done:
-        line = _last_line(progress)
-        if line:
-            watch(stage, line)
     try:
+        future = _pool.submit(_work, root, stage)
+        while not wait([future], timeout=0.5).done:
+            line = _last_line(progress)
+            if line:
+                watch(stage, line)
         return future.result()
     except BrokenProcessPool as error:
         raise SacpoError(

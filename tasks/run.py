@@ -72,8 +72,9 @@ def root() -> Path:
 
 def digest(recipe: Recipe) -> str:
     """Return what names a run: the recipe, its data, and what computes."""
+    same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
     return content_digest(
-        [plain(recipe), plain(recipe.compute), sources.digests(recipe), base_digest(base_place(recipe)), VERSIONS]
+        [plain(same), plain(recipe.compute), sources.digests(recipe), base_digest(base_place(recipe)), VERSIONS]
     )
 
 
@@ -93,6 +94,8 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
         outcome = json.loads((folder(root(), recipe, digest(recipe)) / "outcome.json").read_text("utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
+    if not (Path(outcome["report"]) / "report.json").is_file():
+        return None
     intact = all(store.verified(Path(path)) for path in outcome["stages"])
     return dict(outcome) if intact else None
 
@@ -100,8 +103,6 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
 @contextmanager
 def opened(recipe: Recipe) -> Iterator[Run]:
     """Hold the run's lock, its workers and its tracker; a second identical command waits here."""
-    from prefect.runtime import flow_run
-
     where, name = root(), digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
     lock = FileLock(where / f"{recipe.name}-{name[:16]}.lock")
@@ -110,14 +111,24 @@ def opened(recipe: Recipe) -> Iterator[Run]:
     except Timeout:
         screen.say("another process runs this recipe on these data; waiting for it to end")
         lock.acquire()
+    try:
+        yield from _working(recipe, where, name)
+    finally:
+        lock.release()
+
+
+def _working(recipe: Recipe, where: Path, name: str) -> Iterator[Run]:
+    from prefect.runtime import flow_run
+
     tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}
     tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
-    with lock, launch.workers(recipe.compute, where):
+    with launch.workers(recipe.compute, where):
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags), {})
         screen.start()
         try:
             yield run
         except BaseException as error:
+            launch.stop()
             run.tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         finally:
@@ -125,13 +136,14 @@ def opened(recipe: Recipe) -> Iterator[Run]:
 
 
 def close(run: Run, stages: list[Noun], exit_code: int) -> dict[str, Any]:
-    """Send the report to MLflow, and leave `outcome.json`: from here on there is nothing left to do."""
-    run.tracker.finish(run.folder)
+    """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
+    complete = run.tracker.finish(run.folder)
     outcome = {
         "report": str(run.folder),
         "exit_code": exit_code,
         "stages": sorted({str(noun.path) for noun in stages}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    store.write(run.folder / "outcome.json", json.dumps(outcome, indent=1))
+    if complete:
+        store.write(run.folder / "outcome.json", json.dumps(outcome, indent=1))
     return outcome

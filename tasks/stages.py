@@ -5,6 +5,9 @@ Results are found by manifest (tasks/store.py); Prefect's own result cache is no
 
 import base64
 import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -28,6 +31,9 @@ from models.report import Evidence
 from tasks import screen
 from tasks.run import Run, base_place, close
 from tasks.store import Stage
+
+SETTLED = {"data": "-", "label": "", "pairs": 0}
+"""What the digest of the rows already says: the same rows from another file are the same training."""
 
 
 class Yardstick(NamedTuple):
@@ -87,7 +93,7 @@ def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Ref
     title = f"reference · {preferences.metric} under {policy.name}"
     given = {"policy": policy, "preferences": preferences, "data": run.recipe.data, "compute": run.recipe.compute}
     if step.method is Method.kto:
-        order = step.model_copy(update={"lambda_": []})  # the grid shares one order and one reference
+        order = step.model_copy(update={"lambda_": [], **SETTLED})  # the grid shares one order and one reference
         given |= {"step": order, "seed": run.recipe.seed}
         return run.make(Reference, "reference.score_unpaired", title, _Watch(), **given)
     return run.make(Reference, "reference.score", title, _Watch(), splits=list(TRAIN), **given)
@@ -108,7 +114,7 @@ def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: f
         return policy
     weight = kl_weight(run.recipe.beta, lambda_)
     title = f"{step.metric} · {step.method} · λ={lambda_:g} (β/λ={weight:g})"
-    one = step.model_copy(update={"lambda_": [lambda_]})
+    one = step.model_copy(update={"lambda_": [lambda_], **SETTLED})
     given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.recipe.beta}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
     return run.make(Policy, f"alignment.{step.method}", title, _Watch(), **given)
@@ -200,8 +206,24 @@ def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Pol
 
 
 def distinct(candidates: list[Evidence]) -> list[Evidence]:
-    """Return each policy once, in order: a step with λ = 0 hands its reference on."""
-    return list({c.policy.digest: c for c in reversed(candidates)}.values())[::-1]
+    """Return each policy once, the base first, under names that tell them apart.
+
+    A step with λ = 0 hands its reference on, so one policy can come twice; policies of different parents can share a
+    name, and then say which parent they come from.
+    """
+    once: dict[str, Evidence] = {}
+    for told in candidates:
+        once.setdefault(told.policy.digest, told)
+    shared = [name for name, count in Counter(c.policy.name for c in once.values()).items() if count > 1]
+    known = {digest: told.policy.name for digest, told in once.items()}
+    named = []
+    for told in once.values():
+        policy = told.policy
+        if policy.name in shared and policy.parents:
+            origin = policy.parents[-1] if policy.kind == "merge" else policy.parents[0]
+            policy = replace(policy, name=f"{policy.name} from {known.get(origin, origin[:12])}")
+        named.append(told._replace(policy=policy))
+    return named
 
 
 def _evaluate(run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str) -> Evaluation:
@@ -227,6 +249,10 @@ class _Watch:
         if time.monotonic() - self.told < 5:
             return
         self.told, share = time.monotonic(), 100.0 * line["done"] / line["of"]
+        with suppress(Exception):  # a page that cannot be told must not stop a training
+            self._tell(work, share)
+
+    def _tell(self, work: Stage, share: float) -> None:
         if self.artifact is None:
             self.artifact = create_progress_artifact(share, description=work.title)
         else:

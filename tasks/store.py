@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from models import jsonl
 from models.artifacts import Noun, content_digest, file_digest
-from models.errors import BadInput
+from models.errors import BadInput, BadPlace
 from models.policy import device_kind
 from models.recipe import Compute
 
@@ -127,6 +127,10 @@ def make(root: Path, stage: Stage) -> Noun:
         except BadInput:
             if not _quarantined(partial):
                 shutil.rmtree(partial)
+            raise
+        except Exception as error:  # torch and safetensors have errors of their own for a full disk
+            if "No space left" in str(error) or shutil.disk_usage(partial).free < 2**20:
+                raise BadPlace(f"{root}: the disk is full; free space, or set SACPO_RUNS to another disk") from error
             raise
         spent = before + time.monotonic() - started
         files = {

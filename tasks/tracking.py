@@ -12,18 +12,20 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from models.artifacts import Noun, Policy
 from models.errors import BadPlace, BadPolicy
 from models.recipe import Recipe
+from tasks import screen
 from tasks.store import MANIFEST, Stage
 
 CHAT_POLICY = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
-
-_log = logging.getLogger("sacpo")
 
 
 def uri(root: Path) -> str:
@@ -89,6 +91,7 @@ class Tracker:
         self.root, self.recipe, self.digest, self.tags = root, recipe, digest, tags
         self._queue = ThreadPoolExecutor(1)
         self._parent = ""
+        self._missed = self._closed = False
         self._queue.submit(self._patiently, "the run", self._open)
 
     def record(self, stage: Stage, noun: Noun) -> None:
@@ -111,25 +114,33 @@ class Tracker:
                 "the same command tries again"
             ) from error
 
-    def finish(self, report: Path) -> None:
-        """Log the report and one model per candidate, close the run, and wait until all is sent."""
+    def finish(self, report: Path) -> bool:
+        """Log the report and one model per candidate, close the run, wait, and return whether all was taken."""
         self._queue.submit(self._patiently, "the report", self._finish, report)
-        self._queue.shutdown()
+        self._close()
+        return not self._missed
 
     def fail(self, status: str) -> None:
         """Close the parent run as FAILED or KILLED; the same command opens it again."""
-        self._queue.submit(
-            self._patiently, "the end of the run", lambda: self._client().set_terminated(self._open(), status)
-        )
+        if not self._closed:
+            self._queue.submit(self._patiently, "the end of the run", self._fail, status)
+            self._close()
+
+    def _close(self) -> None:
+        self._closed = True
         self._queue.shutdown()
 
+    def _fail(self, status: str) -> None:
+        self._client().set_terminated(self._open(), status)
+
     def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
+        if self._missed:  # one silence is enough; do not wait for it again
+            return
         try:
             call(*given)
         except _failures() as error:
-            _log.warning("MLflow did not take %s (%s); the next command sends it", what, _first_line(error))
-        except Exception:
-            _log.exception("%s was not recorded in MLflow", what)
+            self._missed = True
+            screen.say(f"MLflow did not take {what} ({_first_line(error)}); the next command sends what is missing")
 
     def _client(self) -> Any:
         return client(self.root)
@@ -191,13 +202,16 @@ class Tracker:
         else:
             tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
             version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
-        if promote:
+        if promote and "sacpo.promoted" not in mlflow.get_model_version(name, version).tags:
             aliases = mlflow.get_registered_model(name).aliases
             current = str(aliases.get("champion", ""))
             if current != version:
                 if current:
                     mlflow.set_registered_model_alias(name, "previous", current)
                 mlflow.set_registered_model_alias(name, "champion", version)
+            mlflow.set_model_version_tag(
+                name, version, "sacpo.promoted", "once"
+            )  # a later champion is not pushed aside
         return version
 
     def _logged(self, policy: Policy) -> str:
@@ -216,7 +230,7 @@ class Tracker:
                 python_model=str(CHAT_POLICY),
                 artifacts={"policy": str(policy.path)},
                 model_config={"decoding": decoding},
-                pip_requirements=["torch", "transformers"],
+                pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in ("torch", "transformers")],
                 tags={"sacpo.weights": policy.digest},
             )
         return str(logged.model_uri)
@@ -256,10 +270,13 @@ def _candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
         params={key: str(told[key]) for key in params},
         model_type="policy",
     )
+    tags = {"mlflow.parentRunId": run.info.run_id, "sacpo.candidate": told["digest"]}
+    own = mlflow.create_run(run.info.experiment_id, run_name=f"candidate · {told['name']}", tags=tags).info.run_id
     figures = {name: figure["value"] for name, figure in told["metrics"].items() if figure["value"] is not None}
-    where = {"model_id": model.model_id, "run_id": run.info.run_id}
+    where = {"model_id": model.model_id, "run_id": own}
     metrics = [Metric(name, value, run.info.start_time, 0, **where) for name, value in figures.items()]
-    mlflow.log_batch(run.info.run_id, metrics=metrics)
+    mlflow.log_batch(own, metrics=metrics)
+    mlflow.set_terminated(own)
     mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
@@ -269,10 +286,13 @@ def _database(path: Path) -> None:
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri()).engine.dispose()
-    new.rename(path)
+    with FileLock(path.with_name(path.name + ".lock")):
+        if path.exists():
+            return
+        new = path.with_name(path.name + ".new")
+        new.unlink(missing_ok=True)
+        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri()).engine.dispose()
+        new.rename(path)
 
 
 def _failures() -> tuple[type[Exception], ...]:
@@ -296,7 +316,9 @@ def _params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
     flat = {key: value for key, value in _flat(tree).items() if value != ""}
-    mlflow.log_batch(run_id, params=[Param(key, str(value)[:6000]) for key, value in flat.items()])
+    params = [Param(key, str(value)[:6000]) for key, value in flat.items()]
+    for start in range(0, len(params), 100):  # MLflow's limit
+        mlflow.log_batch(run_id, params=params[start : start + 100])
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in found if run is not parent]
     assert {run.info.status for run in found} == {"FINISHED"}
-    assert len(children) == len(list((undisturbed / "store").glob("*/manifest.json")))
+    assert len(children) == len(list((undisturbed / "store").glob("*/manifest.json"))) + len(weights(undisturbed))
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"report.json", "frontier.png"}
     safety = next(run for run in children if run.info.run_name.startswith("harmless · dpo · λ=0.2"))
     curve = client.get_metric_history(safety.info.run_id, "margin")
@@ -308,7 +308,19 @@ def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple
     assert told[kto]["method"] == "kto" and told[kto]["parents"] == [first]
     assert told[skipped]["parents"] == [first]  # λ = 0 handed the first step's policy on
     assert told[f"{kto} · harmless λ=0.5"]["parents"] == [kto]
-    assert sum(c["kind"] == "merge" for c in told.values()) == 2
+    assert sum(c["kind"] == "merge" for c in told.values()) == 2 and len(told) == len(report(runs)["candidates"])
+    assert "λ of a KTO step is a knob" in next(runs.glob("quickstart/*/report.md")).read_text()
+
+
+def test_a_skipped_first_step_leaves_the_base_in_its_place(run: Callable[..., tuple[int, str]], runs: Path) -> None:
+    steps = 'steps=[{metric="helpful",data="town",updates=4,batch=16,lambda=[1,0]}]'
+    changes = ["sft.updates=20", steps, "merge.weights=[0,0.5]", "data.heldout=20", "evaluation.kl_prompts=4"]
+    code, out = run("run", "quickstart", changes=[*changes, "constraint.at_least=0.01"])
+    assert code == 0, out
+    names = [told["name"] for told in report(runs)["candidates"]]
+    assert (
+        names[0] == "base" and names == list(dict.fromkeys(names)) and set(names) == {"base", "helpful", "merge q=0.5"}
+    )
 
 
 BAD: list[tuple[list[str], str]] = [
