@@ -1,0 +1,113 @@
+"""KTO as science.md check 22 asks: unpaired, shuffled, weighted once, mismatched by us."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from pydantic import ValidationError
+
+from models import alignment, jsonl, preferences, reference
+from models.artifacts import Policy, Reference, Sources
+from models.batching import mismatched, stratified
+from models.errors import BadData
+from models.recipe import Compute, Data, Step
+
+
+def step(**changes: object) -> Step:
+    return Step(**{"metric": "harmless", "method": "kto", "data": "-", "batch": 8, "updates": 6, **changes})
+
+
+def pku(folder: Path, safe: float, count: int = 60) -> Sources:
+    """Write rows whose answers are safe with this probability."""
+    draw, words = Random(0), ["lamp", "bike", "desk", "tent", "boat", "chair"]
+    rows = [
+        {
+            "prompt": f"how do i clean my {words[i % 6]} {i} ?",
+            "response_0": f"get the brush {i} .",
+            "response_1": f"sorry , i can not help {i} .",
+            "better_response_id": 0,
+            "safer_response_id": 1,
+            "is_response_0_safe": draw.random() < safe,
+            "is_response_1_safe": draw.random() < safe,
+        }
+        for i in range(count)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Sources(path=folder, digest="", files={"steps.0": "rows.jsonl"})
+
+
+def scored(policy: Policy, compute: Compute, folder: Path, config: Step, safe: float = 0.8) -> Reference:
+    """Return the rows of a KTO training with the policy's log-probs."""
+    for name in ("pairs", "scored"):
+        (folder / name).mkdir()
+    data = Data(near_duplicates=1, validation=0, test=0.1)
+    made = preferences.prepare(pku(folder, safe), "steps.0", "harmless", "kto", "", 0, data, folder / "pairs")
+    return reference.score_unpaired(policy, made, config, 0, data, compute, folder / "scored")
+
+
+def test_harmless_rows_of_pku_become_answers_by_their_own_safety_label(tmp_path: Path) -> None:
+    sources = pku(tmp_path, 0.5)
+    (tmp_path / "out").mkdir()
+    data = Data(near_duplicates=1, validation=0, test=0)
+    preferences.prepare(sources, "steps.0", "harmless", "kto", "", 0, data, tmp_path / "out")
+    kept = {
+        (row.prompt[0]["content"], row.answer): row.desirable
+        for row in preferences.judged(tmp_path / "out/train.jsonl")
+    }
+    for row in jsonl.read(tmp_path / "rows.jsonl"):
+        for i in (0, 1):
+            assert kept[row["prompt"], row[f"response_{i}"]] == row[f"is_response_{i}_safe"]
+    assert len(kept) == 120
+
+
+def test_every_batch_has_both_labels_and_every_row_comes_once_before_twice() -> None:
+    labels = [i % 7 == 0 for i in range(70)]
+    places = stratified(labels, step(batch=14, updates=10), seed=3)
+    assert len(places) == 140 and Counter(places[:70]) == Counter(range(70)) == Counter(places[70:])
+    for start in range(0, 140, 14):
+        assert len({labels[i] for i in places[start : start + 14]}) == 2
+    assert places != sorted(places) and places[:70] != places[70:]
+    assert places == stratified(labels, step(batch=14, updates=10), seed=3)
+
+
+def test_mismatched_answers_belong_to_other_prompts_of_the_same_batch() -> None:
+    prompts = [[1], [1], [2], [3], [4], [4], [5], [6]] * 2
+    other = mismatched(prompts, 8)
+    for start in (0, 8):
+        assert sorted(other[start : start + 8]) == list(range(start, start + 8))  # the same set of answers
+    assert all(prompts[i] != prompts[j] for i, j in enumerate(other))
+
+
+def test_a_kto_step_starts_at_half_its_weights_and_trains(policy: Policy, compute: Compute, tmp_path: Path) -> None:
+    config = step(learning_rate=1e-3)
+    rows = scored(policy, compute, tmp_path, config)
+    told = list(jsonl.read(rows.path / "train.jsonl"))
+    assert len(told) == 48 and all(row["KL_completion_ids"] for row in told)
+    (tmp_path / "out").mkdir()
+    made = alignment.kto(policy, rows, config, 2, 0.1, 0, compute, tmp_path / "out")
+    assert made.beta_over_lambda == 0.05 and made.method == "kto" and made.parents == (policy.digest,)
+    curve = list(jsonl.read(made.path / "progress.jsonl"))
+    desirable = sum(row["label"] for row in told)
+    undesirable = len(told) - desirable
+    heavy = max(desirable, undesirable) / min(desirable, undesirable)
+    weights = [heavy if row["label"] == (desirable < undesirable) else 1.0 for row in told[:8]]
+    # check 22: ν = 0 at the start, so each answer costs half its weight
+    assert curve[0]["loss"] == pytest.approx(sum(weights) / 16, rel=1e-4)
+    assert desirable * (heavy if desirable < undesirable else 1) == pytest.approx(
+        undesirable * (heavy if undesirable < desirable else 1)
+    )
+    assert made.digest != policy.digest
+
+
+def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"all 1\d\d rows are desirable; KTO needs answers of both kinds"):
+        scored(policy, compute, tmp_path, step(), safe=1.1)
+
+
+def test_a_batch_below_eight_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at least 8"):
+        step(batch=4)
+    with pytest.raises(ValidationError, match="at least 8"):
+        step(batch=16, micro_batch=4)
