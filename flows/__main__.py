@@ -179,6 +179,7 @@ def _show(outcome: dict[str, Any]) -> None:
 
     from models.report import decision, table
     from tasks.run import root
+    from tasks.tracking import SERVER
 
     folder = Path(outcome["report"])
     tree = json.loads((folder / "report.json").read_text("utf-8"))
@@ -197,7 +198,7 @@ def _show(outcome: dict[str, Any]) -> None:
     console.print(
         f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.md'}", highlight=False, soft_wrap=True
     )
-    mlflow = os.environ.get("MLFLOW_TRACKING_URI") or (
+    mlflow = SERVER or (
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {here}/mlflow server --workers 1 "
         f"--backend-store-uri sqlite:///{root()}/mlflow.db --port 5000"
     )

@@ -24,13 +24,15 @@ from models.recipe import Recipe
 from tasks import screen
 from tasks.store import MANIFEST, Stage
 
+SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
+"""The server that the user named, if any; asked once, since mlflow itself sets the variable later."""
 CHAT_POLICY = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 
 
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    return SERVER or f"sqlite:///{root / 'mlflow.db'}"
 
 
 def client(root: Path) -> Any:
@@ -43,7 +45,7 @@ def client(root: Path) -> Any:
     import mlflow
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    if not SERVER:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
         root.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ class Tracker:
         mlflow = self._client()
         experiment = mlflow.get_experiment_by_name(self.recipe.name)
         if experiment is None:
-            where = None if os.environ.get("MLFLOW_TRACKING_URI") else (self.root / "artifacts").as_uri()
+            where = None if SERVER else (self.root / "artifacts").as_uri()
             experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=where)
         else:
             experiment_id = experiment.experiment_id
