@@ -98,14 +98,8 @@ def dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class StepDPO(DPOTrainer):  # type: ignore[misc]
+    class StepDPO(_Scored, DPOTrainer):  # type: ignore[misc]
         """DPO on rows that already hold token ids and the reference's log-probs."""
-
-        def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
-            return dataset
-
-        def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
-            return dataset
 
     model, tokenizer, rows = _start(policy, reference, config, compute)
     weight = kl_weight(beta, lambda_)
@@ -148,14 +142,8 @@ def kto(
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    class StepKTO(KTOTrainer):  # type: ignore[misc]
+    class StepKTO(_Scored, KTOTrainer):  # type: ignore[misc]
         """KTO on rows that already hold token ids and the reference's log-probs."""
-
-        def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
-            return dataset
-
-        def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
-            return dataset
 
     model, tokenizer, rows = _start(policy, reference, config, compute)
     weight = kl_weight(beta, lambda_)
@@ -178,6 +166,16 @@ def kto(
     )
     _train(trainer, curve, compute, out)
     return _end(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
+
+
+class _Scored:
+    """A trainer whose rows already hold token ids and the reference's log-probs: TRL has nothing to prepare."""
+
+    def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
+        return dataset
 
 
 def _start(

@@ -59,10 +59,11 @@ def evaluate(
     drawn = dict(generate.answer(model, tokenizer, sampled, config.model_copy(update={"temperature": 1.0}), seed))
     prompts = tokenizer(sampled, add_special_tokens=False)["input_ids"] if sampled else []
     walks = [(prompt, drawn[i].ids) for i, prompt in enumerate(prompts)]
-    distances = {
-        name: [0.0] * len(walks) if other.digest == policy.digest else kl(model, load(other, compute)[0], walks)
-        for name, other in others.items()
-    }
+    to = {policy.digest: [0.0] * len(walks)}  # by digest: the first step's reference is the base
+    for other in others.values():
+        if other.digest not in to:
+            to[other.digest] = kl(model, load(other, compute)[0], walks)
+    distances = {name: to[other.digest] for name, other in others.items()}
     jsonl.write(
         out / "kl.jsonl",
         (

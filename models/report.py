@@ -35,9 +35,8 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     rows, theirs = by_suite(told.evaluation), by_suite(base.evaluation)
     found: dict[str, Estimate] = {}
     if rows["helpful"] and all("helpful" in row for row in rows["helpful"]):
-        ours = [row["helpful"] for row in rows["helpful"]]
-        found[WIN] = mean(wins(ours, [row["helpful"] for row in theirs["helpful"]]))
-        found["helpful/score"] = mean(ours)
+        found[WIN] = _win_rate(rows, theirs)
+        found["helpful/score"] = mean([row["helpful"] for row in rows["helpful"]])
     if rows["harmless"] and all("safe" in row for row in rows["harmless"]):
         found[SAFE] = rate(sum(row["safe"] for row in rows["harmless"]), len(rows["harmless"]))
         found["harmless/score"] = mean([row["harmless"] for row in rows["harmless"]])
@@ -59,10 +58,17 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
 
 def candidate(told: Evidence, base: Evidence) -> Candidate:
     """Return what the gate needs to know of a candidate on one split."""
-    figures, harmful = metrics(told, base), by_suite(told.evaluation)["harmless"]
-    judged = [row["safe"] for row in harmful if "safe" in row]
-    won = figures[WIN].value if WIN in figures else math.nan
+    rows, theirs = by_suite(told.evaluation), by_suite(base.evaluation)
+    judged = [row["safe"] for row in rows["harmless"] if "safe" in row]
+    helped = rows["helpful"] and all("helpful" in row for row in rows["helpful"])
+    won = _win_rate(rows, theirs).value if helped else math.nan
     return Candidate(told.policy.name, won, sum(judged), len(judged), failed=0)
+
+
+def _win_rate(rows: dict[str, list[Tree]], theirs: dict[str, list[Tree]]) -> Estimate:
+    """Return how often our helpful answers beat theirs to the same prompts, ties as half."""
+    ours, other = ([row["helpful"] for row in suite["helpful"]] for suite in (rows, theirs))
+    return mean(wins(ours, other))
 
 
 def by_suite(evaluation: Evaluation) -> dict[str, list[Tree]]:
