@@ -66,6 +66,7 @@ def arm(name: str, folder: Path) -> None:
     from models.artifacts import Policy, Preferences
     from models.batching import order
     from models.recipe import Compute, Data, Step
+    from models.shared_prompt import tokens
 
     threads = int(os.environ.get("OMP_NUM_THREADS", "2"))
     torch.set_num_threads(threads)
@@ -95,7 +96,8 @@ def arm(name: str, folder: Path) -> None:
     model, tokenizer = policy.load(base, compute, train=True)
     rows, _ = reference.tokenise(tokenizer, folder / "pairs" / "train.jsonl", data.max_tokens)
     if name == "same":
-        places = order([len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows], step, 0)
+        lengths = [tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+        places = order(lengths, step, 0)
         rows = [rows[i] for i in places][: 3 * BATCH]
     plain(model, tokenizer, rows, name, folder, len(rows) if name == "plain" else len(places))
 

@@ -20,6 +20,7 @@ from models.errors import BadData, BadPolicy
 from models.policy import device_kind, load, save
 from models.recipe import Compute, Sft, Step, Training, kl_weight
 from models.reference import Row, Tokens, logps
+from models.shared_prompt import tokens
 from models.tokens import Message, encode
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def dpo(
 
     model, tokenizer, rows = _start(policy, reference, config, compute)
     weight = kl_weight(beta, lambda_)
-    places = order([len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows], config, seed)
+    places = order([tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], config, seed)
     curve = Curve(out, config)
     trainer = StepDPO(
         model=model,

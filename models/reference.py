@@ -12,6 +12,7 @@ from models.errors import BadData
 from models.policy import frozen, load, project
 from models.preferences import TRAIN, judged, pairs
 from models.recipe import Compute, Data, Step
+from models.shared_prompt import Group, states, tokens
 from models.tokens import encode
 
 if TYPE_CHECKING:
@@ -113,51 +114,43 @@ def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) 
 
 def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tuple[float, float]]:
     """Return (log π(chosen|prompt), log π(rejected|prompt)) per row, in nats, in the order of the rows."""
-    values = logps(
-        model, [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows], pad
-    )
-    return list(zip(values[: len(rows)], values[len(rows) :], strict=True))
+    values = _logps(model, [(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], pad)
+    return [(chosen, rejected) for chosen, rejected in values]
 
 
 def logps(model: "PreTrainedModel", sequences: Sequence[Tokens], pad: int) -> list[float]:
-    """Return log π(answer|prompt) of each sequence, in nats, in their order.
+    """Return log π(answer|prompt) of each sequence, in nats, in their order."""
+    return [value for (value,) in _logps(model, [(prompt, [answer]) for prompt, answer in sequences], pad)]
 
-    Sequences of similar length share a forward pass, so that little is padded.
+
+def _logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> list[list[float]]:
+    """Return the log-probs of the answers of each group, in the order of the groups.
+
+    Groups of similar length share a forward pass, so that little is padded.
     """
-    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
-    values = [0.0] * len(sequences)
+    lengths = [tokens(*group) for group in groups]
+    values: list[list[float]] = [[] for _ in groups]
     with frozen(model):
-        for block in _blocks(sorted(range(len(sequences)), key=lengths.__getitem__), lengths):
-            for i, value in zip(block, answer_logps(model, [sequences[i] for i in block], pad).tolist(), strict=True):
-                values[i] = value
+        for block in _blocks(sorted(range(len(groups)), key=lengths.__getitem__), lengths):
+            found = iter(answer_logps(model, [groups[i] for i in block], pad).tolist())
+            for i in block:
+                values[i] = [next(found) for _ in groups[i][1]]
     return values
 
 
-def answer_logps(model: "PreTrainedModel", batch: Sequence[Tokens], pad: int) -> "torch.Tensor":
-    """Return Σ_t log π(y_t | x, y_<t) over the answer tokens, EOS included, of each (prompt, answer). Shape (n,), nats.
+def answer_logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> "torch.Tensor":
+    """Return Σ_t log π(y_t | x, y_<t) over the tokens, EOS included, of each answer of each group. Shape (n,), nats.
 
-    Only the answer's positions are projected onto the vocabulary.
+    Only the answers' positions are projected onto the vocabulary.
     """
     import torch
     from torch.nn.functional import cross_entropy
 
-    width = max(len(prompt) + len(answer) for prompt, answer in batch)
-    ids = torch.full((len(batch), width), pad)
-    attended = torch.zeros((len(batch), width), dtype=torch.long)
-    answered = torch.zeros((len(batch), width), dtype=torch.bool)
-    for i, (prompt, answer) in enumerate(batch):
-        end = len(prompt) + len(answer)
-        ids[i, :end] = torch.tensor(prompt + answer)
-        attended[i, :end] = 1
-        answered[i, len(prompt) : end] = True
-    ids, attended, answered = (t.to(model.device) for t in (ids, attended, answered))
-    hidden = model.base_model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
-    predicts = answered[:, 1:]
-    logits = project(model, hidden[:, :-1][predicts])
-    tokens = cross_entropy(logits, ids[:, 1:][predicts], reduction="none").neg().double()
+    told = states(model, groups, pad)
+    nats = cross_entropy(project(model, told.hidden), told.targets, reduction="none").neg().double()
     # float64: in float32 the order of 500 summands alone moves a log-prob by a thousandth of a nat
-    sums = torch.zeros(len(batch), dtype=tokens.dtype, device=tokens.device)
-    return sums.index_add(0, predicts.nonzero()[:, 0], tokens)
+    count = sum(len(answers) for _, answers in groups)
+    return torch.zeros(count, dtype=nats.dtype, device=nats.device).index_add(0, told.owner, nats)
 
 
 def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:

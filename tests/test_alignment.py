@@ -144,7 +144,7 @@ def test_the_first_gradient_is_minus_half_the_weight(
     model, _ = policies.load(policy, compute, train=True)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
     chosen, rejected = (
-        reference.answer_logps(model, [(row["prompt_ids"], row[side]) for row in rows], 0)
+        reference.answer_logps(model, [(row["prompt_ids"], [row[side]]) for row in rows], 0)
         for side in ("chosen_ids", "rejected_ids")
     )
     (chosen - rejected).mean().backward()

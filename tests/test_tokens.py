@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from models import answer_head, generate, jsonl, reference, tokens, town
+from models import answer_head, generate, jsonl, reference, shared_prompt, tokens, town
 from models import policy as policies
 from models.artifacts import Policy, Preferences, Reference
 from models.errors import BadData, BadPolicy
@@ -138,7 +138,7 @@ def test_only_the_answer_and_its_eos_count(policy: Policy, compute: Compute) -> 
     prompt, answer = tokenizer("how do i").input_ids, [*tokenizer("get the brush").input_ids, tokenizer.eos_token_id]
     table = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
     by_hand = sum(table[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
-    assert reference.answer_logps(model, [(prompt, answer)], PAD).item() == pytest.approx(by_hand, abs=1e-5)
+    assert reference.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: Reference, compute: Compute) -> None:
@@ -146,7 +146,7 @@ def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: R
     rows = list(jsonl.read(scored.path / "train.jsonl"))
     alone = [reference.pair_logps(model, [row], PAD)[0] for row in rows]
     together, backwards = (reference.pair_logps(model, given, PAD) for given in (rows, rows[::-1]))
-    longest = reference.answer_logps(model, [(r["prompt_ids"], r["chosen_ids"]) for r in rows], PAD).tolist()
+    longest = reference.answer_logps(model, [(r["prompt_ids"], [r["chosen_ids"]]) for r in rows], PAD).tolist()
     for one, two, three, long, row in zip(alone, together, backwards[::-1], longest, rows, strict=True):
         assert one == pytest.approx(two, abs=1e-5) and one == pytest.approx(three, abs=1e-5)
         assert one == pytest.approx((row["ref_chosen_logps"], row["ref_rejected_logps"]), abs=1e-5)
@@ -174,7 +174,7 @@ def test_a_uniform_policy_gives_minus_t_ln_v(policy: Policy, compute: Compute) -
     model, tokenizer = policies.load(policy, compute)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    found = reference.answer_logps(model, [([3, 4], [5] * t) for t in (1, 2, 7)], PAD).tolist()
+    found = reference.answer_logps(model, [([3, 4], [[5] * t]) for t in (1, 2, 7)], PAD).tolist()
     assert found == pytest.approx([-t * math.log(len(tokenizer)) for t in (1, 2, 7)], rel=1e-6)
 
 
@@ -227,8 +227,6 @@ def test_our_head_equals_trls_in_values_and_gradients(policy: Policy, compute: C
 )
 def test_a_policy_that_scales_or_caps_its_logits_is_scored_as_it_answers(kind: str, settings: dict[str, float]) -> None:
     """Gemma 2 caps its logits, Granite and Cohere scale them, after the output embedding."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = AutoConfig.for_model(
         kind, vocab_size=50, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=4, pad_token_id=0, initializer_range=1.0, **settings,
@@ -240,9 +238,58 @@ def test_a_policy_that_scales_or_caps_its_logits_is_scored_as_it_answers(kind: s
     with torch.no_grad():
         own = model(input_ids=ids).logits[0].float().log_softmax(-1)
         by_hand = sum(own[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
-        assert reference.answer_logps(model, [(prompt, answer)], PAD).item() == pytest.approx(by_hand, abs=1e-4)
+        assert reference.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-4)
         answer_head.add(model)
         labels = torch.tensor([[-100] * len(prompt) + answer])
         assert model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().item() == pytest.approx(
             by_hand, abs=1e-4
         )
+
+
+@pytest.mark.parametrize("kind", shared_prompt.ARCHITECTURES)
+@pytest.mark.parametrize("heads", [4, 2])
+def test_a_shared_prompt_changes_no_log_prob_and_no_gradient(kind: str, heads: int) -> None:
+    """Chosen and rejected in one row behind their prompt, against one row for each."""
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=heads, pad_token_id=0, initializer_range=0.3, sliding_window=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    draw = torch.Generator().manual_seed(1)
+    groups = [
+        tuple(torch.randint(1, 50, (n,), generator=draw).tolist() for n in lengths)
+        for lengths in ((5, 3, 7), (1, 9, 1), (12, 1, 4))
+    ]
+    assert shared_prompt.supports(model)
+    alone = torch.cat([reference.answer_logps(model, [(p, [a]) for a in answers], PAD) for p, *answers in groups])
+    together = reference.answer_logps(model, [(p, answers) for p, *answers in groups], PAD)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    slopes = [torch.autograd.grad((v * torch.arange(6)).sum(), list(model.parameters())) for v in (alone, together)]
+    for a, b in zip(*slopes, strict=True):
+        assert (a - b).norm() <= 1e-5 * a.norm()
+
+
+def test_an_architecture_with_a_window_gets_one_row_per_answer() -> None:
+    config = AutoConfig.for_model(
+        "mistral", vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, initializer_range=0.3, sliding_window=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert not shared_prompt.supports(model)
+    prompt, answers = [4, 5, 6, 7, 8], [[9, 10, 11, 12], [13, 14]]
+    alone = [reference.answer_logps(model, [(prompt, [answer])], PAD).item() for answer in answers]
+    assert reference.answer_logps(model, [(prompt, answers)], PAD).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_the_training_head_finds_the_comparisons_of_a_batch() -> None:
+    """Row i + n answers the prompt of row i; padding on either side, and other batches, are seen as what they are."""
+    ids = torch.tensor([[3, 4, 5, 6], [0, 7, 8, 9], [3, 4, 5, 0], [7, 8, 0, 0]])
+    labels = torch.tensor([[-100, -100, 5, 6], [-100, -100, 8, 9], [-100, -100, 5, -100], [-100, 8, -100, -100]])
+    found = answer_head.comparisons(labels, ids, ids != 0)
+    assert found == [([3, 4], [[5, 6], [5]]), ([7], [[8, 9], [8]])]
+    assert answer_head.comparisons(labels[[0, 1, 3, 2]], ids[[0, 1, 3, 2]], ids[[0, 1, 3, 2]] != 0) == []
+    assert answer_head.comparisons(labels[:3], ids[:3], ids[:3] != 0) == []
+    labels[0, 0] = 3
+    assert answer_head.comparisons(labels, ids, ids != 0) == []
