@@ -162,7 +162,7 @@ def _run(where: Path, kill_at: int) -> None:
 
     sys.addaudithook(watch)
     from flows.align import align
-    from models.recipe import read
+    from models.recipe_file import read
 
     outcome = align(read("quickstart", CHANGES))
     events = count

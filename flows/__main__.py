@@ -36,7 +36,7 @@ Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (
 @app.command()
 def run(recipe: Which, set_: Changes = None) -> None:
     """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
-    from models.recipe import read
+    from models.recipe_file import read
     from tasks.run import finished
 
     chosen = read(recipe, set_)
@@ -58,7 +58,7 @@ def run(recipe: Which, set_: Changes = None) -> None:
 def check(recipe: Which, set_: Changes = None) -> None:
     """Show what a recipe will do, without training: steps, rows, memory, time, and what its evidence can prove."""
     from models.plan import plan
-    from models.recipe import read
+    from models.recipe_file import read
 
     chosen = read(recipe, set_)
     planned = plan(chosen)
@@ -85,7 +85,7 @@ def chat(
 @app.command()
 def recipes() -> None:
     """List the recipes that come with sacpo."""
-    from models.recipe import read, shipped
+    from models.recipe_file import read, shipped
 
     for name in shipped():
         chosen = read(name)
@@ -150,6 +150,7 @@ def _settle() -> None:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are told in one line; the pages have the rest
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -17,8 +17,10 @@ from models.artifacts import Policy, Reference, Sources
 from models.batching import order
 from models.checkpoints import Curve, clear, newest
 from models.errors import BadData, BadPolicy
+from models.neighbours import text_of
 from models.policy import device_kind, load, save
-from models.recipe import Compute, Sft, Step, Training, kl_weight
+from models.preferences import refuse_contamination, suite_prompts
+from models.recipe import Compute, Data, Sft, Step, Training, kl_weight
 from models.reference import Row, Tokens, logps
 from models.shared_prompt import tokens
 from models.tokens import Message, encode
@@ -31,13 +33,13 @@ PROBES = 4
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
 
 
-def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compute, out: Path) -> Policy:
+def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, compute: Compute, out: Path) -> Policy:
     """Fine-tune on prompt and answer, with the loss on the answer only; returns the new base.
 
     The corpus is JSONL with `prompt` and `completion`. Resumes from the newest checkpoint in `out`.
 
     Raises:
-        BadData: the corpus is missing or empty.
+        BadData: the corpus is missing or empty, or has prompts of a suite.
         BrokenInvariant: loss or gradient is not finite.
     """
     from datasets import Dataset
@@ -45,7 +47,10 @@ def sft(policy: Policy, sources: Sources, config: Sft, seed: int, compute: Compu
 
     model, tokenizer = load(policy, compute, train=True)
     corpus = sources.file("sft")
-    dialogues = [_taught(corpus, number, row) for number, row in readers.rows(corpus)]
+    taught = [_taught(corpus, number, row) for number, row in readers.rows(corpus)]
+    suites = suite_prompts(sources, data)
+    dialogues = [(prompt, answers) for prompt, answers in taught if not suites.holds(text_of(prompt))]
+    refuse_contamination(len(taught) - len(dialogues), data)
     encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
@@ -217,7 +222,7 @@ def _end(
             name=_name(policy, config, lambda_),
             kind="step",
             step=policy.step + 1,
-            metric=config.metric.value,
+            metric=config.metric,
             method=config.method.value,
             parents=(policy.digest,),
             beta=beta,
@@ -233,7 +238,7 @@ def _end(
 
 def _name(policy: Policy, config: Step, lambda_: float) -> str:
     """Return `helpful`, `harmless λ=0.4`, …; a name is the same whatever else the grid holds."""
-    own = config.metric.value if policy.step == 0 and lambda_ == 1 else f"{config.metric} λ={lambda_:g}"
+    own = config.metric if policy.step == 0 and lambda_ == 1 else f"{config.metric} λ={lambda_:g}"
     return f"{policy.name} · {own}" if "λ" in policy.name else own
 
 

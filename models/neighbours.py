@@ -10,6 +10,9 @@ from models.tokens import Message
 PERMUTATIONS = 64
 """Hashes per prompt: the estimate of a similarity of 0.8 has a standard deviation of 0.05."""
 
+EMPTY = MinHash(num_perm=PERMUTATIONS)
+"""Copied for every prompt: making one draws the permutations again, which takes eight times as long."""
+
 
 def text_of(prompt: list[Message]) -> str:
     """Return the words of a prompt, in lower case, without punctuation: what is compared, and what splits follow."""
@@ -25,8 +28,8 @@ class Neighbourhood:
     def __init__(self, prompts: Iterable[str], similarity: float) -> None:
         """Index prompts (as `text_of` returns them); `similarity` 1 compares the exact words only."""
         self.exact = set(prompts)
-        self.known: dict[str, bool] = {}
         self.index = None
+        self.last: tuple[str | None, bool] = None, False
         if similarity < 1:
             self.index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
             self.hashes = {text: _hash(text) for text in self.exact}
@@ -36,9 +39,9 @@ class Neighbourhood:
 
     def holds(self, text: str) -> bool:
         """Return whether this prompt, or nearly this prompt, is kept apart."""
-        if text not in self.known:
-            self.known[text] = text in self.exact or self._near(text)
-        return self.known[text]
+        if text != self.last[0]:  # both answers of a comparison, or the samples of a prompt, follow each other
+            self.last = text, text in self.exact or self._near(text)
+        return self.last[1]
 
     def _near(self, text: str) -> bool:
         if self.index is None:
@@ -49,6 +52,6 @@ class Neighbourhood:
 
 def _hash(text: str) -> MinHash:
     words = text.split()
-    minhash = MinHash(num_perm=PERMUTATIONS)
+    minhash = EMPTY.copy()
     minhash.update_batch([" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))])
     return minhash

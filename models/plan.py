@@ -115,7 +115,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
     out.mkdir()
     try:
         made = preferences.prepare(
-            origin, role, step.metric.value, step.method.value, step.label, step.pairs, recipe.data, out
+            origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data, out
         )
     except BadInput as error:
         errors.append(f"steps.{k}: {error}")

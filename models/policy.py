@@ -44,6 +44,11 @@ def device_kind(wanted: Device) -> str:
     return "cpu"
 
 
+def precision(device: str) -> str:
+    """Return in what a device computes: on GPUs weights stay float32, so that small updates are not rounded away."""
+    return "float32" if device == "cpu" else "float32 weights, bfloat16 autocast in training"
+
+
 def _has_driver() -> bool:
     """Return whether torch could find an accelerator: a build for one, and the driver's library."""
     if installed("torch").endswith("+cpu"):

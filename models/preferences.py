@@ -5,6 +5,7 @@ split is a salted hash of the prompt alone: new data never move a test prompt in
 """
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from models import jsonl
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
 from models.neighbours import Neighbourhood, text_of
-from models.readers import PKU_LABEL, Judged, Pair, Row, Unusable, alone, format_of, rows, unpaired
+from models.readers import PKU_LABEL, Judged, Pair, Row, Unusable, alone, format_of, label_of, rows, unpaired
 from models.recipe import Contaminated, Data
 from models.tokens import Message
 
@@ -50,7 +51,7 @@ def prepare(
                 if isinstance(row, Unusable):
                     raise row
                 read = read or format_of(row, source)
-                pair = None if read is alone else read(row, label or PKU_LABEL[metric])
+                pair = None if read is alone else read(row, label or label_of(metric))
                 told = [pair] if method == "dpo" and pair else unpaired(row, metric, label, read)
                 split = split_of(told[0].prompt, config)
                 fresh = [one for one in told if _remember(one, seen, noted)]
@@ -69,11 +70,10 @@ def prepare(
     finally:
         for file in files.values():
             file.close()
+    _limit(out, HELDOUT, config.heldout, counts)
     near, inside = _kept_apart(out, sources, config)
     counts["train"] -= near + inside
-    for split, most in (("train", limit), ("validation", config.heldout), ("test", config.heldout)):
-        counts[f"{split}, over the limit"] = _keep(out / f"{split}.jsonl", most)
-        counts[split] -= counts[f"{split}, over the limit"]
+    _limit(out, TRAIN, limit, counts)
     duplicates = reasons.pop(DUPLICATE, 0)
     bad, good = sum(reasons.values()), sum(counts.values()) + near + inside
     if bad > config.bad_rows * (good + bad):
@@ -133,9 +133,7 @@ def _kept_apart(out: Path, sources: Sources, config: Data) -> tuple[int, int]:
     Raises:
         BadData: a training prompt stands in a suite, and the recipe says to fail.
     """
-    suites = [path for split in HELDOUT for path in sources.suites(split).values()]
-    asked = (row["prompt"] for path in suites for row in jsonl.read(path))
-    suite = Neighbourhood((text_of([Message(role="user", content=p)]) for p in asked), config.near_duplicates)
+    suite = suite_prompts(sources, config)
     held = (text_of(pair.prompt) for split in HELDOUT for pair in pairs(out / f"{split}.jsonl"))
     apart = Neighbourhood(held, config.near_duplicates)
     near = inside = 0
@@ -148,23 +146,38 @@ def _kept_apart(out: Path, sources: Sources, config: Data) -> tuple[int, int]:
             near += is_near and not in_suite
             if not (in_suite or is_near):
                 new.write(line)
+    refuse_contamination(inside, config)
+    dropped.rename(out / "train.jsonl")
+    return near, inside
+
+
+def suite_prompts(sources: Sources, config: Data) -> Neighbourhood:
+    """Return the prompts of all suites, which nothing may be trained on."""
+    suites = [path for split in HELDOUT for path in sources.suites(split).values()]
+    asked = (row["prompt"] for path in suites for row in jsonl.read(path))
+    return Neighbourhood((text_of([Message(role="user", content=p)]) for p in asked), config.near_duplicates)
+
+
+def refuse_contamination(inside: int, config: Data) -> None:
+    """Raise BadData if training prompts stand in a suite, unless the recipe says to drop them."""
     if inside and config.contaminated is Contaminated.fail:
         raise BadData(
             f"{inside} training rows have a prompt that stands in an evaluation suite, or nearly so; take them out, "
             "or set data.contaminated = 'drop' to leave them out of training"
         )
-    dropped.rename(out / "train.jsonl")
-    return near, inside
 
 
-def _keep(path: Path, most: int) -> int:
-    """Keep the `most` rows with the smallest hash (all, if 0), in their order; return how many were left out."""
-    lines = path.read_bytes().splitlines(keepends=True) if most else []
-    if len(lines) <= most:
-        return 0
-    kept = sorted(sorted(range(len(lines)), key=lambda i: hashlib.sha256(lines[i]).digest())[:most])
-    path.write_bytes(b"".join(lines[i] for i in kept))
-    return len(lines) - most
+def _limit(out: Path, splits: tuple[str, ...], most: int, counts: Counter[str]) -> None:
+    """Keep the `most` rows of each split with the smallest hash (all, if 0), in their order, and count the others."""
+    for split in splits if most else ():
+        path, new = out / f"{split}.jsonl", out / f"{split}.new"
+        with path.open("rb") as old:
+            smallest = set(heapq.nsmallest(most, (hashlib.sha256(line).digest() for line in old)))
+        with path.open("rb") as old, new.open("wb") as kept:
+            kept.writelines(line for line in old if hashlib.sha256(line).digest() in smallest)
+        new.rename(path)
+        counts[f"{split}, over the limit"] = max(0, counts[split] - most)
+        counts[split] -= counts[f"{split}, over the limit"]
 
 
 def _remember(told: Pair | Judged, seen: dict[bytes, int], noted: Counter[str]) -> bool:

@@ -43,6 +43,11 @@ class Unusable(Exception):
     """Why a row goes to quarantine."""
 
 
+def label_of(metric: str) -> str:
+    """Return the column of PKU-SafeRLHF, or one named alike, that holds the label of a metric."""
+    return PKU_LABEL.get(metric, f"{metric}_response_id")
+
+
 def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
     """Yield (row number from 1, row) of a file of a KNOWN type, a `datasets` folder, or a folder of such files.
 
@@ -167,7 +172,7 @@ def unpaired(row: Row, metric: str, label: str, read: "Callable[[Row, str], Pair
         asked = [Message(role="user", content=_text(row, "prompt"))]
         fields = [(f"response_{i}", f"is_response_{i}_safe") for i in (0, 1)]
         return [_judged(asked, _text(row, answer), row.get(flag), flag) for answer, flag in fields]
-    pair = read(row, label or PKU_LABEL[metric])
+    pair = read(row, label or label_of(metric))
     return [Judged(pair.prompt, pair.chosen, True), Judged(pair.prompt, pair.rejected, False)]
 
 

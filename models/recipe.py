@@ -4,27 +4,13 @@ One schema for the file, the command line, the Prefect form and the MLflow param
 no Union (the Prefect form draws them badly): an empty list or an empty string means "not set".
 """
 
-import difflib
 import hashlib
-import json
-import tomllib
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from models.errors import BadRecipe
-
-RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
 TOWN = "town"
-
-
-class Metric(StrEnum):
-    """What a step aligns for; also names the label column that its data are read by."""
-
-    helpful = "helpful"
-    harmless = "harmless"
 
 
 class Method(StrEnum):
@@ -108,8 +94,8 @@ class Sft(Training):
 class Step(Training):
     """One constraint or objective: its data, its loss, and its KL weight β/λ."""
 
-    metric: Metric = Field(title="Metric")
-    """What the step aligns for."""
+    metric: str = Field(pattern="^[a-z][a-z0-9_]*$", title="Metric")
+    """What the step aligns for: `helpful`, `harmless`, or a name of your own (small letters, digits, _); each once."""
     method: Method = Field(Method.dpo, title="Method")
     """The preference loss."""
     data: str = Field(min_length=1, title="Data")
@@ -122,7 +108,8 @@ class Step(Training):
     """Train on at most this many pairs, picked by a hash of their content; 0 means all."""
     label: str = Field("", title="Label")
     """Column that holds the index (0 or 1) of the preferred answer; empty means by metric: `better_response_id` for
-    helpful, `safer_response_id` for harmless. Formats with `chosen` and `rejected` need none."""
+    helpful, `safer_response_id` for harmless, `NAME_response_id` for others. Formats with `chosen` and `rejected` need
+    none."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
     """One policy is trained per value, with KL weight β/λ; each at least 0, where 0 skips the step."""
 
@@ -132,6 +119,8 @@ class Step(Training):
             raise ValueError(
                 "kto estimates its KL from the answers of one batch: batch and micro_batch must be at least 8"
             )
+        if self.method is Method.kto and self.similar_lengths:
+            raise ValueError("kto mixes short and long answers in every batch; leave similar_lengths out")
         return self
 
     @field_validator("lambda_", mode="before")
@@ -300,6 +289,17 @@ class Recipe(Record):
     """Device, processes, threads."""
 
     @model_validator(mode="after")
+    def _metrics_differ(self) -> "Recipe":
+        names = [step.metric for step in self.steps]
+        twice = next((name for name in names if names.count(name) > 1), "")
+        if twice:
+            raise ValueError(
+                f"two steps have the metric {twice!r}; give the second a name of its own, for instance '{twice}_2', "
+                "and if its data need one, a label"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _judge_knows_the_prompts(self) -> "Recipe":
         own = [self.sft.data, *(step.data for step in self.steps)]
         if self.evaluation.judge is Judge.town and (TOWN not in own or any(p for _, p in self.evaluation.suites)):
@@ -326,75 +326,3 @@ def kl_weight(beta: float, lambda_: float) -> float:
     if lambda_ <= 0:
         raise ValueError(f"β/λ needs a positive λ, got {lambda_:g}; λ = 0 skips the step")
     return beta / lambda_
-
-
-def shipped() -> dict[str, Path]:
-    """Return the recipes that come with sacpo, by name."""
-    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
-
-
-def read(recipe: str, changes: list[str] | None = None) -> Recipe:
-    """Read a shipped recipe by name, or a TOML file by path, and apply `key=value` changes.
-
-    Raises:
-        BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
-    """
-    path = shipped().get(recipe, Path(recipe))
-    if not path.is_file():
-        raise BadRecipe(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(shipped())}")
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRecipe(f"{path}: not valid TOML: {error}") from error
-    for change in changes or []:
-        _change(tree, change)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise BadRecipe("\n".join(f"{path}: {_sentence(e)}" for e in error.errors())) from error
-
-
-def _change(tree: dict[str, Any], change: str) -> None:
-    """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
-    key, equals, text = change.partition("=")
-    if not equals:
-        raise BadRecipe(f"--set {change}: write it as key=value, for instance steps.1.lambda=[1,2]")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = key.strip().split(".")
-    node: Any = tree
-    try:
-        for part in path:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = value
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
-        count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
-        raise BadRecipe(f"--set {change}: {key!r} leads nowhere in this recipe{count}") from error
-
-
-def _sentence(error: Any) -> str:
-    """Say one pydantic error as `key: what is wrong; remedy`."""
-    location = [str(part) for part in error["loc"]]
-    key, said = ".".join(location) or "recipe", error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_beside(location))}"
-        return f"{key}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{key}: must be given"
-    if error["type"] == "value_error":  # ours: says what was given
-        return f"{key}: {said}"
-    return f"{key}: {said[0].lower()}{said[1:]}, got {json.dumps(error['input'], default=str)[:80]}"
-
-
-def _keys_beside(location: list[str]) -> list[str]:
-    """Return the keys that the record at this location knows."""
-    record: type[BaseModel] = Recipe
-    for part in location[:-1]:
-        if part.isdigit():
-            continue
-        annotation: Any = record.model_fields[part].annotation
-        record = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
-    return [field.alias or name for name, field in record.model_fields.items()]

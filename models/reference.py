@@ -1,7 +1,8 @@
 """Tokenised rows with the log-probs of the reference policy: computed once, used for every λ of the grid."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +35,21 @@ def score(
 ) -> Reference:
     """Tokenise the pairs of these splits for this policy, add its log-probs, and write one JSONL per split.
 
+    `card.json` says how many tokens the rows have, and how many were too long.
+
     Raises:
         BadData: no pair fits into `data.max_tokens`.
     """
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
+    lengths = {}
     for split in splits:
-        rows, dropped = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
-        counts["dropped"] += dropped
+        rows, long = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
+        counts["dropped"] += len(long)
         counts[split] = len(rows)
+        lengths[split] = {
+            side: histogram(len(row[f"{side}_ids"]) for row in rows + long) for side in ("prompt", "chosen", "rejected")
+        }
         logps = pair_logps(model, rows, tokenizer.pad_token_id)
         scored = [
             {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
@@ -51,6 +58,7 @@ def score(
         jsonl.write(out / f"{split}.jsonl", scored)
     if "train" in splits and not counts["train"]:
         raise BadData(f"no pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
+    _card(out, preferences, data, lengths, counts)
     return _described(policy, preferences, splits, counts, out)
 
 
@@ -68,11 +76,11 @@ def score_unpaired(
     model, tokenizer = load(policy, compute)
     found = list(judged(preferences.path / "train.jsonl"))
     encoded = encode(tokenizer, [(row.prompt, [row.answer]) for row in found])
-    rows: list[Row] = [
+    every: list[Row] = [
         {"prompt_ids": prompt, "completion_ids": answer, "label": row.desirable}
         for row, (prompt, (answer,)) in zip(found, encoded, strict=True)
-        if len(prompt) + len(answer) <= data.max_tokens
     ]
+    rows = [row for row in every if len(row["prompt_ids"]) + len(row["completion_ids"]) <= data.max_tokens]
     labels = [bool(row["label"]) for row in rows]
     if len(set(labels)) < 2:
         kind = "desirable" if all(labels) else "undesirable"
@@ -94,22 +102,30 @@ def score_unpaired(
     jsonl.write(
         out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)]
     )
-    counts = Counter(train=len(rows), dropped=len(found) - len(rows), desirable=sum(labels))
+    counts = Counter(train=len(rows), dropped=len(every) - len(rows), desirable=sum(labels))
+    lengths = {side: histogram(len(row[f"{side}_ids"]) for row in every) for side in ("prompt", "completion")}
+    _card(out, preferences, data, {"train": lengths}, counts)
     return _described(policy, preferences, list(TRAIN), counts, out)
 
 
-def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) -> tuple[list[Row], int]:
-    """Return the token ids of a split, and how many pairs were longer than `max_tokens` and dropped.
+def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) -> tuple[list[Row], list[Row]]:
+    """Return the token ids of a split: the pairs that are used, and those longer than `max_tokens`, which are not.
 
     A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and counted.
     """
     found = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
-    rows = [
-        {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        for prompt, (chosen, rejected) in encode(tokenizer, found)
-        if len(prompt) + max(len(chosen), len(rejected)) <= max_tokens
-    ]
-    return rows, len(found) - len(rows)
+    fit: list[Row] = []
+    long: list[Row] = []
+    for prompt, (chosen, rejected) in encode(tokenizer, found):
+        row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        (fit if len(prompt) + max(len(chosen), len(rejected)) <= max_tokens else long).append(row)
+    return fit, long
+
+
+def histogram(lengths: Iterable[int]) -> dict[str, int]:
+    """Return how many lengths, in tokens, lie between powers of two: `{"17–32": 5, "33–64": 12}`."""
+    bins = Counter(max(0, length - 1).bit_length() for length in lengths)  # 17 to 32 have bit length 5
+    return {f"{2 ** (bits - 1) + 1 if bits else 0}–{2**bits}": bins[bits] for bits in sorted(bins)}
 
 
 def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tuple[float, float]]:
@@ -162,6 +178,13 @@ def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
             size += 1
         yield order[start : start + size]
         start += size
+
+
+def _card(
+    out: Path, preferences: Preferences, data: Data, lengths: dict[str, dict[str, dict[str, int]]], counts: Counter[str]
+) -> None:
+    told = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}
+    (out / "card.json").write_text(json.dumps(told | {"dropped_as_too_long": counts["dropped"]}, indent=1))
 
 
 def _described(

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from models import sources
 from models.artifacts import Noun, content_digest
-from models.policy import base_digest
+from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
 from tasks import launch, screen, store
 from tasks.store import Stage, plain
@@ -124,6 +124,12 @@ def _working(recipe: Recipe, where: Path, name: str) -> Iterator[Run]:
     tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
     with launch.workers(recipe.compute, where):
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags), {})
+        device = device_kind(recipe.compute.device)
+        screen.say(
+            f"[dim]{device}, {precision(device)}, {recipe.compute.processes or 'this'} "
+            f"{'process' if recipe.compute.processes < 2 else 'processes'} of {recipe.compute.threads} "
+            f"{'thread' if recipe.compute.threads == 1 else 'threads'}[/]"
+        )
         screen.start()
         try:
             yield run

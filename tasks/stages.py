@@ -60,11 +60,11 @@ def gather(run: Run) -> Sources:
     return run.make(Sources, "sources.gather", "data", _Watch(), **given)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric.value}")
+@task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
 def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
     role = f"steps.{run.recipe.steps.index(step)}"
-    given = {"sources": sources, "role": role, "metric": step.metric.value, "method": step.method.value}
+    given = {"sources": sources, "role": role, "metric": step.metric, "method": step.method.value}
     given |= {"label": step.label, "limit": step.pairs, "config": run.recipe.data}
     return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", _Watch(), **given)
 
@@ -82,7 +82,7 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
     """The optional supervised step; without one, the policy as it is."""
     if not run.recipe.sft.data:
         return policy
-    given = {"policy": policy, "sources": sources, "config": run.recipe.sft}
+    given = {"policy": policy, "sources": sources, "config": run.recipe.sft, "data": run.recipe.data}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
     return run.make(Policy, "alignment.sft", "base · sft", _Watch(), **given)
 
@@ -107,7 +107,7 @@ def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
     return run.make(Reference, "reference.score", title, _Watch(), splits=list(HELDOUT), **given)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="{step.metric.value} · {step.method.value} · λ={lambda_}")
+@task(cache_policy=NO_CACHE, task_run_name="{step.metric} · {step.method.value} · λ={lambda_}")
 def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:

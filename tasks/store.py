@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from models import jsonl
 from models.artifacts import Noun, content_digest, file_digest
 from models.errors import BadInput, BadPlace
-from models.policy import device_kind
+from models.policy import device_kind, precision
 from models.recipe import Compute
 
 N = TypeVar("N", bound=Noun)
@@ -63,7 +63,8 @@ def plain(value: Any) -> Any:
         return value.digest
     if isinstance(value, Compute):
         libraries = {name: installed(name) for name in ("torch", "transformers", "trl")}
-        return libraries | {"device": device_kind(value.device), "dtype": "float32", "threads": value.threads}
+        device = device_kind(value.device)
+        return libraries | {"device": device, "dtype": precision(device), "threads": value.threads}
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, dict):

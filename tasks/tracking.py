@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from models.artifacts import Noun, Policy
+from models.artifacts import Noun, Policy, Preferences
 from models.errors import BadPlace, BadPolicy
 from models.recipe import Recipe
 from tasks import screen
@@ -186,6 +186,9 @@ class Tracker:
         _curve(mlflow, run_id, noun.path / "progress.jsonl")
         numbers = {k: v for k, v in noun.facts().items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         _numbers(mlflow, run_id, {**numbers, "seconds": manifest["seconds"]})
+        if isinstance(noun, Preferences):
+            for holder in (run_id, parent):
+                _dataset(mlflow, holder, stage.title, noun)
         if (noun.path / "card.json").exists():
             mlflow.log_artifact(run_id, str(noun.path / "card.json"))
         mlflow.set_terminated(run_id)
@@ -321,6 +324,21 @@ def _params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
     params = [Param(key, str(value)[:6000]) for key, value in flat.items()]
     for start in range(0, len(params), 100):  # MLflow's limit
         mlflow.log_batch(run_id, params=params[start : start + 100])
+
+
+def _dataset(mlflow: Any, run_id: str, title: str, pairs: Preferences) -> None:
+    """Name the pairs as an input of a run; sent twice, they are stored once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=title,
+        digest=pairs.digest[:36],  # MLflow's limit; the whole digest is a tag
+        source_type="local",
+        source=json.dumps({"uri": pairs.path.as_uri()}),
+        profile=json.dumps(pairs.counts),
+    )
+    tags = [InputTag("mlflow.data.context", "training"), InputTag("sacpo.digest", pairs.digest)]
+    mlflow.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,11 +14,11 @@ import torch
 
 from models import alignment, guards, jsonl, reference
 from models import policy as policies
-from models.artifacts import Policy, Reference, Sources
+from models.artifacts import Policy, Reference
 from models.batching import order
 from models.checkpoints import COMPLETE, Curve
 from models.errors import BadData, BrokenInvariant
-from models.recipe import Compute, Sft, Step
+from models.recipe import Compute, Step
 
 Dialogues = list[tuple[str, str, str]]
 Scorer = Callable[[Policy, Dialogues, Path], Reference]
@@ -375,18 +375,3 @@ def test_batches_are_mixed_or_hold_similar_lengths_as_the_recipe_says() -> None:
     assert mixed.mean(axis=1).std() < 60 < 100 < similar.mean(axis=1).std()
     rises = np.diff(similar.mean(axis=1)) > 0
     assert 0.3 < rises.mean() < 0.7  # which batch comes when is random
-
-
-@pytest.mark.parametrize("text", ["get the brush .", "get\u2028the brush .", "get\u0085the brush ."])
-def test_the_corpus_may_hold_any_character(text: str, policy: Policy, compute: Compute, tmp_path: Path) -> None:
-    """JSON leaves U+2028 and U+0085 as they are; only a line feed ends a row."""
-    rows = [{"prompt": "how do i clean my lamp ?", "completion": text}] * 8
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
-    out = tmp_path / "out"
-    out.mkdir()
-    config = Sft(data="corpus.jsonl", batch=8, updates=3, learning_rate=1e-2, warmup=0)
-    made = alignment.sft(policy, sources, config, 0, compute, out)
-    lines = curve(out)
-    assert made.rows == 8 and made.parents == (policy.digest,) and lines[-1]["loss"] < lines[0]["loss"] - 0.1

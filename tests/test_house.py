@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models import recipe
+from models import recipe, recipe_file
 from tasks import store
 
 ROOT = Path(__file__).parent.parent
@@ -143,18 +143,18 @@ def test_every_field_of_a_recipe_has_a_title_and_a_sentence() -> None:
             assert field.get("description"), f"{record['title']}.{name}"
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", recipe_file.shipped())
 def test_a_shipped_recipe_is_valid_and_named_as_its_file(name: str) -> None:
-    read = recipe.read(name)
+    read = recipe_file.read(name)
     assert read.name == name
     assert recipe.Recipe.model_validate_json(read.model_dump_json(by_alias=True)) == read
 
 
 def test_recipes_are_shipped() -> None:
-    assert "quickstart" in recipe.shipped()
+    assert "quickstart" in recipe_file.shipped()
     package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
     assert package == {"flows": ["recipes/*.toml"], "models": ["*.json"]} and all(
-        p.parent.name == "recipes" for p in recipe.shipped().values()
+        p.parent.name == "recipes" for p in recipe_file.shipped().values()
     )
 
 

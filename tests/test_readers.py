@@ -116,6 +116,28 @@ def test_pku_is_read_by_the_label_of_its_metric(metric: str, label: str, chosen:
     assert found == chosen and made.metric == metric and card(made)["helpful_and_harmless_disagree"] == 1
 
 
+def test_a_metric_of_ones_own_is_read_by_its_own_label(tmp_path: Path) -> None:
+    jsonl(tmp_path / "rows.jsonl", [pku(1, honest_response_id=1)])
+    made = prepare(tmp_path / "rows.jsonl", tmp_path / "out", "honest")
+    ((_, found, _),) = preferences.pairs(made.path / "train.jsonl")
+    assert found == "one 1" and made.metric == "honest"
+
+
+def test_later_releases_of_pku_tell_severity_and_categories_too(tmp_path: Path) -> None:
+    """PKU-SafeRLHF since 2024: category flags, severity and digests beside each answer."""
+    told: dict[str, Any] = {"prompt_source": "BeaverTails"}
+    for i, safe in ((0, False), (1, True)):
+        told |= {
+            f"response_{i}_source": "Alpaca-7B", f"is_response_{i}_safe": safe, f"response_{i}_sha256": "0" * 64,
+            f"response_{i}_harm_category": {"Privacy Violation": not safe, "Violence": False},
+            f"response_{i}_severity_level": 0 if safe else 2,
+        }  # fmt: skip
+    parquet(tmp_path / "rows.parquet", [pku(i, **told) for i in range(3)])
+    made = prepare(tmp_path / "rows.parquet", tmp_path / "out")
+    assert [pair.chosen for pair in preferences.pairs(made.path / "train.jsonl")] == ["one 0", "one 1", "one 2"]
+    assert card(made)["both_answers_unsafe"] == 0 and not card(made)["quarantined"]
+
+
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
@@ -321,80 +343,3 @@ def test_a_csv_row_of_another_width_is_one_bad_row(tmp_path: Path) -> None:
     made = prepare(write(tmp_path / "rows.csv", "\n".join(text).encode()), tmp_path / "out")
     reason = "the number of columns differs from the header"
     assert [(row["row"], row["reason"]) for row in lines(made.path / "quarantine.jsonl")] == [(3, reason), (5, reason)]
-
-
-# Duplicates, contradictions, splits, limits
-
-
-def test_exact_duplicates_are_dropped_and_contradictions_kept_and_counted(tmp_path: Path) -> None:
-    same, swapped = pku(1), pku(1, safer_response_id=0)
-    order = pku(1, response_0="one 1", response_1="zero 1", safer_response_id=0)  # the same pair, the other way round
-    jsonl(tmp_path / "rows.jsonl", [same, same, order, swapped, pku(2), swapped])
-    made = prepare(tmp_path / "rows.jsonl", tmp_path / "out")
-    told = card(made)
-    assert (told["duplicates"], told["contradictions"], told["rows"]) == (3, 1, 6)
-    assert made.counts["train"] == 3 and made.counts["quarantined"] == 0
-    assert [row["row"] for row in lines(made.path / "quarantine.jsonl")] == [2, 3, 6]
-
-
-def splits(made: Preferences) -> dict[str, str]:
-    return {
-        pair.prompt[0]["content"]: split
-        for split in preferences.SPLITS
-        for pair in preferences.pairs(made.path / f"{split}.jsonl")
-    }
-
-
-def test_new_rows_never_move_a_prompt_to_another_split(tmp_path: Path) -> None:
-    rows = [pku(i) for i in range(400)]
-    jsonl(tmp_path / "few.jsonl", rows[100:300])
-    jsonl(tmp_path / "all.jsonl", rows[::-1])
-    few, all_ = (splits(prepare(tmp_path / f"{n}.jsonl", tmp_path / n, config=Data())) for n in ("few", "all"))
-    assert len(few) == 200 and len(all_) == 400
-    assert all(all_[prompt] == split for prompt, split in few.items())
-    shares = [list(all_.values()).count(split) / 400 for split in preferences.SPLITS]
-    assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.05)
-    assert splits(prepare(tmp_path / "all.jsonl", tmp_path / "salted", config=Data(salt="other"))) != all_
-
-
-def test_all_pairs_of_a_prompt_share_its_split_however_it_is_spelled(tmp_path: Path) -> None:
-    rows = [pku(i, prompt=text, response_0=f"{i} {j}") for i in range(60) for j, text in
-            enumerate([f"Question {i} ?", f"question  {i} ?\n", f"QUESTION {i} ?"])]  # fmt: skip
-    jsonl(tmp_path / "rows.jsonl", rows)
-    found: dict[str, set[str]] = {}
-    for prompt, split in splits(prepare(tmp_path / "rows.jsonl", tmp_path / "out", config=Data())).items():
-        found.setdefault(" ".join(prompt.lower().split()), set()).add(split)
-    assert len(found) == 60 and all(len(split) == 1 for split in found.values())
-
-
-def test_limits_keep_the_same_rows_whatever_their_order(tmp_path: Path) -> None:
-    rows = [pku(i) for i in range(400)]
-    config = Data(heldout=10)
-    jsonl(tmp_path / "forth.jsonl", rows)
-    jsonl(tmp_path / "back.jsonl", rows[::-1])
-    forth = prepare(tmp_path / "forth.jsonl", tmp_path / "forth", limit=50, config=config)
-    back = prepare(tmp_path / "back.jsonl", tmp_path / "back", limit=50, config=config)
-    assert forth.counts == back.counts == {"train": 50, "validation": 10, "test": 10, "quarantined": 0}
-    assert splits(forth) == splits(back) and forth.digest != back.digest
-    assert sum(card(forth)["over_the_limit"].values()) == 330
-    kept = [int(prompt.split()[1]) for prompt, split in splits(forth).items() if split == "train"]
-    assert kept == sorted(kept) and max(kept) > 100  # in their order, and not simply the first ones
-    assert set(splits(prepare(tmp_path / "forth.jsonl", tmp_path / "more", limit=60, config=config))) > set(
-        splits(forth)
-    )
-
-
-def test_no_file_and_no_row_to_train_on_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"nowhere\.jsonl: no such data file"):
-        prepare(tmp_path / "nowhere.jsonl", tmp_path / "none")
-    jsonl(tmp_path / "rows.jsonl", [pku(0)])
-    with pytest.raises(BadData, match=r"no row is left to train on; lower data\.validation and data\.test"):
-        prepare(tmp_path / "rows.jsonl", tmp_path / "out", config=Data(validation=0.4999, test=0.5))
-
-
-def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.jsonl", [pku(i) for i in range(20)])
-    jsonl(tmp_path / "b.jsonl", [*(pku(i, unused=i) for i in range(20)), pku(3)])
-    jsonl(tmp_path / "c.jsonl", [pku(i, response_0=f"zero {i} .") for i in range(20)])
-    a, b, c = (prepare(tmp_path / f"{n}.jsonl", tmp_path / n, config=Data(bad_rows=0.1)) for n in "abc")
-    assert a.digest == b.digest != c.digest

@@ -297,18 +297,19 @@ def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple
     steps = (
         'steps=[{metric="harmless",data="town",updates=8,batch=16,learning_rate=1e-4,lambda=2},'
         '{metric="helpful",data="town",method="kto",updates=8,batch=16,learning_rate=1e-4,lambda=[0,1]},'
-        '{metric="harmless",data="town",updates=8,batch=16,learning_rate=1e-3,adapter_rank=4,lambda=0.5}]'
+        '{metric="again",label="safer_response_id",data="town",updates=8,batch=16,learning_rate=1e-3,adapter_rank=4,'
+        "lambda=0.5}]"
     )
     changes = ["sft.updates=40", steps, "merge.weights=[0.5]", "data.heldout=40", "constraint.at_least=0.05"]
     code, out = run("run", "quickstart", changes=[*changes, "evaluation.kl_prompts=8"])
     assert code == 0, out
     told = {c["name"]: c for c in report(runs)["candidates"]}
     first = "harmless λ=2"
-    kto, skipped = f"{first} · helpful λ=1", f"{first} · harmless λ=0.5"
+    kto, skipped = f"{first} · helpful λ=1", f"{first} · again λ=0.5"
     assert told[first]["parents"] == ["base"] and told[first]["beta_over_lambda"] == 0.05
     assert told[kto]["method"] == "kto" and told[kto]["parents"] == [first]
     assert told[skipped]["parents"] == [first]  # λ = 0 handed the first step's policy on
-    assert told[f"{kto} · harmless λ=0.5"]["parents"] == [kto]
+    assert told[f"{kto} · again λ=0.5"]["parents"] == [kto]
     assert sum(c["kind"] == "merge" for c in told.values()) == 2 and len(told) == len(report(runs)["candidates"])
     assert "λ of a KTO step is a knob" in next(runs.glob("quickstart/*/report.md")).read_text()
 
@@ -331,6 +332,7 @@ BAD: list[tuple[list[str], str]] = [
     (["beta=0"], "beta: input should be greater than 0, got 0"),
     (["steps.0.data=nowhere.jsonl"], "steps.0.data 'nowhere.jsonl': No such file or directory"),
     (["base=nowhere"], "base 'nowhere': no such folder or GGUF file"),
+    (["steps.1.metric=helpful"], "two steps have the metric 'helpful'; give the second a name of its own"),
     (["merge.weights=[1.5]"], "every merge weight must lie in [0, 1]"),
 ]
 
@@ -379,7 +381,7 @@ def test_bad_rows_stop_the_run_before_training_and_lie_in_quarantine(
 
 
 def test_every_shipped_recipe_passes_check_offline(runs: Path) -> None:
-    from models.recipe import shipped
+    from models.recipe_file import shipped
 
     for name in shipped():
         done = subprocess.run(

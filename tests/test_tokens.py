@@ -1,5 +1,6 @@
 """From messages to token ids, and from token ids to the log-probs of an answer."""
 
+import json
 import math
 from pathlib import Path
 
@@ -191,6 +192,22 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_counted(
     assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
         reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
+
+
+def test_the_card_tells_how_long_the_rows_are(policy: Policy, scored: Reference) -> None:
+    assert reference.histogram([0, 1, 2, 3, 16, 17, 32, 33]) == {
+        "0–1": 2,
+        "2–2": 1,
+        "3–4": 1,
+        "9–16": 1,
+        "17–32": 2,
+        "33–64": 1,
+    }
+    told = json.loads((scored.path / "card.json").read_text())
+    rows = list(jsonl.read(scored.path / "train.jsonl"))
+    assert told["dropped_as_too_long"] == 0
+    for side in ("prompt", "chosen", "rejected"):
+        assert told["tokens"]["train"][side] == reference.histogram(len(row[f"{side}_ids"]) for row in rows)
 
 
 def test_our_head_equals_trls_in_values_and_gradients(policy: Policy, compute: Compute) -> None:

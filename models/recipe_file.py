@@ -1,0 +1,86 @@
+"""A TOML file and the changes of a command line become a recipe, or one sentence per mistake."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from models.errors import BadRecipe
+from models.recipe import Recipe
+
+RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """Return the recipes that come with sacpo, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def read(recipe: str, changes: list[str] | None = None) -> Recipe:
+    """Read a shipped recipe by name, or a TOML file by path, and apply `key=value` changes.
+
+    Raises:
+        BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
+    """
+    path = shipped().get(recipe, Path(recipe))
+    if not path.is_file():
+        raise BadRecipe(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(shipped())}")
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRecipe(f"{path}: not valid TOML: {error}") from error
+    for change in changes or []:
+        _change(tree, change)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise BadRecipe("\n".join(f"{path}: {_sentence(e)}" for e in error.errors())) from error
+
+
+def _change(tree: dict[str, Any], change: str) -> None:
+    """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise BadRecipe(f"--set {change}: write it as key=value, for instance steps.1.lambda=[1,2]")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    node: Any = tree
+    try:
+        for part in path:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
+        raise BadRecipe(f"--set {change}: {key!r} leads nowhere in this recipe{count}") from error
+
+
+def _sentence(error: Any) -> str:
+    """Say one pydantic error as `key: what is wrong; remedy`."""
+    location = [str(part) for part in error["loc"]]
+    key, said = ".".join(location) or "recipe", error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_beside(location))}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: must be given"
+    if error["type"] == "value_error":  # ours: says what was given
+        return f"{key}: {said}"
+    return f"{key}: {said[0].lower()}{said[1:]}, got {json.dumps(error['input'], default=str)[:80]}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    """Return the keys that the record at this location knows."""
+    record: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        if part.isdigit():
+            continue
+        annotation: Any = record.model_fields[part].annotation
+        record = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+    return [field.alias or name for name, field in record.model_fields.items()]

@@ -1,0 +1,43 @@
+"""The optional supervised step before the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models import alignment, jsonl
+from models.artifacts import Policy, Sources
+from models.errors import BadData
+from models.recipe import Compute, Contaminated, Data, Sft
+
+
+@pytest.mark.parametrize("text", ["get the brush .", "get\u2028the brush .", "get\u0085the brush ."])
+def test_the_corpus_may_hold_any_character(text: str, policy: Policy, compute: Compute, tmp_path: Path) -> None:
+    """JSON leaves U+2028 and U+0085 as they are; only a line feed ends a row."""
+    rows = [{"prompt": "how do i clean my lamp ?", "completion": text}] * 8
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
+    out = tmp_path / "out"
+    out.mkdir()
+    config = Sft(data="corpus.jsonl", batch=8, updates=3, learning_rate=1e-2, warmup=0)
+    made = alignment.sft(policy, sources, config, Data(), 0, compute, out)
+    lines = list(jsonl.read(out / "progress.jsonl"))
+    assert made.rows == 8 and made.parents == (policy.digest,) and lines[-1]["loss"] < lines[0]["loss"] - 0.1
+
+
+def test_a_corpus_with_prompts_of_a_suite_is_refused_or_loses_them(
+    policy: Policy, compute: Compute, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"how do i clean my lamp number {i} ?", "completion": "get the brush ."} for i in range(9)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "suite.jsonl").write_text(json.dumps({"prompt": "How do I clean my lamp number 4?"}) + "\n")
+    files = {"sft": "corpus.jsonl", "suite/helpful/test": "suite.jsonl"}
+    sources = Sources(path=tmp_path, digest="x", files=files)
+    out = tmp_path / "out"
+    out.mkdir()
+    config = Sft(data="corpus.jsonl", batch=8, updates=1, learning_rate=1e-2, warmup=0)
+    with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
+        alignment.sft(policy, sources, config, Data(near_duplicates=1), 0, compute, out)
+    drop = Data(near_duplicates=1, contaminated=Contaminated.drop)
+    assert alignment.sft(policy, sources, config, drop, 0, compute, out).rows == 8
