@@ -1,8 +1,9 @@
 """Kill a run at every point where it creates, opens for writing, renames or removes a file; start it again; compare.
 
-The recipe is the quickstart in 20 updates per step. Each trial forks a process that has imported everything, kills it
-with SIGKILL at its n-th file event, and runs the same command again: final weights must be those of an undisturbed
-run, bit for bit, and the registry must hold one version.
+The recipe is the quickstart in 20 updates per step. One process runs it and is stopped (SIGSTOP, all its threads) at
+each of its file events, while its runs folder is copied: the copy is what SIGKILL would have left at that moment. Then,
+for every copy, the same command runs on it: final weights must be those of the undisturbed run, bit for bit, and the
+registry must hold one version. Everything runs in forks of one process that has imported what it needs.
 
     python benchmarks/faults.py [--every K] [--first N] [--last N]
 """
@@ -12,13 +13,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 EVENTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.copyfile"}
 CHANGES = [
@@ -28,7 +32,7 @@ CHANGES = [
     "steps.0.save_every=5",
     "steps.1.updates=20",
     "steps.1.save_every=5",
-    "steps.1.lambda=[0.2,1]",
+    "steps.1.lambda=[0.4]",
     "merge.weights=[0.5]",
     "constraint.at_least=0.05",
     "data.heldout=50",
@@ -48,31 +52,46 @@ def main() -> None:
     server = start_server(folder)
     try:
         warm()
-        undisturbed = trial(folder / "undisturbed", 0)
-        weights, events = undisturbed["weights"], undisturbed["events"]
+        chosen = range(given.first, given.last + 1, given.every)
+        undisturbed = record(folder, chosen)
+        weights, events, points = undisturbed["weights"], undisturbed["events"], undisturbed["points"]
         print(f"undisturbed: {events} file events, {len(weights)} policies, {undisturbed['seconds']:.1f} s", flush=True)
-        bad = tried = 0
-        for point in range(given.first, min(events, given.last) + 1, given.every):
-            where = folder / "trial"
-            shutil.rmtree(where, ignore_errors=True)
-            if trial(where, point).get("weights"):
-                continue  # this time the run had fewer events
-            again = trial(where, 0)
-            tried += 1
+        bad = 0
+        for tried, point in enumerate(points, 1):
+            shutil.rmtree(folder / "runs", ignore_errors=True)
+            (folder / f"at-{point}").rename(folder / "runs")
+            again = trial(folder)
             good = again.get("weights") == weights and again.get("versions") == 1
             bad += not good
             if not good:
                 print(f"point {point}: {again}", flush=True)
-        print(f"{tried} kills, {bad} with another result")
+                shutil.copyfile(folder / "log.txt", f"faults-{point}.log")
+            elif tried % 20 == 0:
+                print(f"{tried} of {len(points)} done, the last in {again['seconds']:.1f} s", flush=True)
+        print(f"{len(points)} kills, {bad} with another result")
         sys.exit(bad > 0)
     finally:
         server.terminate()
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def record(folder: Path, chosen: range) -> dict[str, Any]:
+    """Run the recipe once, with a copy of its runs folder as it was before each of the chosen file events."""
+    points: list[int] = []
+
+    def stopped(count: int) -> None:
+        if count in chosen:
+            (folder / "runs").mkdir(exist_ok=True)
+            shutil.copytree(folder / "runs", folder / f"at-{count}", symlinks=True)
+            points.append(count)
+
+    return trial(folder, stopped) | {"points": points}
+
+
 def start_server(folder: Path) -> "subprocess.Popen[bytes]":
     """Start one Prefect server for all trials."""
-    port = 4299
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     os.environ |= {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
@@ -115,28 +134,39 @@ def warm() -> None:
     assert trl
 
 
-def trial(where: Path, kill_at: int) -> dict:
-    """Run the recipe in a fork, killed at its `kill_at`-th file event (0: never); return what it left."""
-    where.mkdir(exist_ok=True)
-    told = where / "told.json"
+def trial(where: Path, stopped: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Run the recipe in a fork, in `where`/runs, and return what it left.
+
+    Args:
+        stopped: called with 1, 2, … before each file event, while the process stands still.
+    """
+    told, log = where / "told.json", where / "log.txt"
     told.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
         try:
-            _run(where, kill_at)
+            _run(where, stopped is not None)
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(1)
-    _, status = os.waitpid(pid, 0)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    count = 0
+    while os.WIFSTOPPED(status):
+        count += 1
+        if stopped:
+            stopped(count)
+        os.kill(pid, signal.SIGCONT)
+        _, status = os.waitpid(pid, os.WUNTRACED)
     if told.exists():
         return json.loads(told.read_text()) | {"seconds": time.monotonic() - started}
     return {"status": status}
 
 
-def _run(where: Path, kill_at: int) -> None:
+def _run(where: Path, stops: bool) -> None:
     log = os.open(where / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -157,10 +187,10 @@ def _run(where: Path, kill_at: int) -> None:
         if not str(path).startswith(root):
             return
         count += 1
-        if count == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP)
 
-    sys.addaudithook(watch)
+    if stops:
+        sys.addaudithook(watch)
     from flows.align import align
     from models.recipe_file import read
 
