@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import urllib.request
@@ -79,13 +80,13 @@ def record(folder: Path, chosen: range) -> dict[str, Any]:
     """Run the recipe once, with a copy of its runs folder as it was before each of the chosen file events."""
     points: list[int] = []
 
-    def stopped(count: int) -> None:
+    def keep(count: int) -> None:
         if count in chosen:
             (folder / "runs").mkdir(exist_ok=True)
             shutil.copytree(folder / "runs", folder / f"at-{count}", symlinks=True)
             points.append(count)
 
-    return trial(folder, stopped) | {"points": points}
+    return trial(folder, keep) | {"points": points}
 
 
 def start_server(folder: Path) -> "subprocess.Popen[bytes]":
@@ -134,45 +135,53 @@ def warm() -> None:
     assert trl
 
 
-def trial(where: Path, stopped: Callable[[int], None] | None = None) -> dict[str, Any]:
+def trial(where: Path, before: Callable[[int], None] | None = None) -> dict[str, Any]:
     """Run the recipe in a fork, in `where`/runs, and return what it left.
 
     Args:
-        stopped: called with 1, 2, … before each file event, while the process stands still.
+        before: called with 1, 2, … before each file event, while all threads of the process stand still.
     """
     told, log = where / "told.json", where / "log.txt"
     told.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     started = time.monotonic()
+    (asks, ask), (answers, answer) = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
+        os.close(asks)
         try:
-            _run(where, stopped is not None)
+            _run(where, (ask, answers) if before else None)
         except BaseException:
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(1)
-    _, status = os.waitpid(pid, os.WUNTRACED)
+    os.close(ask)
     count = 0
-    while os.WIFSTOPPED(status):
+    while before and os.read(asks, 1):  # ends with the process
         count += 1
-        if stopped:
-            stopped(count)
-        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGSTOP)
         _, status = os.waitpid(pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), f"the recorded run died: see {log}"
+        before(count)
+        os.kill(pid, signal.SIGCONT)
+        os.write(answer, b".")
+    _, status = os.waitpid(pid, 0)
+    for end in (asks, answers, answer):
+        os.close(end)
     if told.exists():
         return json.loads(told.read_text()) | {"seconds": time.monotonic() - started}
     return {"status": status}
 
 
-def _run(where: Path, stops: bool) -> None:
+def _run(where: Path, ends: tuple[int, int] | None) -> None:
     log = os.open(where / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ["SACPO_RUNS"] = str(where / "runs")
     root = str(where / "runs")
     count = 0
+    one_at_a_time = threading.RLock()
 
     def watch(event: str, given: tuple) -> None:
         nonlocal count
@@ -186,10 +195,12 @@ def _run(where: Path, stops: bool) -> None:
             return
         if not str(path).startswith(root):
             return
-        count += 1
-        os.kill(os.getpid(), signal.SIGSTOP)
+        with one_at_a_time:
+            count += 1
+            os.write(ends[0], b".")
+            os.read(ends[1], 1)
 
-    if stops:
+    if ends:
         sys.addaudithook(watch)
     from flows.align import align
     from models.recipe_file import read
