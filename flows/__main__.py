@@ -3,6 +3,7 @@
 import errno
 import http.client
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -31,6 +32,9 @@ Changes = Annotated[
     ),
 ]
 Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sacpo recipes`) or a TOML file.")]
+
+LEAST_FREE = 64 * 2**20
+"""Bytes; on less, Prefect's own server fails without a word that would help."""
 
 
 @app.command()
@@ -141,8 +145,14 @@ def _settle() -> None:
         probe = runs / ".writable"
         probe.write_text("")
         probe.unlink()
+        free = shutil.disk_usage(runs).free
     except OSError as error:
         raise BadPlace(f"{runs}: cannot be written ({error.strerror}); set SACPO_RUNS to a folder that can") from error
+    if free < LEAST_FREE:
+        raise BadPlace(
+            f"{runs}: only {free / 2**20:.0f} MiB free; Prefect and MLflow alone need "
+            f"{LEAST_FREE / 2**20:.0f}; free space, or set SACPO_RUNS to another disk"
+        )
     for name, health in (("PREFECT_API_URL", "/health"), ("MLFLOW_TRACKING_URI", "/health")):
         _answers(name, os.environ.get(name, ""), health)
     for name, value in {

@@ -29,12 +29,14 @@ def weigh(policy: Policy, scored: dict[str, Reference], compute: Compute, out: P
     Args:
         scored: metric → held-out pairs with the log-probs of the base.
     """
-    model, tokenizer = load(policy, compute)
+    own = all(reference.policy == policy.digest for reference in scored.values())  # the base against itself
+    loaded = None if own else load(policy, compute)
     with (out / "margins.jsonl").open("w") as file:
         for metric, reference in scored.items():
             for split in HELDOUT:
                 rows = list(jsonl.read(reference.path / f"{split}.jsonl"))
-                logps = pair_logps(model, rows, tokenizer.pad_token_id)
+                stored = [(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows]
+                logps = pair_logps(loaded[0], rows, loaded[1].pad_token_id) if loaded else stored
                 for row, (chosen, rejected) in zip(rows, logps, strict=True):
                     told = {
                         "metric": metric,

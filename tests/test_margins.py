@@ -1,0 +1,61 @@
+"""How a policy weighs held-out pairs, relative to the base."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models import jsonl, margins, reference
+from models import policy as policies
+from models.artifacts import Policy, Reference
+from models.preferences import HELDOUT
+from models.recipe import Compute
+
+
+@pytest.fixture(scope="module")
+def heldout(scored: Reference, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The scored comparisons, as if they were both held-out splits."""
+    folder = tmp_path_factory.mktemp("heldout")
+    for split in HELDOUT:
+        shutil.copyfile(scored.path / "train.jsonl", folder / f"{split}.jsonl")
+    return replace(scored, path=folder)
+
+
+def test_the_base_has_no_margin_and_need_not_be_loaded(
+    policy: Policy, heldout: Reference, compute: Compute, tmp_path: Path
+) -> None:
+    told = margins.table(
+        margins.weigh(replace(policy, path=tmp_path / "gone"), {"harmless": heldout}, compute, tmp_path)
+    )
+    assert len(told) == 2 * heldout.counts["train"] and {row["split"] for row in told} == set(HELDOUT)
+    assert all(row["chosen"] == row["rejected"] == 0 for row in told)
+
+
+def test_a_margin_is_the_log_ratio_to_the_base(
+    other_policy: Policy, heldout: Reference, compute: Compute, tmp_path: Path
+) -> None:
+    told = margins.table(margins.weigh(other_policy, {"harmless": heldout}, compute, tmp_path))
+    rows = list(jsonl.read(heldout.path / "test.jsonl"))
+    model, tokenizer = policies.load(other_policy, compute)
+    ours = reference.pair_logps(model, rows, tokenizer.pad_token_id)
+    for row, (chosen, rejected), weighed in zip(rows, ours, margins.of(told, "harmless", "test"), strict=True):
+        assert weighed["chosen"] == pytest.approx(chosen - row["ref_chosen_logps"], abs=1e-4)
+        assert weighed["rejected"] == pytest.approx(rejected - row["ref_rejected_logps"], abs=1e-4)
+        assert weighed["tokens"] == [len(row["chosen_ids"]), len(row["rejected_ids"])]
+
+
+def test_figures_need_a_scale_and_beat_length_where_length_says_nothing() -> None:
+    """Margins of the right sign on pairs of equal length: the policy predicts the labels, length cannot."""
+    draw: Callable[[int], float] = lambda i: 1.0 + i % 5 if i % 4 else -0.5  # noqa: E731
+    told = [
+        {"metric": "m", "split": split, "prompt": str(i), "tokens": [9, 9], "chosen": draw(i), "rejected": 0.0}
+        for split in HELDOUT
+        for i in range(200)
+    ]
+    found = margins.figures(told, "m")
+    assert found["preference/m/accuracy"].value == 0.75 and found["preference/m/accuracy_length"].value == 0.5
+    assert found["preference/m/nll_length"].value == pytest.approx(0.6931, abs=1e-3)
+    assert found["preference/m/nll_minus_length"].high < 0
+    assert margins.figures(told, "other") == {}
