@@ -27,8 +27,7 @@ def align(recipe: Recipe) -> dict[str, Any]:
         sources = stages.gather(run)
         pairs = [stages.prepare(run, sources, step) for step in recipe.steps]  # bad data stop here, before any training
         base = stages.finetune(run, stages.base(run), sources)
-        heldout = {comparisons.metric: stages.hold_out(run, base, comparisons) for comparisons in pairs}
-        yardstick = stages.Yardstick(base, sources, pairs, heldout)
+        yardstick = stages.yardstick(run, base, sources, pairs)
         evidence = [stages.examine.submit(run, base, base, yardstick)]
 
         frontier = [base]

@@ -107,6 +107,13 @@ def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
     return run.make(Reference, "reference.score", title, _Watch(), splits=list(HELDOUT), **given)
 
 
+def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
+    """Everything that candidates are measured with; the metrics are scored side by side."""
+    scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
+    heldout = {comparisons.metric: told.result() for comparisons, told in zip(pairs, scored, strict=True)}
+    return Yardstick(base, sources, pairs, heldout)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="{step.metric} · {step.method.value} · λ={lambda_}")
 def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
