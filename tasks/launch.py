@@ -95,7 +95,7 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
         return found
     if _pool is None:
         raise RuntimeError("launch.run needs launch.workers around it")
-    progress = stage.folder(root).with_name(stage.folder(root).name + ".partial") / "progress.jsonl"
+    progress = stage.partial(root) / "progress.jsonl"
     try:
         future = _pool.submit(_work, root, stage)
         while not wait([future], timeout=0.5).done:

@@ -52,7 +52,12 @@ class Run:
         module, function = does.split(".")
         work = Stage(function, title, VERSIONS[does], f"models.{module}:{function}", makes, given)
         fresh = store.find(self.root, work) is None
-        noun = launch.run(self.root, work, watch)
+
+        def moved(work: Stage, line: dict[str, Any]) -> None:
+            watch(work, line)
+            self.tracker.follow(work)
+
+        noun = launch.run(self.root, work, moved)
         self.seconds[title] = store.seconds(noun)
         screen.done(title, self.seconds[title], fresh)
         self.tracker.record(work, noun)

@@ -56,6 +56,10 @@ class Stage:
         """Return where the result lives, whether it exists or not."""
         return root / "store" / f"{self.name}-{self.key[:16]}"
 
+    def partial(self, root: Path) -> Path:
+        """Return where work on it goes on, and where a killed run finds its checkpoints again."""
+        return self.folder(root).with_name(self.folder(root).name + ".partial")
+
 
 def plain(value: Any) -> Any:
     """Return a JSON value that changes iff the meaning of an argument does."""
@@ -113,7 +117,7 @@ def seconds(noun: Noun) -> float:
 def make(root: Path, stage: Stage) -> Noun:
     """Return the stage's result; do the work unless it is done. A second process doing the same waits here."""
     folder = stage.folder(root)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = stage.partial(root)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         found = opened(folder, stage.makes)

@@ -6,10 +6,12 @@ server therefore costs a warning, and the next command sends what it missed.
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version as installed
@@ -18,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from models import jsonl
 from models.artifacts import Noun, Policy, Preferences
 from models.errors import BadPlace, BadPolicy
 from models.recipe import Recipe
@@ -27,6 +30,8 @@ from tasks.store import MANIFEST, Stage
 SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
 """The server that the user named, if any; asked once, since mlflow itself sets the variable later."""
 CHAT_POLICY = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
+EVERY = 10.0
+"""Seconds between two looks at the curve of a running stage."""
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 
 
@@ -94,7 +99,21 @@ class Tracker:
         self._queue = ThreadPoolExecutor(1)
         self._parent = ""
         self._missed = self._closed = False
-        self._queue.submit(self._patiently, "the run", self._open)
+        self._sent: dict[str, int] = {}  # stage key → updates whose figures were sent while it ran
+        self._next: dict[str, float] = {}  # stage key → when to send again
+        self._running: dict[str, str] = {}  # stage key → run that is not finished
+        opened = self._queue.submit(self._patiently, "the run", self._open)
+        if SERVER:  # one that refuses us is said before anything is trained
+            opened.result()
+            if self._missed:
+                raise BadPlace(f"MLFLOW_TRACKING_URI = {SERVER} takes no runs; see above, or unset it")
+
+    def follow(self, stage: Stage) -> None:
+        """Queue what a running stage has written of its curve, every EVERY seconds."""
+        now = time.monotonic()
+        if now >= self._next.get(stage.key, now):
+            self._next[stage.key] = math.inf  # until this is sent
+            self._queue.submit(self._patiently, stage.title, self._follow, stage)
 
     def record(self, stage: Stage, noun: Noun) -> None:
         """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""
@@ -133,7 +152,8 @@ class Tracker:
         self._queue.shutdown()
 
     def _fail(self, status: str) -> None:
-        self._client().set_terminated(self._open(), status)
+        for run_id in [*self._running.values(), self._open()]:
+            self._client().set_terminated(run_id, status)
 
     def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
         if self._missed:  # one silence is enough; do not wait for it again
@@ -168,20 +188,38 @@ class Tracker:
         _params(mlflow, self._parent, self.recipe.model_dump(mode="json", by_alias=True))
         return self._parent
 
-    def _record(self, stage: Stage, noun: Noun) -> None:
+    def _child(self, stage: Stage) -> tuple[str, bool]:
+        """Return the id of a stage's own run, and whether it is finished."""
         mlflow, parent = self._client(), self._open()
         experiment = mlflow.get_run(parent).info.experiment_id
         where = f"tags.`sacpo.stage` = '{stage.key}' and tags.`mlflow.parentRunId` = '{parent}'"
         found = mlflow.search_runs([experiment], where, max_results=1)
-        if found and found[0].info.status == "FINISHED":
+        if found:
+            run_id, status = str(found[0].info.run_id), found[0].info.status
+            if status not in ("FINISHED", "RUNNING"):
+                mlflow.update_run(run_id, status="RUNNING")
+            return run_id, status == "FINISHED"
+        tags = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent}
+        return str(mlflow.create_run(experiment, run_name=stage.title, tags=tags).info.run_id), False
+
+    def _follow(self, stage: Stage) -> None:
+        try:
+            path = stage.partial(self.root) / "progress.jsonl"
+            if path.exists():  # else it has ended meanwhile, and is recorded as a whole
+                run_id, _ = self._child(stage)
+                self._running[stage.key] = run_id
+                self._sent[stage.key] = _curve(self._client(), run_id, path, self._sent.get(stage.key, 0))
+        finally:
+            self._next[stage.key] = time.monotonic() + EVERY
+
+    def _record(self, stage: Stage, noun: Noun) -> None:
+        mlflow, parent = self._client(), self._open()
+        run_id, finished = self._child(stage)
+        if finished:
             return
         manifest = json.loads((noun.path / MANIFEST).read_text("utf-8"))
-        if found:
-            run_id = found[0].info.run_id
-        else:
-            tags = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent, "sacpo.path": str(noun.path)}
-            tags |= {"sacpo.digest": noun.digest}
-            run_id = mlflow.create_run(experiment, run_name=stage.title, tags=tags).info.run_id
+        mlflow.set_tag(run_id, "sacpo.path", str(noun.path))
+        mlflow.set_tag(run_id, "sacpo.digest", noun.digest)
         _params(mlflow, run_id, manifest["given"])
         _curve(mlflow, run_id, noun.path / "progress.jsonl")
         numbers = {k: v for k, v in noun.facts().items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -192,6 +230,7 @@ class Tracker:
         if (noun.path / "card.json").exists():
             mlflow.log_artifact(run_id, str(noun.path / "card.json"))
         mlflow.set_terminated(run_id)
+        self._running.pop(stage.key, None)
 
     def _register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
         mlflow, parent, name = self._client(), self._open(), self.recipe.registered_name
@@ -351,12 +390,12 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _curve(mlflow: Any, run_id: str, path: Path) -> None:
-    if not path.exists():
-        return
+def _curve(mlflow: Any, run_id: str, path: Path, after: int = 0) -> int:
+    """Send a training curve from the update after `after` on, and return the last update that it holds."""
     from mlflow.entities import Metric
 
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in jsonl.whole(path) if "time" in row and row["done"] > after]
     metrics = [Metric(k, row[k], int(row["time"] * 1000), row["done"]) for row in rows for k in CURVE if k in row]
     for start in range(0, len(metrics), 1000):
         mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
+    return rows[-1]["done"] if rows else after

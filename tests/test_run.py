@@ -161,6 +161,9 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in found if run is not parent]
     assert {run.info.status for run in found} == {"FINISHED"}
+    (comparisons,) = [run for run in children if run.info.run_name == "pairs · harmless"]
+    for run in (comparisons, parent):
+        assert "pairs · harmless" in {told.dataset.name for told in run.inputs.dataset_inputs}
     assert len(children) == len(list((undisturbed / "store").glob("*/manifest.json"))) + len(weights(undisturbed))
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"report.json", "frontier.png"}
     safety = next(run for run in children if run.info.run_name.startswith("harmless · dpo · λ=0.2"))
@@ -349,8 +352,13 @@ def test_bad_input_is_one_line_and_exit_code_2(changes: list[str], said: str, ru
 
 
 def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        environment = os.environ | {name: f"http://127.0.0.1:{free_port()}/api"}
+    nobody = f"http://127.0.0.1:{free_port()}/api"
+    for name, address, said in [
+        ("PREFECT_API_URL", nobody, "does not answer"),
+        ("MLFLOW_TRACKING_URI", nobody, "does not answer"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db", "takes no runs"),
+    ]:
+        environment = os.environ | {name: address}
         done = subprocess.run(
             command("run", "quickstart"),
             env=environment,
@@ -358,7 +366,7 @@ def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 2 and f"{name} = " in done.stderr and "does not answer" in done.stderr
+        assert done.returncode == 2 and f"{name} = " in done.stderr and said in done.stderr
         assert not (runs / "store").exists()
 
 
