@@ -58,9 +58,10 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
     if compute.processes:
         context = multiprocessing.get_context("spawn")
-        _pool = ProcessPoolExecutor(compute.processes, context, _settle, (os.getpid(), str(_logs), compute.threads))
+        given = (os.getpid(), str(_logs), compute.threads, context.Value("i", 0))
+        _pool = ProcessPoolExecutor(compute.processes, context, _settle, given)
     else:
-        _pool = ThreadPoolExecutor(1, initializer=_import, initargs=(compute.threads,))
+        _pool = ThreadPoolExecutor(1, initializer=_alone, initargs=(compute.threads,))
     try:
         for _ in range(max(1, compute.processes)):  # all of them now: importing torch and trl takes seconds
             _pool.submit(_ready)
@@ -119,14 +120,41 @@ def _work(root: Path, stage: Stage) -> Noun:
         raise
 
 
-def _settle(parent: int, logs: str, threads: int) -> None:
-    """Make this process a worker: output to a log file, no longer alive than its parent, fixed threads."""
+def _settle(parent: int, logs: str, threads: int, started: Any) -> None:
+    """Make this process a worker: output to a log file, no longer alive than its parent, fixed threads, one GPU.
+
+    Args:
+        started: a shared counter of the workers that were started.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     log = os.open(Path(logs) / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    with started.get_lock():
+        number = started.value
+        started.value += 1
     _import(threads)
+    own_gpu(number)
+
+
+def _alone(threads: int) -> None:
+    """Make this process its own and only worker."""
+    _import(threads)
+    own_gpu(0)
+
+
+def own_gpu(number: int) -> None:
+    """Let worker `number` see one GPU of those that this run may use, in turn; without GPUs nothing happens.
+
+    A trainer that sees several would spread every batch over them, and all workers would share the first.
+    """
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    visible = visible or [str(i) for i in range(torch.cuda.device_count())]
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
 
 
 def _import(threads: int) -> None:

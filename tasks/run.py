@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
 from tasks import launch, screen, store
 from tasks.store import Stage, plain
-from tasks.tracking import Tracker, commit, fetch
+from tasks.tracking import Tracker, fetch
 
 N = TypeVar("N", bound=Noun)
 
@@ -120,6 +121,13 @@ def opened(recipe: Recipe) -> Iterator[Run]:
         yield from _working(recipe, where, name)
     finally:
         lock.release()
+
+
+def commit() -> str:
+    """Return the git commit of this checkout, or an empty string."""
+    here = Path(__file__).parent
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def _working(recipe: Recipe, where: Path, name: str) -> Iterator[Run]:

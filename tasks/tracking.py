@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -292,13 +291,6 @@ class Tracker:
                 _candidate(mlflow, run, told)
         mlflow.set_tag(parent, "sacpo.chosen", (tree["chosen"] or {"candidate": "none"})["candidate"])
         mlflow.set_terminated(parent)
-
-
-def commit() -> str:
-    """Return the git commit of this checkout, or an empty string."""
-    here = Path(__file__).parent
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
 
 
 def _candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:

@@ -1,0 +1,68 @@
+"""The command line where nothing is trained: bad input, silent servers, full disks, plans."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import __main__ as cli
+from models.errors import BadPlace
+from models.recipe_file import shipped
+
+ROOT = Path(__file__).parent.parent
+
+
+def sacpo(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "flows", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["stepz=1"], "stepz: unknown key; did you mean 'steps'?"),
+    (["steps.1.lambda=[-1]"], "steps.1.lambda: lambda must be at least 0, got -1"),
+    (["steps.7.lambda=1"], "leads nowhere in this recipe (there are 2, counted from 0)"),
+    (["beta=0"], "beta: input should be greater than 0, got 0"),
+    (["steps.0.data=nowhere.jsonl"], "steps.0.data 'nowhere.jsonl': No such file or directory"),
+    (["base=nowhere"], "base 'nowhere': no such folder or GGUF file"),
+    (["steps.1.metric=helpful"], "two steps have the metric 'helpful'; give the second a name of its own"),
+    (["merge.weights=[1.5]"], "every merge weight must lie in [0, 1]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD)
+def test_bad_input_is_one_line_and_exit_code_2(changes: list[str], said: str, runs: Path) -> None:
+    done = sacpo("run", "quickstart", *(part for change in changes for part in ("--set", change)))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sacpo: ") and said in line
+    assert not runs.exists()
+
+
+def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nobody = f"http://127.0.0.1:{port}/api"
+    for name, address, said in [
+        ("PREFECT_API_URL", nobody, "does not answer"),
+        ("MLFLOW_TRACKING_URI", nobody, "does not answer"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db", "takes no runs"),
+    ]:
+        done = sacpo("run", "quickstart", **{name: address})
+        assert done.returncode == 2 and f"{name} = " in done.stderr and said in done.stderr
+        assert not (runs / "store").exists()
+
+
+def test_a_disk_that_is_nearly_full_is_refused_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "LEAST_FREE", 2**62)
+    with pytest.raises(BadPlace, match=f"^{runs}: only .* MiB free; .* or set SACPO_RUNS to another disk$"):
+        cli._settle()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_passes_check_offline(name: str) -> None:
+    done = sacpo("check", name)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert "KL weight" in done.stdout and "evidence" in done.stdout

@@ -1,0 +1,44 @@
+"""Workers: what each may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from models.artifacts import Sources
+from models.recipe import Compute
+from tasks import launch
+from tasks.store import Stage
+
+
+def test_each_worker_gets_a_gpu_of_its_own_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for number in range(5):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+        launch.own_gpu(number)
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["4", "6", "7", "4", "6"]
+
+
+def test_without_gpus_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    launch.own_gpu(1)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    launch.own_gpu(3)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_stage_runs_in_a_worker_with_its_threads_and_its_log(tmp_path: Path) -> None:
+    """The worker is another process; what it prints goes to its log."""
+    stage = Stage(
+        "gather", "data", 1, "models.sources:gather", Sources, {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
+    )
+    with launch.workers(Compute(device="cpu", processes=1, threads=1), tmp_path):
+        made = launch.run(tmp_path, stage, lambda *_: None)
+    assert made.path == stage.folder(tmp_path) and (made.path / "manifest.json").exists()
+    (log,) = (tmp_path / "logs").glob("worker-*.log")
+    assert log.name != f"worker-{os.getpid()}.log" and "data" in log.read_text()
