@@ -5,10 +5,13 @@ each of its file events, while its runs folder is copied: the copy is what SIGKI
 for every copy, the same command runs on it: final weights must be those of the undisturbed run, bit for bit, and the
 registry must hold one version. Everything runs in forks of one process that has imported what it needs.
 
-    python benchmarks/faults.py [--every K] [--first N] [--last N]
+Of the events that the same line of code causes, called from the same lines, only the first is tried, unless --all.
+
+    python benchmarks/faults.py [--all] [--every K] [--first N] [--last N]
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 EVENTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.copyfile"}
+DIGEST = 8
 CHANGES = [
     "sft.updates=20",
     "sft.save_every=5",
@@ -45,6 +49,7 @@ CHANGES = [
 def main() -> None:
     """Run the sweep and print one line per failure and a summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="try every event, not one of each call stack")
     parser.add_argument("--every", type=int, default=1, help="try every K-th point")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--last", type=int, default=100_000)
@@ -54,9 +59,10 @@ def main() -> None:
     try:
         warm()
         chosen = range(given.first, given.last + 1, given.every)
-        undisturbed = record(folder, chosen)
+        undisturbed = record(folder, chosen, given.all)
         weights, events, points = undisturbed["weights"], undisturbed["events"], undisturbed["points"]
-        print(f"undisturbed: {events} file events, {len(weights)} policies, {undisturbed['seconds']:.1f} s", flush=True)
+        told = f"{events} file events from {undisturbed['stacks']} call stacks, {len(weights)} policies"
+        print(f"undisturbed: {told}, {undisturbed['seconds']:.1f} s", flush=True)
         bad = 0
         for tried, point in enumerate(points, 1):
             shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -76,17 +82,20 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def record(folder: Path, chosen: range) -> dict[str, Any]:
+def record(folder: Path, chosen: range, every: bool) -> dict[str, Any]:
     """Run the recipe once, with a copy of its runs folder as it was before each of the chosen file events."""
     points: list[int] = []
+    stacks: set[bytes] = set()
 
-    def keep(count: int) -> None:
-        if count in chosen:
+    def keep(count: int, stack: bytes) -> None:
+        fresh = stack not in stacks
+        stacks.add(stack)
+        if count in chosen and (fresh or every):
             (folder / "runs").mkdir(exist_ok=True)
             shutil.copytree(folder / "runs", folder / f"at-{count}", symlinks=True)
             points.append(count)
 
-    return trial(folder, keep) | {"points": points}
+    return trial(folder, keep) | {"points": points, "stacks": len(stacks)}
 
 
 def start_server(folder: Path) -> "subprocess.Popen[bytes]":
@@ -135,11 +144,12 @@ def warm() -> None:
     assert trl
 
 
-def trial(where: Path, before: Callable[[int], None] | None = None) -> dict[str, Any]:
+def trial(where: Path, before: Callable[[int, bytes], None] | None = None) -> dict[str, Any]:
     """Run the recipe in a fork, in `where`/runs, and return what it left.
 
     Args:
-        before: called with 1, 2, … before each file event, while all threads of the process stand still.
+        before: called with 1, 2, … and a digest of the call stack before each file event, while all threads of the
+            process stand still.
     """
     told, log = where / "told.json", where / "log.txt"
     told.unlink(missing_ok=True)
@@ -158,12 +168,12 @@ def trial(where: Path, before: Callable[[int], None] | None = None) -> dict[str,
             os._exit(1)
     os.close(ask)
     count = 0
-    while before and os.read(asks, 1):  # ends with the process
+    while before and (stack := os.read(asks, DIGEST)):  # ends with the process
         count += 1
         os.kill(pid, signal.SIGSTOP)
         _, status = os.waitpid(pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"the recorded run died: see {log}"
-        before(count)
+        before(count, stack)
         os.kill(pid, signal.SIGCONT)
         os.write(answer, b".")
     _, status = os.waitpid(pid, 0)
@@ -172,6 +182,12 @@ def trial(where: Path, before: Callable[[int], None] | None = None) -> dict[str,
     if told.exists():
         return json.loads(told.read_text()) | {"seconds": time.monotonic() - started}
     return {"status": status}
+
+
+def _stack() -> bytes:
+    """Return what names the lines of code that are being run in this thread."""
+    lines = [(frame.f_code.co_filename, number) for frame, number in traceback.walk_stack(None)]
+    return hashlib.sha256(repr(lines).encode()).digest()[:DIGEST]
 
 
 def _run(where: Path, ends: tuple[int, int] | None) -> None:
@@ -197,7 +213,7 @@ def _run(where: Path, ends: tuple[int, int] | None) -> None:
             return
         with one_at_a_time:
             count += 1
-            os.write(ends[0], b".")
+            os.write(ends[0], _stack())
             os.read(ends[1], 1)
 
     if ends:
