@@ -50,6 +50,7 @@ def run(recipe: Which, set_: Changes = None) -> None:
         from tasks.launch import workers
         from tasks.run import root
 
+        typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
         with workers(chosen.compute, root()):  # they import torch while Prefect starts
             from flows.align import align
 

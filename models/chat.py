@@ -16,9 +16,12 @@ def talk(folder: str, temperature: float, longest: int) -> None:
     Raises:
         BadPolicy: the folder holds no policy.
     """
+    from transformers.utils import logging
+
     path = Path(folder).expanduser()
     if not list(path.glob("*.safetensors")):
         raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
+    logging.disable_progress_bar()
     model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
     config = Evaluation(temperature=temperature, max_new_tokens=longest)
     said: list[Message] = []
