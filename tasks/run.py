@@ -24,13 +24,13 @@ N = TypeVar("N", bound=Noun)
 
 VERSIONS = {
     "sources.gather": 1,
-    "preferences.prepare": 1,
+    "preferences.prepare": 2,
     "policy.base": 1,
     "alignment.sft": 1,
-    "reference.score": 1,
-    "reference.score_unpaired": 1,
+    "reference.score": 2,
+    "reference.score_unpaired": 2,
     "alignment.kto": 1,
-    "alignment.dpo": 1,
+    "alignment.dpo": 2,
     "merge.interpolate": 1,
     "evaluation.evaluate": 1,
     "margins.weigh": 1,
