@@ -11,19 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import answer_head, guards, jsonl, readers
+from models import answer_head, corpus, guards, jsonl
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
 from models.batching import order
 from models.checkpoints import Curve, clear, newest
 from models.errors import BadData, BadPolicy
-from models.neighbours import text_of
 from models.policy import device_kind, load, save
-from models.preferences import refuse_contamination, suite_prompts
 from models.recipe import Compute, Data, Sft, Step, Training, kl_weight
 from models.reference import Row, Tokens, logps
 from models.shared_prompt import tokens
-from models.tokens import Message, encode
+from models.tokens import encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,12 +44,7 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load(policy, compute, train=True)
-    corpus = sources.file("sft")
-    taught = [_taught(corpus, number, row) for number, row in readers.rows(corpus)]
-    suites = suite_prompts(sources, data)
-    dialogues = [(prompt, answers) for prompt, answers in taught if not suites.holds(text_of(prompt))]
-    refuse_contamination(len(taught) - len(dialogues), data)
-    encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
+    encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, corpus.dialogues(sources, data))]
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
     places = order([len(row["input_ids"]) for row in rows], config, seed)
@@ -70,13 +63,6 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
     save(trainer.model, tokenizer, out)
     clear(out)
     return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
-
-
-def _taught(corpus: Path, number: int, row: Any) -> tuple[list[Message], list[str]]:
-    """Return prompt and answer of one row of a corpus."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-        raise BadData(f"{corpus}: row {number} needs a `prompt` and a `completion`, both text")
-    return [Message(role="user", content=row["prompt"])], [row["completion"]]
 
 
 def dpo(

@@ -21,6 +21,10 @@ class Noun:
         """Return the same noun in another folder."""
         return replace(self, path=path)
 
+    def identity(self) -> Any:
+        """Return what changes iff a stage that is given this noun would make something else of it."""
+        return self.digest
+
     def facts(self) -> dict[str, Any]:
         """Return all fields but the path, as JSON values."""
         facts = asdict(self)
@@ -53,6 +57,10 @@ class Preferences(Noun):
     counts: dict[str, int]
     """Rows per split: train, validation, test; and `quarantined`."""
 
+    def identity(self) -> Any:
+        """Return the content, and the metric, which results copy."""
+        return {"digest": self.digest, "metric": self.metric}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(Noun):
@@ -76,6 +84,10 @@ class Policy(Noun):
     """Pairs it was trained on."""
     vocabulary: str = ""
     """sha256 of the vocabulary and chat template; may never change between steps."""
+
+    def identity(self) -> Any:
+        """Return the weights and how they came to be, which results copy."""
+        return {key: value for key, value in self.facts().items() if key not in ("rows", "vocabulary")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,9 @@ class Neighbourhood:
 
     def holds(self, text: str) -> bool:
         """Return whether this prompt, or nearly this prompt, is kept apart."""
-        if text != self.last[0]:  # both answers of a comparison, or the samples of a prompt, follow each other
+        if (
+            self.exact and text != self.last[0]
+        ):  # both answers of a comparison, or the samples of a prompt, follow each other
             self.last = text, text in self.exact or self._near(text)
         return self.last[1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models import hub, policy, preferences, sources
+from models import corpus, hub, policy, preferences, sources
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.recipe import TOWN, Constraint, Recipe, kl_weight
@@ -67,6 +67,11 @@ def plan(recipe: Recipe) -> Plan:
     policies = 1
     with tempfile.TemporaryDirectory() as folder:
         origin = _sources(recipe, Path(folder), errors)
+        if origin and "sft" in origin.files:
+            try:
+                corpus.dialogues(origin, recipe.data)
+            except BadInput as error:
+                errors.append(str(error))
         for k, step in enumerate(recipe.steps):
             rows, characters = _rows(recipe, k, origin, Path(folder), errors)
             kept = [value for value in step.lambda_ if value > 0]

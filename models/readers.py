@@ -121,6 +121,8 @@ def format_of(row: Row, source: Path) -> Callable[[Row, str], Pair]:
 def pku(row: Row, label: str) -> Pair:
     """Read PKU-SafeRLHF (Dai et al. 2024): two answers, and in `label` the index of the preferred one."""
     prompt, *answers = (_text(row, field) for field in ("prompt", "response_0", "response_1"))
+    if label not in row:
+        raise Unusable(f"{label}: no such column; name the column that holds the label with `label` in the step")
     if row.get(label) not in (0, 1, "0", "1") or isinstance(row[label], bool):
         raise Unusable(f"{label}: must be 0 or 1")
     winner = int(row[label])

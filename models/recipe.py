@@ -86,7 +86,7 @@ class Sft(Training):
     """Optional supervised fine-tuning before the first step; needed by a base that cannot answer yet."""
 
     data: str = Field("", title="Data")
-    """JSONL of prompt and answer, or the world's own corpus (`town`); empty means: no such step."""
+    """JSONL of `prompt` and `completion`, or the world's own corpus (`town`); empty means: no such step."""
     learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
     """Peak learning rate of AdamW, above 0."""
 
@@ -186,9 +186,9 @@ class Data(Record):
     """How raw comparisons become pairs."""
 
     validation: float = Field(0.1, ge=0, lt=1, title="Validation share")
-    """Share of the prompt clusters kept for choosing, from 0 to below 1."""
+    """Share of the prompts kept for choosing, from 0 to below 1."""
     test: float = Field(0.1, ge=0, lt=1, title="Test share")
-    """Share of the prompt clusters kept for reporting, from 0 to below 1."""
+    """Share of the prompts kept for reporting, from 0 to below 1."""
     salt: str = Field("sacpo", title="Salt")
     """Splits follow a hash of the prompt with this salt: new data never move a test prompt into training."""
     near_duplicates: float = Field(0.8, gt=0, le=1, title="Near-duplicates")
@@ -253,7 +253,8 @@ class Compute(Record):
     device: Device = Field(Device.auto, title="Device")
     """`auto` takes an accelerator if there is one."""
     processes: int = Field(2, ge=0, title="Processes")
-    """Policies trained or judged side by side, each in a process of its own; 0 works in this process, one by one."""
+    """Policies trained or judged side by side, each in a process of its own; 0 works in this process, one by one, and
+    a stage that was begun cannot be interrupted."""
     threads: int = Field(1, ge=1, title="Threads per process")
     """CPU threads of each process, at least 1. More than the idle cores makes it up to ten times slower."""
 

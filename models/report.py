@@ -49,7 +49,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
         walks = [row for row in jsonl.read(told.evaluation.path / "kl.jsonl") if name in row]
         found[f"kl_{name}"] = mean([row[name] for row in walks])
         found[f"kl_{name}_per_token"] = mean([row[name] / row["tokens"] for row in walks])
-    found["length"] = mean([row["tokens"] for suite in rows.values() for row in suite])
+    found["length"] = mean([row["tokens"] for row in jsonl.read(told.evaluation.path / "answers.jsonl")])
     weighed = margins.table(told.margins)
     for metric in dict.fromkeys(row["metric"] for row in weighed):
         found |= margins.figures(weighed, metric)

@@ -75,8 +75,13 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
 
 
 def stop() -> None:
-    """End the workers and what they do; a killed training goes on from its checkpoint with the next command."""
+    """End the workers and what they do; a killed training goes on from its checkpoint with the next command.
+
+    Without worker processes what runs goes on to its end, and nothing is started after it.
+    """
     processes = list((getattr(_pool, "_processes", None) or {}).values())
+    if _pool is not None:
+        _pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
     for process in processes:
@@ -112,6 +117,8 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
 
 
 def _work(root: Path, stage: Stage) -> Noun:
+    if multiprocessing.parent_process() is None:  # no worker, no log
+        return store.make(root, stage)
     print(f"[{time.strftime('%H:%M:%S')}] {stage.title}", flush=True)
     try:
         return store.make(root, stage)

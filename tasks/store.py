@@ -64,9 +64,9 @@ class Stage:
 def plain(value: Any) -> Any:
     """Return a JSON value that changes iff the meaning of an argument does."""
     if isinstance(value, Noun):
-        return value.digest
+        return plain(value.identity())
     if isinstance(value, Compute):
-        libraries = {name: installed(name) for name in ("torch", "transformers", "trl")}
+        libraries = {name: installed(name) for name in ("torch", "transformers", "trl", "peft")}
         device = device_kind(value.device)
         return libraries | {"device": device, "dtype": precision(device), "threads": value.threads}
     if isinstance(value, BaseModel):

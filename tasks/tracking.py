@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
 CHAT_POLICY = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
 EVERY = 10.0
 """Seconds between two looks at the curve of a running stage."""
+SILENCE = 60.0
+"""Seconds in which a server that failed is left alone; what it missed, the next command sends."""
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 
 
@@ -98,8 +101,8 @@ class Tracker:
         self._queue = ThreadPoolExecutor(1)
         self._parent = ""
         self._missed = self._closed = False
-        self._sent: dict[str, int] = {}  # stage key → updates whose figures were sent while it ran
-        self._next: dict[str, float] = {}  # stage key → when to send again
+        self._silent = 0.0  # until then nothing is tried: the server failed a moment ago
+        self._next: dict[str, float] = {}  # stage key → when to look at its curve again
         self._running: dict[str, str] = {}  # stage key → run that is not finished
         opened = self._queue.submit(self._patiently, "the run", self._open)
         if SERVER:  # one that refuses us is said before anything is trained
@@ -143,6 +146,7 @@ class Tracker:
     def fail(self, status: str) -> None:
         """Close the parent run as FAILED or KILLED; the same command opens it again."""
         if not self._closed:
+            self._silent = 0.0
             self._queue.submit(self._patiently, "the end of the run", self._fail, status)
             self._close()
 
@@ -155,12 +159,14 @@ class Tracker:
             self._client().set_terminated(run_id, status)
 
     def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
-        if self._missed:  # one silence is enough; do not wait for it again
+        if time.monotonic() < self._silent:
+            self._missed = True
             return
         try:
             call(*given)
-        except _failures() as error:
+        except Exception as error:  # nobody else reads what this thread raises
             self._missed = True
+            self._silent = time.monotonic() + SILENCE
             screen.say(f"MLflow did not take {what} ({_first_line(error)}); the next command sends what is missing")
 
     def _client(self) -> Any:
@@ -184,7 +190,8 @@ class Tracker:
         else:
             tags = {"sacpo.run": self.digest, **self.tags}
             self._parent = mlflow.create_run(experiment_id, run_name=self.recipe.name, tags=tags).info.run_id
-        _params(mlflow, self._parent, self.recipe.model_dump(mode="json", by_alias=True))
+        told = self.recipe.model_dump(mode="json", by_alias=True, exclude={"compute": {"processes"}})
+        _params(mlflow, self._parent, told)  # params never change, and how many processes a run has may
         return self._parent
 
     def _child(self, stage: Stage) -> tuple[str, bool]:
@@ -202,18 +209,18 @@ class Tracker:
         return str(mlflow.create_run(experiment, run_name=stage.title, tags=tags).info.run_id), False
 
     def _follow(self, stage: Stage) -> None:
-        try:
-            path = stage.partial(self.root) / "progress.jsonl"
-            if path.exists():  # else it has ended meanwhile, and is recorded as a whole
-                run_id, _ = self._child(stage)
+        path = stage.partial(self.root) / "progress.jsonl"
+        with suppress(Exception):  # a look that failed costs nothing: `record` sends the whole curve
+            run_id, finished = self._child(stage) if path.exists() else ("", True)
+            if not finished:
                 self._running[stage.key] = run_id
-                self._sent[stage.key] = _curve(self._client(), run_id, path, self._sent.get(stage.key, 0))
-        finally:
-            self._next[stage.key] = time.monotonic() + EVERY
+                _curve(self._client(), run_id, path)
+        self._next[stage.key] = time.monotonic() + EVERY
 
     def _record(self, stage: Stage, noun: Noun) -> None:
         mlflow, parent = self._client(), self._open()
         run_id, finished = self._child(stage)
+        self._running.pop(stage.key, None)
         if finished:
             return
         manifest = json.loads((noun.path / MANIFEST).read_text("utf-8"))
@@ -229,7 +236,6 @@ class Tracker:
         if (noun.path / "card.json").exists():
             mlflow.log_artifact(run_id, str(noun.path / "card.json"))
         mlflow.set_terminated(run_id)
-        self._running.pop(stage.key, None)
 
     def _register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
         mlflow, parent, name = self._client(), self._open(), self.recipe.registered_name
@@ -333,8 +339,9 @@ def _database(path: Path) -> None:
 
 def _failures() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, OSError)
+    return (MlflowException, SQLAlchemyError, OSError)
 
 
 def _first_line(error: Exception) -> str:
@@ -382,12 +389,12 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _curve(mlflow: Any, run_id: str, path: Path, after: int = 0) -> int:
-    """Send a training curve from the update after `after` on, and return the last update that it holds."""
+def _curve(mlflow: Any, run_id: str, path: Path) -> None:
+    """Send what a run does not hold yet of a training curve; a resumed training repeats some updates."""
     from mlflow.entities import Metric
 
-    rows = [row for row in jsonl.whole(path) if "time" in row and row["done"] > after]
+    held = {point.step for point in mlflow.get_metric_history(run_id, "loss")}
+    rows = [row for row in jsonl.whole(path) if "time" in row and row["done"] not in held]
     metrics = [Metric(k, row[k], int(row["time"] * 1000), row["done"]) for row in rows for k in CURVE if k in row]
     for start in range(0, len(metrics), 1000):
         mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
-    return rows[-1]["done"] if rows else after

@@ -10,6 +10,8 @@ os.environ.update(
     MLFLOW_DISABLE_TELEMETRY="true", PREFECT_SERVER_ANALYTICS_ENABLED="false",
 )  # fmt: skip
 
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking is imported
+
 import pytest
 
 from models import policy as policies

@@ -19,6 +19,7 @@ from models.batching import order
 from models.checkpoints import COMPLETE, Curve
 from models.errors import BadData, BrokenInvariant
 from models.recipe import Compute, Step
+from models.shared_prompt import tokens
 
 Dialogues = list[tuple[str, str, str]]
 Scorer = Callable[[Policy, Dialogues, Path], Reference]
@@ -174,7 +175,8 @@ def test_stored_reference_log_probs_give_the_losses_of_a_live_reference_model(
     config = step(updates=5, micro_batch=4, learning_rate=1e-3)
     made = train(policy, scored, config, compute, tmp_path / "ours", 0.3)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
-    places = order([len(row["prompt_ids"]) + len(row["chosen_ids"]) for row in rows], config, 0)
+    lengths = [tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+    places = order(lengths, config, 0)
     texts = [{name: rows[i][f"{name}_ids"] for name in ("prompt", "chosen", "rejected")} for i in places]
 
     class Tokenised(DPOTrainer):

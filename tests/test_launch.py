@@ -1,6 +1,7 @@
 """Workers: what each may use."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,16 @@ def test_each_worker_gets_a_gpu_of_its_own_in_turn(monkeypatch: pytest.MonkeyPat
 def test_without_gpus_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # restored at the end, unlike a variable that was not there
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     launch.own_gpu(1)
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert not os.environ["CUDA_VISIBLE_DEVICES"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     launch.own_gpu(3)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-def test_a_stage_runs_in_a_worker_with_its_threads_and_its_log(tmp_path: Path) -> None:
+def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path) -> None:
     """The worker is another process; what it prints goes to its log."""
     stage = Stage(
         "gather", "data", 1, "models.sources:gather", Sources, {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
@@ -42,3 +43,20 @@ def test_a_stage_runs_in_a_worker_with_its_threads_and_its_log(tmp_path: Path) -
     assert made.path == stage.folder(tmp_path) and (made.path / "manifest.json").exists()
     (log,) = (tmp_path / "logs").glob("worker-*.log")
     assert log.name != f"worker-{os.getpid()}.log" and "data" in log.read_text()
+
+
+def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> None:
+    """The queue is emptied: a grid of trainings ends with the first that fails."""
+    begun: list[int] = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.3)
+        raise ValueError(str(number))
+
+    with pytest.raises(ValueError, match="0"), launch.workers(Compute(device="cpu", processes=0), tmp_path):
+        pool = launch._pool
+        assert pool is not None
+        futures = [pool.submit(work, number) for number in range(4)]
+        futures[0].result()
+    assert begun in ([0], [0, 1])  # the second may have begun before anyone knew

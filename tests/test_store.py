@@ -62,7 +62,7 @@ def test_parents_come_back_as_they_were(runs: Path, policy: Policy, other_policy
     made = store.make(runs, work)
     found = store.find(runs, work)
     assert found == made and isinstance(found, Policy) and found.parents == (policy.digest, other_policy.digest)
-    assert json.loads((made.path / "manifest.json").read_text())["given"]["safe"] == policy.digest
+    assert json.loads((made.path / "manifest.json").read_text())["given"]["safe"]["digest"] == policy.digest
 
 
 # What names a stage

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from models.artifacts import Sources
+from models.artifacts import Policy, Sources
+from models.errors import BadPlace
 from models.recipe_file import read
 from tasks import store, tracking
 from tasks.store import Stage
@@ -64,6 +65,42 @@ def test_a_curve_grows_while_the_stage_runs_and_is_whole_when_it_has_ended(
     found = known(tmp_path)
     assert found["data"].info.status == "FINISHED" and found["data"].data.tags["sacpo.digest"] == made.digest
     assert found["quickstart"].info.status == "KILLED"
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+    """Often the first thing to change after memory ran out."""
+    for processes in (2, 1):
+        told = tracking.Tracker(tmp_path, read("quickstart", [f"compute.processes={processes}"]), "digest", {})
+        settled(told)
+        assert not told._missed
+        told.fail("KILLED")
+    assert len([name for name in known(tmp_path) if name == "quickstart"]) == 1
+
+
+def test_updates_that_a_resumed_training_repeats_are_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    told = tracker(tmp_path)
+    progress = stage().partial(tmp_path) / "progress.jsonl"
+    progress.parent.mkdir(parents=True)
+    for steps in ((1, 2, 3), (1, 2, 3, 4)):
+        progress.write_text("".join(map(line, steps)))  # with new times
+        told.follow(stage())
+        settled(told)
+    assert [point.step for point in known(tmp_path)["curve"]] == [1, 2, 3, 4]
+    told.fail("KILLED")
+
+
+def test_a_damaged_database_is_said_and_is_not_taken_for_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
+    told = tracker(tmp_path)
+    settled(told)
+    told.record(stage(), store.make(tmp_path, stage()))
+    assert told.finish(tmp_path) is False
+    assert "MLflow did not take the run" in capsys.readouterr().out
+    with pytest.raises(BadPlace, match="did not register the policy"):
+        tracker(tmp_path).register(Policy(path=tmp_path, digest="x", name="p", kind="step"), {}, promote=False)
 
 
 def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(

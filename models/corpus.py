@@ -1,0 +1,35 @@
+"""The corpus of the optional supervised step: prompt and answer, without the prompts of any suite."""
+
+from pathlib import Path
+from typing import Any
+
+from models import readers
+from models.artifacts import Sources
+from models.errors import BadData
+from models.neighbours import text_of
+from models.preferences import refuse_contamination, suite_prompts
+from models.recipe import Data
+from models.tokens import Message
+
+
+def dialogues(sources: Sources, config: Data) -> list[tuple[list[Message], list[str]]]:
+    """Return (prompt, [answer]) of every row that may be trained on.
+
+    Raises:
+        BadData: the corpus is missing or empty, a row lacks `prompt` or `completion`, or prompts stand in a suite.
+    """
+    path = sources.file("sft")
+    found = [_taught(path, number, row) for number, row in readers.rows(path)]
+    suites = suite_prompts(sources, config)
+    kept = [(prompt, answers) for prompt, answers in found if not suites.holds(text_of(prompt))]
+    refuse_contamination(len(found) - len(kept), config)
+    if not kept:
+        raise BadData(f"{path}: every prompt of the corpus stands in an evaluation suite; nothing is left to train on")
+    return kept
+
+
+def _taught(path: Path, number: int, row: Any) -> tuple[list[Message], list[str]]:
+    """Return prompt and answer of one row."""
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
+        raise BadData(f"{path}: row {number} needs a `prompt` and a `completion`, both text")
+    return [Message(role="user", content=row["prompt"])], [row["completion"]]
