@@ -178,7 +178,10 @@ def test_other_formats_are_recognised_by_their_columns(row: dict[str, Any], prom
         (pku(0, safer_response_id=2), "safer_response_id: must be 0 or 1"),
         (pku(0, safer_response_id=None), "safer_response_id: must be 0 or 1"),
         (pku(0, safer_response_id=True), "safer_response_id: must be 0 or 1"),
-        ({k: v for k, v in pku(0).items() if k != "safer_response_id"}, "safer_response_id: must be 0 or 1"),
+        (
+            {k: v for k, v in pku(0).items() if k != "safer_response_id"},
+            "safer_response_id: no such column; name the column that holds the label with `label` in the step",
+        ),
         (pku(0, prompt="  "), "prompt: is empty"),
         (pku(0, prompt=None), "prompt: must be text"),
         (pku(0, response_0=3), "response_0: must be text"),
