@@ -199,11 +199,11 @@ def _show(outcome: dict[str, Any]) -> None:
     header, *rows = table(tree)
     shown = Table(box=None, pad_edge=False)
     for column in header:
-        shown.add_column(column, no_wrap=True)
+        shown.add_column(column, no_wrap=column == header[0])  # a figure may wrap, a name must stay whole
     for row in rows:
         mark = "→ " if row[0] == chosen else "  "
         shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(shown)
     console.print(decision(tree), highlight=False)
     here = Path(sys.prefix) / "bin"
