@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from datasketch import MinHash, MinHashLSH
 
@@ -29,7 +30,6 @@ class Neighbourhood:
         """Index prompts (as `text_of` returns them); `similarity` 1 compares the exact words only."""
         self.exact = set(prompts)
         self.index = None
-        self.last: tuple[str | None, bool] = None, False
         if similarity < 1:
             self.index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
             self.hashes = {text: _hash(text) for text in self.exact}
@@ -39,20 +39,18 @@ class Neighbourhood:
 
     def holds(self, text: str) -> bool:
         """Return whether this prompt, or nearly this prompt, is kept apart."""
-        if (
-            self.exact and text != self.last[0]
-        ):  # both answers of a comparison, or the samples of a prompt, follow each other
-            self.last = text, text in self.exact or self._near(text)
-        return self.last[1]
+        return text in self.exact or self._near(text)
 
     def _near(self, text: str) -> bool:
-        if self.index is None:
+        if self.index is None or not self.exact:
             return False
         ours = _hash(text)
         return any(ours.jaccard(self.hashes[other]) >= self.similarity for other in self.index.query(ours))
 
 
+@lru_cache(maxsize=1)
 def _hash(text: str) -> MinHash:
+    """Return the hash of a prompt; two neighbourhoods are asked about it, and its answers follow one another."""
     words = text.split()
     minhash = EMPTY.copy()
     minhash.update_batch([" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))])

@@ -49,7 +49,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
         walks = [row for row in jsonl.read(told.evaluation.path / "kl.jsonl") if name in row]
         found[f"kl_{name}"] = mean([row[name] for row in walks])
         found[f"kl_{name}_per_token"] = mean([row[name] / row["tokens"] for row in walks])
-    found["length"] = mean([row["tokens"] for row in jsonl.read(told.evaluation.path / "answers.jsonl")])
+    found["length"] = mean([row["tokens"] for suite in rows.values() for row in suite])
     weighed = margins.table(told.margins)
     for metric in dict.fromkeys(row["metric"] for row in weighed):
         found |= margins.figures(weighed, metric)
@@ -72,9 +72,11 @@ def _win_rate(rows: dict[str, list[Tree]], theirs: dict[str, list[Tree]]) -> Est
 
 
 def by_suite(evaluation: Evaluation) -> dict[str, list[Tree]]:
-    """Return the answers of an evaluation, per role."""
-    rows = list(jsonl.read(evaluation.path / "answers.jsonl"))
-    return {role: [row for row in rows if row["suite"] == role] for role in ROLES}
+    """Return the answers of an evaluation, per suite: the roles, and metrics of one's own."""
+    rows: dict[str, list[Tree]] = {role: [] for role in ROLES}
+    for row in jsonl.read(evaluation.path / "answers.jsonl"):
+        rows.setdefault(row["suite"], []).append(row)
+    return rows
 
 
 def build(

@@ -258,9 +258,8 @@ class Tracker:
                 if current:
                     mlflow.set_registered_model_alias(name, "previous", current)
                 mlflow.set_registered_model_alias(name, "champion", version)
-            mlflow.set_model_version_tag(
-                name, version, "sacpo.promoted", "once"
-            )  # a later champion is not pushed aside
+            # once: a later champion is not pushed aside
+            mlflow.set_model_version_tag(name, version, "sacpo.promoted", "once")
         return version
 
     def _logged(self, policy: Policy) -> str:
@@ -393,8 +392,9 @@ def _curve(mlflow: Any, run_id: str, path: Path) -> None:
     """Send what a run does not hold yet of a training curve; a resumed training repeats some updates."""
     from mlflow.entities import Metric
 
-    held = {point.step for point in mlflow.get_metric_history(run_id, "loss")}
-    rows = [row for row in jsonl.whole(path) if "time" in row and row["done"] not in held]
+    rows = [row for row in jsonl.whole(path) if "time" in row]
+    held = {point.step for point in mlflow.get_metric_history(run_id, "loss")} if rows else set()  # most have no curve
+    rows = [row for row in rows if row["done"] not in held]
     metrics = [Metric(k, row[k], int(row["time"] * 1000), row["done"]) for row in rows for k in CURVE if k in row]
     for start in range(0, len(metrics), 1000):
         mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
