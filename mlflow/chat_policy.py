@@ -43,6 +43,8 @@ class ChatPolicy(PythonModel):
             if temperature
             else {"do_sample": False}
         )
+        stop = self.decoding["stop"]
+        until = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
         with torch.inference_mode():
             written = self.model.generate(
                 input_ids=batch["input_ids"],
@@ -51,8 +53,11 @@ class ChatPolicy(PythonModel):
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
                 **sampling,
+                **until,
             )
         answers = self.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for string in stop:
+            answers = [answer.partition(string)[0] for answer in answers]
         return [answer.strip() for answer in answers]
 
 

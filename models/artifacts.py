@@ -103,12 +103,33 @@ class Reference(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Noun):
-    """One policy's answers to the suites of one split, with scores; one row per prompt."""
+class Answers(Noun):
+    """One policy's answers to the suites of one split: `answers.jsonl`, one row per prompt and sample."""
 
     policy: str
     """Digest of the policy that answered."""
     split: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distances(Noun):
+    """How far one policy is from others: `kl.jsonl`, one row per answer that it sampled."""
+
+    policy: str
+    """Digest of the policy that sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts(Noun):
+    """What judges said of one policy's answers: `scores.jsonl` and `comparisons.jsonl`."""
+
+    policy: str
+    """Digest of the policy that answered."""
+    split: str
+    judges: dict[str, dict[str, str]]
+    """Metric to name and version of its judge."""
+    failed: int
+    """Verdicts that could not be had; running the judge again may have them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +138,13 @@ class Margins(Noun):
 
     policy: str
     """Digest of the policy."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A file in which finished work is remembered, so that it is not done twice. No result depends on it."""
+
+    path: Path
 
 
 def content_digest(value: Any) -> str:

@@ -5,8 +5,10 @@ from pathlib import Path
 from models import generate
 from models.artifacts import Policy
 from models.errors import BadPolicy
+from models.generate import Ask
 from models.policy import digest, load
-from models.recipe import Compute, Evaluation
+from models.recipe import Compute
+from models.recipe_evaluation import Evaluation
 from models.tokens import Message, prompt_texts
 
 
@@ -27,7 +29,8 @@ def talk(folder: str, temperature: float, longest: int) -> None:
     said: list[Message] = []
     while turn := _asked():
         said.append(Message(role="user", content=turn))
-        ((_, answer),) = generate.answer(model, tokenizer, prompt_texts(tokenizer, [said]), config, seed=len(said))
+        (text,) = prompt_texts(tokenizer, [said])
+        ((_, answer),) = generate.answer(model, tokenizer, [Ask(text)], config, seed=len(said))
         print(answer.text, flush=True)
         said.append(Message(role="assistant", content=answer.text))
 

@@ -7,7 +7,8 @@ SacpoError                    exit code 1
 │   ├── BadPolicy             no such base, unknown architecture, vocabulary or template changed
 │   └── BadPlace              runs folder not writable, disk full, server that does not answer
 ├── BrokenInvariant           exit code 3: the method's own guard failed; the weights must not be used
-└── Undecided                 exit code 4: the run is complete, and no candidate passed the gate
+├── Undecided                 exit code 4: the run is complete, and no candidate passed the gate
+└── NoVerdict                 exit code 5: a judge failed too often, or its budget is spent; what it said is kept
 """
 
 
@@ -49,3 +50,9 @@ class Undecided(SacpoError):
     """The run ended well, and its candidate did not pass the gate: nothing was promoted."""
 
     exit_code = 4
+
+
+class NoVerdict(SacpoError):
+    """A judge failed on more answers than the recipe allows, or may cost no more."""
+
+    exit_code = 5

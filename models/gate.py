@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.recipe import Constraint
-from models.statistics import lower_bound
+from models.statistics import bounded_mean_bound, lower_bound
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,18 @@ class Candidate:
     helpful: float
     """Helpful win rate against the base."""
     safe: int
-    """Harmful prompts answered safely."""
+    """Harmful prompts answered safely, the first answer to each."""
     judged: int
     """Harmful prompts with a verdict."""
     failed: int
     """Harmful prompts whose verdict failed; they count as violations."""
+    shares: tuple[float, ...] = ()
+    """Share of safe answers of each harmful prompt, where prompts have several; failed verdicts count as unsafe."""
 
     def bound(self, confidence: float) -> float:
         """Return the one-sided lower bound on the safety rate."""
+        if self.shares:
+            return bounded_mean_bound(self.shares, confidence)
         return lower_bound(self.safe, self.judged, self.failed, confidence)
 
 

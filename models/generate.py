@@ -1,20 +1,33 @@
 """Batched answers. The answer to a prompt does not depend on which prompts share its batch.
 
 Sampling adds Gumbel noise to the logits and takes the largest (argmax of logits/T + noise is an exact draw from the
-softmax). The noise follows from the seed and the prompt alone, so every candidate answers with the same luck: common
-random numbers make the differences between candidates visible with far fewer prompts.
+softmax). The noise follows from the seed, the prompt and the number of the sample alone, so every candidate answers
+with the same luck: common random numbers make the differences between candidates visible with far fewer prompts.
 """
 
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from models.artifacts import content_digest
 from models.policy import frozen
-from models.recipe import Evaluation
+from models.recipe_evaluation import Evaluation
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NEAR_TIE = 1e-4
+"""Where the two largest logits are nearer than this, rounding decides, and another batch may decide otherwise."""
+
+
+class Ask(NamedTuple):
+    """One answer that is wanted."""
+
+    prompt: str
+    """Rendered text (see `tokens.prompt_texts`)."""
+    sample: int = 0
+    """Which of the answers to this prompt; each has noise of its own."""
 
 
 class Answer(NamedTuple):
@@ -23,38 +36,41 @@ class Answer(NamedTuple):
     text: str
     ids: list[int]
     """Token ids, EOS included where the policy ended by itself."""
+    tie: int
+    """First token at which the two largest logits nearly tied; −1 if none."""
+
+
+def decoding(config: Evaluation, seed: int, compute: Any) -> str:
+    """Return what names the answers of one policy beside the prompt: every setting that can change a token.
+
+    Args:
+        compute: what computes: device, dtype, versions of the libraries.
+    """
+    settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop"})
+    return content_digest({"settings": settings, "seed": seed if config.temperature else 0, "compute": compute})
 
 
 def answer(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[str],
+    asked: Sequence[Ask],
     config: Evaluation,
     seed: int,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield (index of the prompt, answer), batch by batch, prompts of similar length together.
+    """Yield (index, answer), batch by batch, prompts of similar length together.
 
-    `prompts` are rendered texts (see `tokens.prompt_texts`). Left-padded; answers end at EOS or at `max_new_tokens`,
+    Left-padded; answers end at EOS, at one of `config.stop` (which is not part of the answer) or at `max_new_tokens`,
     and are never cut at a blank line. Temperature 0 is greedy.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList
 
-    class Gumbel(LogitsProcessor):  # type: ignore[misc]
-        """logits/T + noise, one generator per prompt."""
-
-        def __init__(self, block: list[str]) -> None:
-            self.generators = [torch.Generator().manual_seed(noise_seed(seed, prompt)) for prompt in block]
-
-        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-            waits = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
-            return scores / config.temperature - waits.log().to(scores.device)  # −log of Exp(1) is Gumbel
-
-    if not prompts:
+    if not asked:
         return
-    ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
+    ids = tokenizer([ask.prompt for ask in asked], add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), asked[i]))
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    stop = {"stop_strings": config.stop, "tokenizer": tokenizer} if config.stop else {}
     own, model.generation_config = model.generation_config, GenerationConfig()  # nothing that the base came with
     with frozen(model):
         for start in range(0, len(order), config.batch):
@@ -64,23 +80,59 @@ def answer(
             attended = torch.tensor(
                 [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in block], device=model.device
             )
-            processors = [Gumbel([prompts[i] for i in block])] if config.temperature > 0 else []
+            pick = _pick([noise_seed(seed, asked[i]) for i in block], config.temperature)
             written = model.generate(
                 input_ids=padded,
                 attention_mask=attended,
                 max_new_tokens=config.max_new_tokens,
                 do_sample=False,
-                logits_processor=LogitsProcessorList(processors),
+                logits_processor=LogitsProcessorList([pick]),
                 pad_token_id=pad,
                 eos_token_id=eos,
+                **stop,
             )[:, width:].tolist()
-            for i, row in zip(block, written, strict=True):
-                end = row.index(eos) + 1 if eos in row else len(row)
-                kept = row[:end]
-                yield i, Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), kept)
+            near = torch.stack(pick.near, dim=1).tolist()
+            for i, row, ties in zip(block, written, near, strict=True):
+                text, kept = _ended(tokenizer, row, config.stop)
+                yield i, Answer(text, kept, next((t for t, close in enumerate(ties[: len(kept)]) if close), -1))
     model.generation_config = own
 
 
-def noise_seed(seed: int, prompt: str) -> int:
-    """Return the seed of a prompt's noise."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()[:7])
+def noise_seed(seed: int, ask: Ask) -> int:
+    """Return the seed of the noise of one answer."""
+    text = f"{seed}\n{ask.prompt}" if ask.sample == 0 else f"{seed}.{ask.sample}\n{ask.prompt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def _pick(seeds: list[int], temperature: float) -> Any:
+    """Return a processor of logits that adds each row's own noise, and remembers where the largest two nearly tie."""
+    import torch
+    from transformers import LogitsProcessor
+
+    class Pick(LogitsProcessor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.near: list[torch.Tensor] = []
+            self.generators = [torch.Generator().manual_seed(number) for number in seeds] if temperature else []
+
+        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+            if self.generators:
+                waits = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
+                scores = scores / temperature - waits.log().to(scores.device)  # −log of Exp(1) is Gumbel
+            first, second = scores.topk(2, dim=1).values.unbind(1)
+            self.near.append((first - second < NEAR_TIE).cpu())
+            return scores
+
+    return Pick()
+
+
+def _ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:
+    """Return the text and the ids of one answer, without what padded it and without the string that stopped it."""
+    eos = tokenizer.eos_token_id
+    end = row.index(eos) if eos in row else len(row)
+    while stop and end and row[end - 1] == tokenizer.pad_token_id:
+        end -= 1
+    text = tokenizer.decode(row[:end], skip_special_tokens=True)
+    cuts = [place for place in (text.find(string) for string in stop) if place >= 0]
+    if cuts:
+        return text[: min(cuts)].strip(), row[:end]
+    return text.strip(), row[: end + 1]

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from models.figures import SAFE, WIN
+
 Tree = dict[str, Any]
-WIN, SAFE = "helpful/win_rate", "harmless/safety_rate"
 
 
 def draw(tree: Tree, path: Path) -> None:
@@ -15,7 +16,7 @@ def draw(tree: Tree, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=120)
-    shown = [c for c in tree["candidates"] if WIN in c["metrics"]]
+    shown = [c for c in tree["candidates"] if WIN in c["metrics"] and SAFE in c["metrics"]]
     colours = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
     for line in (_chain(shown, "step"), _chain(shown, "merge")):
         axes.plot([_at(c, SAFE) for c in line], [_at(c, WIN) for c in line], color="#bbbbbb", linewidth=1, zorder=1)

@@ -13,6 +13,7 @@ from models import corpus, hub, policy, preferences, sources
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.recipe import TOWN, Constraint, Recipe, kl_weight
+from models.recipe_evaluation import JudgeKind
 from models.statistics import enough_prompts, needed, power
 
 OVERHEAD = 0.03
@@ -175,8 +176,8 @@ def _matrix_speed(size: int = 512) -> float:
 
 def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     """Say what the test prompts can prove."""
-    if not recipe.evaluation.judge:
-        return ["no judge: the run ends undecided, and its policy is registered without an alias"]
+    if recipe.evaluation.judges.harmless.kind is JudgeKind.none:
+        return ["no judge of harmlessness: the run ends undecided, and its policy is registered without an alias"]
     suites = origin.suites("test") if origin else {}
     if "harmless" not in suites:
         return ["no suite of harmful prompts: the constraint cannot be tested"]

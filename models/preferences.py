@@ -18,7 +18,7 @@ from models.errors import BadData
 from models.neighbours import Neighbourhood, text_of
 from models.readers import PKU_LABEL, Judged, Pair, Row, Unusable, alone, format_of, label_of, rows, unpaired
 from models.recipe import Contaminated, Data
-from models.tokens import Message
+from models.tokens import Message, messages
 
 TRAIN, HELDOUT = ("train",), ("validation", "test")
 SPLITS = TRAIN + HELDOUT
@@ -155,7 +155,7 @@ def suite_prompts(sources: Sources, config: Data) -> Neighbourhood:
     """Return the prompts of all suites, which nothing may be trained on."""
     suites = [path for split in HELDOUT for path in sources.suites(split).values()]
     asked = (row["prompt"] for path in suites for row in jsonl.read(path))
-    return Neighbourhood((text_of([Message(role="user", content=p)]) for p in asked), config.near_duplicates)
+    return Neighbourhood((text_of(messages(p)) for p in asked), config.near_duplicates)
 
 
 def refuse_contamination(inside: int, config: Data) -> None:

@@ -8,7 +8,10 @@ import hashlib
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from models.recipe_evaluation import Evaluation, JudgeKind
+from models.record import Record
 
 TOWN = "town"
 
@@ -34,14 +37,6 @@ class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
-
-
-class Record(BaseModel):
-    """Base of all records: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True
-    )
 
 
 class Training(Record):
@@ -161,27 +156,6 @@ class Contaminated(StrEnum):
     drop = "drop"
 
 
-class Judge(StrEnum):
-    """Who scores the answers."""
-
-    none = ""
-    town = "town"
-
-
-class Suites(Record):
-    """Files of prompts to answer: JSON, JSONL or CSV with `prompt` and, if you like, `category`.
-
-    Half of each suite's prompts choose, the other half test, by a hash of the prompt.
-    """
-
-    helpful: str = Field("", title="Helpful")
-    """Prompts that deserve help; empty means none."""
-    harmless: str = Field("", title="Harmless")
-    """Prompts that invite harm; empty means none."""
-    over_refusal: str = Field("", title="Over-refusal")
-    """Prompts that only look unsafe; empty means none."""
-
-
 class Data(Record):
     """How raw comparisons become pairs."""
 
@@ -208,25 +182,6 @@ class Data(Record):
         if self.validation + self.test >= 1:
             raise ValueError("validation and test leave nothing to train on; their sum must stay below 1")
         return self
-
-
-class Evaluation(Record):
-    """How candidates answer, and how many prompts they answer."""
-
-    judge: Judge = Field(Judge.none, title="Judge")
-    """`town` for the embedded world's exact scores; empty means no judge: the verdict will be `undecided`."""
-    suites: Suites = Field(Suites(), title="Suites")
-    """Prompts to answer; the embedded world brings its own."""
-    max_new_tokens: int = Field(512, ge=1, title="Longest answer in tokens")
-    """Answers are cut here, at least 1."""
-    temperature: float = Field(0.0, ge=0, title="Temperature")
-    """0 is greedy; above 0 samples with noise that depends on the prompt only, the same for every candidate."""
-    batch: int = Field(64, ge=1, title="Prompts at once")
-    """Prompts answered in one batch, sorted by length."""
-    samples: int = Field(16, ge=1, title="Sample answers")
-    """Without suites: this many held-out prompts per metric are answered, to be read."""
-    kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
-    """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
 
 
 class Constraint(Record):
@@ -301,10 +256,11 @@ class Recipe(Record):
         return self
 
     @model_validator(mode="after")
-    def _judge_knows_the_prompts(self) -> "Recipe":
+    def _oracle_knows_the_prompts(self) -> "Recipe":
         own = [self.sft.data, *(step.data for step in self.steps)]
-        if self.evaluation.judge is Judge.town and (TOWN not in own or any(p for _, p in self.evaluation.suites)):
-            raise ValueError("evaluation.judge = 'town' scores the town's own suites only; it needs data = 'town'")
+        oracle = any(judge.kind is JudgeKind.oracle for _, judge in self.evaluation.judges)
+        if oracle and (TOWN not in own or any(path for _, path in self.evaluation.suites)):
+            raise ValueError("the oracle judges the town's own suites only; it needs data = 'town'")
         return self
 
     @property

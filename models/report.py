@@ -6,77 +6,21 @@ from collections import Counter
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from models import jsonl, judges, margins
-from models.artifacts import Evaluation, Margins, Policy, file_digest
-from models.evaluation import ROLES, messages
-from models.gate import Candidate, Choice, Verdict
-from models.picture import SAFE, WIN, draw
+from models import jsonl, margins
+from models.artifacts import Policy, file_digest
+from models.figures import OVER, SAFE, WIN, Evidence, metrics
+from models.gate import Choice, Verdict
+from models.picture import draw
 from models.recipe import Recipe
-from models.statistics import Estimate, mean, rate, wins
+from models.statistics import Estimate
+from models.tokens import messages
 
 SCHEMA = 1
+DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
-OVER = "over_refusal"
-
-
-class Evidence(NamedTuple):
-    """One candidate and what is known of it."""
-
-    policy: Policy
-    evaluation: Evaluation
-    margins: Margins
-
-
-def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
-    """Return every figure of one candidate on one split; win rates are against the base on the same prompts."""
-    rows, theirs = by_suite(told.evaluation), by_suite(base.evaluation)
-    found: dict[str, Estimate] = {}
-    if rows["helpful"] and all("helpful" in row for row in rows["helpful"]):
-        found[WIN] = _win_rate(rows, theirs)
-        found["helpful/score"] = mean([row["helpful"] for row in rows["helpful"]])
-    if rows["harmless"] and all("safe" in row for row in rows["harmless"]):
-        found[SAFE] = rate(sum(row["safe"] for row in rows["harmless"]), len(rows["harmless"]))
-        found["harmless/score"] = mean([row["harmless"] for row in rows["harmless"]])
-        for category in sorted({row["category"] for row in rows["harmless"]}):
-            safe = [row["safe"] for row in rows["harmless"] if row["category"] == category]
-            found[f"{SAFE}/{category}"] = rate(sum(safe), len(safe))
-    if rows["over_refusal"] and all("refused" in row for row in rows["over_refusal"]):
-        found[OVER] = rate(sum(row["refused"] for row in rows["over_refusal"]), len(rows["over_refusal"]))
-    for name in ("base", "reference"):
-        walks = [row for row in jsonl.read(told.evaluation.path / "kl.jsonl") if name in row]
-        found[f"kl_{name}"] = mean([row[name] for row in walks])
-        found[f"kl_{name}_per_token"] = mean([row[name] / row["tokens"] for row in walks])
-    found["length"] = mean([row["tokens"] for suite in rows.values() for row in suite])
-    weighed = margins.table(told.margins)
-    for metric in dict.fromkeys(row["metric"] for row in weighed):
-        found |= margins.figures(weighed, metric)
-    return {name: figure for name, figure in found.items() if figure.n}
-
-
-def candidate(told: Evidence, base: Evidence) -> Candidate:
-    """Return what the gate needs to know of a candidate on one split."""
-    rows, theirs = by_suite(told.evaluation), by_suite(base.evaluation)
-    judged = [row["safe"] for row in rows["harmless"] if "safe" in row]
-    helped = rows["helpful"] and all("helpful" in row for row in rows["helpful"])
-    won = _win_rate(rows, theirs).value if helped else math.nan
-    return Candidate(told.policy.name, won, sum(judged), len(judged), failed=0)
-
-
-def _win_rate(rows: dict[str, list[Tree]], theirs: dict[str, list[Tree]]) -> Estimate:
-    """Return how often our helpful answers beat theirs to the same prompts, ties as half."""
-    ours, other = ([row["helpful"] for row in suite["helpful"]] for suite in (rows, theirs))
-    return mean(wins(ours, other))
-
-
-def by_suite(evaluation: Evaluation) -> dict[str, list[Tree]]:
-    """Return the answers of an evaluation, per suite: the roles, and metrics of one's own."""
-    rows: dict[str, list[Tree]] = {role: [] for role in ROLES}
-    for row in jsonl.read(evaluation.path / "answers.jsonl"):
-        rows.setdefault(row["suite"], []).append(row)
-    return rows
 
 
 def build(
@@ -91,8 +35,7 @@ def build(
     """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
-    counts = Counter(row["suite"] for row in jsonl.read(base.evaluation.path / "answers.jsonl"))
-    judge = judges.described(recipe.evaluation.judge)._asdict() if recipe.evaluation.judge else None
+    counts = Counter(row["suite"] for row in base.answered() if row["sample"] == 0)
     return {
         "schema": SCHEMA,
         "recipe": {"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed},
@@ -100,13 +43,13 @@ def build(
             role: {
                 "name": path.stem,
                 "version": file_digest(path)[:12],
-                "split": base.evaluation.split,
+                "split": base.answers.split,
                 "n": counts[role],
             }
             for role, path in suites.items()
         },
-        "decoding": recipe.evaluation.model_dump(include={"max_new_tokens", "temperature"}) | {"seed": recipe.seed},
-        "judges": {metric: judge for metric in ("helpful", "harmless", "over_refusal") if judge},
+        "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
+        "judges": base.verdicts.judges,
         "candidates": [_candidate(told, known, base) for told in candidates],
         "constraints": [
             {
@@ -273,7 +216,7 @@ def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tr
 
 def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     """Return a few prompts of every suite with the answer of every candidate."""
-    answers = {told.policy.name: list(jsonl.read(told.evaluation.path / "answers.jsonl")) for told in candidates}
+    answers = {told.policy.name: told.answered() for told in candidates}
     rows = next(iter(answers.values()))
     places = [i for suite in dict.fromkeys(r["suite"] for r in rows) for i in _first(rows, suite, each)]
     return [

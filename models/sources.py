@@ -1,16 +1,14 @@
 """The files that a run starts from: the user's own, named by content, or the embedded town's."""
 
-import json
 from pathlib import Path
 
-from models import town
+from models import jsonl, suites, town
 from models.artifacts import Sources, content_digest, tree_digest
 from models.errors import BadData
 from models.hub import local
 from models.preferences import split_of
-from models.readers import rows
 from models.recipe import TOWN, Data, Recipe
-from models.tokens import Message
+from models.tokens import messages
 
 HALF = Data(test=0.5, validation=0.0)
 
@@ -66,16 +64,17 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) 
 
 
 def _halves(role: str, path: Path, out: Path) -> dict[str, str]:
-    """Write the validation and the test half of a user's suite; a prompt's half follows from the prompt alone."""
-    halves: dict[str, list[str]] = {"validation": [], "test": []}
-    for number, row in rows(path):
-        prompt = row.get("prompt") if isinstance(row, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise BadData(f"{path}: row {number} of the {role} needs a `prompt` with text")
-        told = {"prompt": prompt, "category": str(row.get("category", "")) if isinstance(row, dict) else ""}
-        half = "test" if split_of([Message(role="user", content=prompt)], HALF) == "test" else "validation"
-        halves[half].append(json.dumps(told, ensure_ascii=False) + "\n")
+    """Write the validation and the test half of a user's suite; a prompt's half follows from the prompt alone.
+
+    Incidents are asked on both splits: each of them must pass, and none of them measures a rate.
+    """
+    halves: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
+    kind = role.removeprefix("suite/")
+    for row in suites.read(path, kind):
+        tested = split_of(messages(row["prompt"]), HALF) == "test"
+        for half in halves if kind == "must_pass" else (("test",) if tested else ("validation",)):
+            halves[half].append(row)
     files = {f"{role}/{half}": f"{role.replace('/', '-')}-{half}.jsonl" for half in halves}
-    for half, lines in halves.items():
-        (out / files[f"{role}/{half}"]).write_text("".join(lines), "utf-8")
+    for half, rows in halves.items():
+        jsonl.write(out / files[f"{role}/{half}"], rows)
     return files

@@ -5,9 +5,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 RESAMPLES = 2000
+BETS = 100
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,37 @@ def lower_bound(good: int, n: int, failed: int, confidence: float) -> float:
     return float(stats.beta.ppf(1 - confidence, good, n + failed - good + 1)) if good else 0.0
 
 
+def bounded_mean_bound(values: Sequence[float], confidence: float) -> float:
+    """Return a lower bound on the mean of independent values in [0, 1], whatever their distribution.
+
+    Betting (Waudby-Smith & Ramdas 2024, section 5): the capital of a gambler who stakes a constant share c of what may
+    be lost against "the mean is m" is Π (1 − c + c·x/m), an e-value; so is its average over many c. The bound is the m
+    at which it reaches 1/(1 − confidence). It does not depend on the order of the values.
+    """
+    x = np.asarray(values, dtype=float)
+    if not len(x) or x.sum() == 0:
+        return 0.0
+    stakes = (np.arange(BETS) + 0.5) / BETS
+    level = -math.log(1 - confidence)
+
+    def short(m: float) -> float:
+        capital = np.log1p(stakes[:, None] * (x[None, :] / m - 1)).sum(axis=1)
+        return level - float(special.logsumexp(capital)) + math.log(BETS)
+
+    low = 1e-9
+    return float(optimize.brentq(short, low, 1.0, xtol=1e-9)) if short(low) < 0 < short(1.0) else 0.0
+
+
+def bounded_mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95) -> Estimate:
+    """Return the mean over prompts of a share in [0, 1], with an interval that holds for every distribution."""
+    method = "betting over prompts"
+    if not len(values):
+        return Estimate(math.nan, 0.0, 1.0, 0, failed, method)
+    half = (1 + confidence) / 2
+    low, high = bounded_mean_bound(values, half), 1 - bounded_mean_bound([1 - x for x in values], half)
+    return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
+
+
 def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Return the mean over prompts with a percentile-bootstrap interval, resampling prompts."""
     method = "bootstrap over prompts"
@@ -68,9 +100,50 @@ def clustered(
     return Estimate(float(sample.mean()), float(low), float(high), size, 0, method)
 
 
-def wins(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Return 1, ½ or 0 per prompt: our score is higher, equal or lower. Both in the same order of prompts."""
-    return [0.5 + 0.5 * float(np.sign(a - b)) for a, b in zip(ours, theirs, strict=True)]
+def length_controlled(
+    wins: Sequence[float], lengths: Sequence[tuple[float, float]], confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Return the win rate that answers of equal length would have (after Dubois et al. 2024, AlpacaEval 2).
+
+    Fits P(win) = σ(a + b·tanh(d/sd(d))), d our tokens minus theirs, with a small ridge so that clear-cut data have a
+    finite fit; the figure is σ(a). The interval resamples prompts.
+
+    Args:
+        wins: from 0 to 1, one per prompt.
+        lengths: (our tokens, their tokens), in the same order.
+    """
+    method = "logistic fit on the difference in length, bootstrap over prompts"
+    won = np.asarray(wins, dtype=float)
+    if not len(won):
+        return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
+    d = np.array([ours - theirs for ours, theirs in lengths], dtype=float)
+    x = np.tanh(d / d.std()) if d.std() > 0 else np.zeros_like(d)
+    rng = np.random.default_rng(seed)
+    weights = [np.ones(len(won)), *rng.multinomial(len(won), np.full(len(won), 1 / len(won)), 200)]
+    value, *draws = (special.expit(_intercept(won, x, weight)) for weight in weights)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(value), float(low), float(high), len(won), 0, method)
+
+
+def _intercept(won: np.ndarray, x: np.ndarray, weight: np.ndarray, ridge: float = 0.1) -> float:
+    """Return a of the weighted logistic fit of won on a + b·x, by Newton's method; the ridge is on both."""
+    design = np.stack([np.ones_like(x), x], axis=1)
+    beta = np.zeros(2)
+    for _ in range(50):
+        p = special.expit(design @ beta)
+        gradient = design.T @ (weight * (won - p)) - ridge * beta
+        hessian = (design * (weight * p * (1 - p))[:, None]).T @ design + ridge * np.eye(2)
+        move = np.linalg.solve(hessian, gradient)
+        beta = beta + move
+        if np.abs(move).max() < 1e-9:
+            break
+    return float(beta[0])
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Return the exact two-sided p-value that prompts change from good to bad as often as from bad to good."""
+    changed = lost + gained
+    return float(stats.binomtest(lost, changed).pvalue) if changed else 1.0
 
 
 def scale(

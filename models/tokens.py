@@ -19,6 +19,11 @@ class Message(TypedDict):
     content: str
 
 
+def messages(prompt: str | list[Message]) -> list[Message]:
+    """Return a prompt as messages; plain text is one turn of the user."""
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+
+
 def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: list[list[Message]]) -> list[str]:
     """Return prompts as the policy sees them, generation prompt included.
 

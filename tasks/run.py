@@ -32,7 +32,9 @@ VERSIONS = {
     "alignment.kto": 1,
     "alignment.dpo": 2,
     "merge.interpolate": 1,
-    "evaluation.evaluate": 1,
+    "answering.answer": 1,
+    "judging.judge": 1,
+    "distance.measure": 1,
     "margins.weigh": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
@@ -59,8 +61,9 @@ class Run:
             self.tracker.follow(work)
 
         noun = launch.run(self.root, work, moved)
+        if fresh or title not in self.seconds:  # a stage that several need is shown once
+            screen.done(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)
-        screen.done(title, self.seconds[title], fresh)
         self.tracker.record(work, noun)
         assert isinstance(noun, makes)
         return noun

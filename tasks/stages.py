@@ -19,15 +19,16 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from models import gate, report
+from models import figures, gate, judges, report
 from models import sources as origins
-from models.artifacts import Evaluation, Margins, Policy, Preferences, Reference, Sources
+from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Reference, Sources, Verdicts
 from models.errors import Undecided
+from models.figures import Evidence
 from models.gate import Choice, Verdict
 from models.policy import base_digest
 from models.preferences import HELDOUT, TRAIN
 from models.recipe import Method, Step, kl_weight
-from models.report import Evidence
+from models.recipe_evaluation import Judges
 from tasks import screen
 from tasks.run import Run, base_place, close
 from tasks.store import Stage
@@ -135,19 +136,21 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
 
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
 def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
-    """What is known of one candidate: its answers on validation prompts, and its margins on held-out pairs."""
+    """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     near = {"base": yardstick.base, "reference": reference}
-    evaluation = _evaluate(run, policy, near, yardstick, "validation")
+    answers, verdicts = _judged(run, policy, near, yardstick, "validation")
+    given = {"policy": policy, "others": near, **_asked(run, yardstick, "validation")}
+    distances = run.make(Distances, "distance.measure", f"distance · {policy.name}", _Watch(), **given)
     given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
     margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
-    return Evidence(policy, evaluation, margins)
+    return Evidence(policy, answers, verdicts, distances, margins)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: Run, candidates: list[Evidence]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
-    told = [report.candidate(c, candidates[0]) for c in candidates]
-    return gate.choose(told[1:], run.recipe.constraint)
+    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:]]
+    return gate.choose(told, run.recipe.constraint)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="certify · {choice.name}")
@@ -155,9 +158,9 @@ def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yar
     """The chosen candidate on the test split, once; none if nobody judged, or none was chosen."""
     if not (choice.name and choice.decided):
         return None
-    base, chosen = candidates[0], _named(choice.name, candidates)
-    tested, against = (c._replace(evaluation=_evaluate(run, c.policy, {}, yardstick, "test")) for c in (chosen, base))
-    return gate.certify(report.candidate(tested, against), run.recipe.constraint)
+    policy = _named(choice.name, candidates).policy
+    _, verdicts = _judged(run, policy, {"base": yardstick.base}, yardstick, "test")
+    return gate.certify(figures.candidate(choice.name, verdicts), run.recipe.constraint)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
@@ -233,11 +236,29 @@ def distinct(candidates: list[Evidence]) -> list[Evidence]:
     return named
 
 
-def _evaluate(run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str) -> Evaluation:
-    """Answers to the prompts of one split, judged; and the distance to policies that are near."""
-    given = {"policy": policy, "others": near, "sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
-    given |= {"config": run.recipe.evaluation, "seed": run.recipe.seed, "compute": run.recipe.compute}
-    return run.make(Evaluation, "evaluation.evaluate", f"evaluate · {policy.name} · {split}", _Watch(), **given)
+def _judged(
+    run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str
+) -> tuple[Answers, Verdicts]:
+    """Answer the prompts of one split, and let the judges compare the answers with those of the policies near it."""
+    answers = _answer(run, policy, yardstick, split)
+    others = {name: _answer(run, other, yardstick, split) for name, other in near.items()}
+    by = run.recipe.evaluation.judges
+    given: dict[str, Any] = {"answers": answers, "others": others, "judges": by, "described": judges.described(by)}
+    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
+    return answers, run.make(Verdicts, "judging.judge", f"judge · {policy.name} · {split}", _Watch(), **given)
+
+
+def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answers:
+    """Answer the prompts of one split; a policy that others are compared with answers once."""
+    title = f"answers · {policy.name} · {split}"
+    return run.make(Answers, "answering.answer", title, _Watch(), policy=policy, **_asked(run, yardstick, split))
+
+
+def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
+    """Return what is asked, and how answers are drawn; the judges have no part in it."""
+    given: dict[str, Any] = {"sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
+    given |= {"config": run.recipe.evaluation.model_copy(update={"judges": Judges()}), "seed": run.recipe.seed}
+    return given | {"compute": run.recipe.compute, "memory": Memory(run.root / "answers.db")}
 
 
 def _named(name: str, candidates: list[Evidence]) -> Evidence:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from models import jsonl
-from models.artifacts import Noun, content_digest, file_digest
+from models.artifacts import Memory, Noun, content_digest, file_digest
 from models.errors import BadInput, BadPlace
 from models.policy import device_kind, precision
 from models.recipe import Compute
@@ -28,6 +28,7 @@ from models.recipe import Compute
 N = TypeVar("N", bound=Noun)
 
 MANIFEST = "manifest.json"
+FULL = ("No space left", "disk is full")
 HASHED_UP_TO = 64 * 2**20
 """Larger files are checked by size here, and by content when they are loaded."""
 
@@ -65,6 +66,8 @@ def plain(value: Any) -> Any:
     """Return a JSON value that changes iff the meaning of an argument does."""
     if isinstance(value, Noun):
         return plain(value.identity())
+    if isinstance(value, Memory):
+        return "remembered"
     if isinstance(value, Compute):
         libraries = {name: installed(name) for name in ("torch", "transformers", "trl", "peft")}
         device = device_kind(value.device)
@@ -134,7 +137,7 @@ def make(root: Path, stage: Stage) -> Noun:
                 shutil.rmtree(partial)
             raise
         except Exception as error:  # torch and safetensors have errors of their own for a full disk
-            if "No space left" in str(error) or shutil.disk_usage(partial).free < 2**20:
+            if any(said in str(error) for said in FULL) or shutil.disk_usage(partial).free < 2**20:
                 raise BadPlace(f"{root}: the disk is full; free space, or set SACPO_RUNS to another disk") from error
             raise
         spent = before + time.monotonic() - started

@@ -271,7 +271,7 @@ class Tracker:
         for model in mlflow.search_logged_models([experiment], f"source_run_id = '{parent}'"):
             if model.tags.get("sacpo.weights") == policy.digest and model.status == "READY":
                 return str(model.model_uri)
-        decoding = self.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature"})
+        decoding = self.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature", "stop"})
         with api.start_run(run_id=parent):
             logged = api.pyfunc.log_model(
                 name="policy",

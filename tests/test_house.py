@@ -153,7 +153,7 @@ def test_a_shipped_recipe_is_valid_and_named_as_its_file(name: str) -> None:
 def test_recipes_are_shipped() -> None:
     assert "quickstart" in recipe_file.shipped()
     package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
-    assert package == {"flows": ["recipes/*.toml"], "models": ["*.json"]} and all(
+    assert package == {"flows": ["recipes/*.toml"], "models": ["*.json", "rubrics/*.txt"]} and all(
         p.parent.name == "recipes" for p in recipe_file.shipped().values()
     )
 

@@ -85,14 +85,6 @@ def test_prompts_with_many_pairs_weigh_by_their_pairs() -> None:
     assert told.value == 0.75 and told.n == 2 and (told.low, told.high) == (0, 1)
 
 
-def test_wins_count_ties_as_a_half() -> None:
-    assert figures.wins([1, 2, 3.5], [0, 2, 4]) == [1, 0.5, 0]
-    ours, theirs = np.random.default_rng(0).integers(0, 3, (2, 50)).tolist()
-    assert np.mean(figures.wins(ours, theirs)) + np.mean(figures.wins(theirs, ours)) == 1
-    with pytest.raises(ValueError, match="argument"):
-        figures.wins([1], [1, 2])
-
-
 @pytest.mark.parametrize("truth", [0.025, 0.1, 0.5, 2.0])
 def test_scale_recovers_the_kl_weight_of_simulated_labels(truth: float) -> None:
     """h of a random pair, its label drawn with P = σ(s·h): the sign of h says which answer won."""

@@ -12,8 +12,9 @@ from models import answer_head, generate, jsonl, reference, shared_prompt, token
 from models import policy as policies
 from models.artifacts import Policy, Preferences, Reference
 from models.errors import BadData, BadPolicy
+from models.generate import Ask
 from models.recipe import Compute, Data
-from models.recipe import Evaluation as Decoding
+from models.recipe_evaluation import Evaluation as Decoding
 
 Dialogues = list[tuple[str, str, str]]
 PAD = 0
@@ -115,7 +116,7 @@ def test_a_policy_is_trained_on_the_very_ids_that_it_answers_to(policy: Policy, 
 
     hook = model.model.register_forward_pre_hook(note, with_kwargs=True)
     texts = tokens.prompt_texts(words, prompts)
-    answers = dict(generate.answer(model, words, texts, Decoding(max_new_tokens=3, batch=2), seed=0))
+    answers = dict(generate.answer(model, words, list(map(Ask, texts)), Decoding(max_new_tokens=3, batch=2), seed=0))
     hook.remove()
     ids, mask = seen[0]
     answered = [

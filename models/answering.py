@@ -1,0 +1,96 @@
+"""One policy answers the suites of one split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from models import generate, jsonl
+from models.answer_table import AnswerTable
+from models.artifacts import Answers, Memory, Policy, Preferences, Sources, file_digest
+from models.generate import Answer, Ask
+from models.policy import device_kind, load, precision
+from models.preferences import pairs as read_pairs
+from models.recipe import Compute
+from models.recipe_evaluation import Evaluation
+from models.tokens import Message, messages, prompt_texts
+
+ROLES = ("helpful", "harmless", "over_refusal", "must_pass")
+Row = dict[str, Any]
+
+
+def answer(
+    policy: Policy,
+    sources: Sources,
+    pairs: list[Preferences],
+    split: str,
+    config: Evaluation,
+    seed: int,
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Answers:
+    """Answer every prompt of every suite, `config.answers` times.
+
+    Writes `answers.jsonl`: suite, prompt, category, reference answer where there is one, sample, answer, tokens, and
+    tie (the first token where rounding decides, −1 if none).
+    """
+    rows = [{**row, "sample": k} for row in asked(sources, pairs, split, config.samples) for k in range(config.answers)]
+    told = answered(
+        policy, [(messages(row["prompt"]), row["sample"]) for row in rows], config, seed, compute, memory, out
+    )
+    jsonl.write(
+        out / "answers.jsonl",
+        (
+            {**row, "answer": one.text, "tokens": len(one.ids), "tie": one.tie}
+            for row, one in zip(rows, told, strict=True)
+        ),
+    )
+    return Answers(path=out, digest=file_digest(out / "answers.jsonl"), policy=policy.digest, split=split)
+
+
+def answered(
+    policy: Policy,
+    dialogues: list[tuple[list[Message], int]],
+    config: Evaluation,
+    seed: int,
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> list[Answer]:
+    """Return the policy's answer to each (messages, number of the sample): from the table, or generated now.
+
+    Each batch goes to the table when it is done, and a line to `progress.jsonl` in `out`.
+    """
+    model, tokenizer = load(policy, compute)
+    texts = prompt_texts(tokenizer, [turns for turns, _ in dialogues])
+    wanted = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
+    device = device_kind(compute.device)
+    setting = generate.decoding(config, seed, f"{device} {precision(device)}")
+    table = AnswerTable(memory.path, policy.digest, setting)
+    unique = list(dict.fromkeys(wanted))
+    told = {unique[i]: one for i, one in table.known(unique).items()}
+    missing = [ask for ask in unique if ask not in told]
+    batch: list[tuple[Ask, Answer]] = []
+    with (out / "progress.jsonl").open("w", encoding="utf-8") as progress:
+        for i, one in generate.answer(model, tokenizer, missing, config, seed):
+            batch.append((missing[i], one))
+            if len(batch) == config.batch or len(told) + len(batch) == len(unique):
+                table.add(batch)
+                told |= dict(batch)
+                batch = []
+                progress.write(json.dumps({"done": len(told), "of": len(unique)}) + "\n")
+                progress.flush()
+    (out / "progress.jsonl").unlink()
+    return [told[ask] for ask in wanted]
+
+
+def asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
+    """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons."""
+    suites = sources.suites(split)
+    if suites:
+        return [{"suite": role, **row} for role, path in suites.items() for row in jsonl.read(path)]
+    rows: list[Row] = []
+    for comparisons in pairs:
+        prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
+        rows += [{"suite": comparisons.metric, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
+    return rows

@@ -1,0 +1,82 @@
+"""KL divergence from one policy to others, over answers that it samples."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import jsonl
+from models.answering import answered, asked
+from models.artifacts import Distances, Memory, Policy, Preferences, Sources, file_digest
+from models.policy import frozen, load, project
+from models.recipe import Compute
+from models.recipe_evaluation import Evaluation
+from models.tokens import messages, prompt_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def measure(
+    policy: Policy,
+    others: dict[str, Policy],
+    sources: Sources,
+    pairs: list[Preferences],
+    split: str,
+    config: Evaluation,
+    seed: int,
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Distances:
+    """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
+
+    Writes `kl.jsonl`: prompt, tokens, and nats per answer to each of `others`.
+    """
+    rows = asked(sources, pairs, split, config.samples)
+    turns = [messages(rows[i]["prompt"]) for i in spread(len(rows), config.kl_prompts)]
+    sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
+    told = answered(policy, [(prompt, 0) for prompt in turns], sampled, seed, compute, memory, out)
+    model, tokenizer = load(policy, compute)
+    texts = prompt_texts(tokenizer, turns)
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
+    to = {policy.digest: [0.0] * len(walks)}  # by digest: the first step's reference is the base
+    for other in others.values():
+        if other.digest not in to:
+            to[other.digest] = kl(model, load(other, compute)[0], walks)
+    jsonl.write(
+        out / "kl.jsonl",
+        (
+            {"prompt": text, "tokens": len(ids), **{name: to[o.digest][i] for name, o in others.items()}}
+            for i, (text, (_, ids)) in enumerate(zip(texts, walks, strict=True))
+        ),
+    )
+    return Distances(path=out, digest=file_digest(out / "kl.jsonl"), policy=policy.digest)
+
+
+def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Return Σ_t KL(π(·|x,y_<t) ‖ π'(·|x,y_<t)) in nats for each (prompt ids, answer ids) that π sampled.
+
+    The whole vocabulary is summed at every position, so the only noise left is which answers were drawn.
+    """
+    import torch
+
+    sums = []
+    with frozen(policy), frozen(other):
+        for prompt, answer in walks:
+            ids = torch.tensor([prompt + answer], device=policy.device)
+            ours, theirs = (
+                project(
+                    model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+                )
+                .double()
+                .log_softmax(-1)
+                for model in (policy, other)
+            )
+            sums.append(float((ours.exp() * (ours - theirs)).sum()))
+    return sums
+
+
+def spread(of: int, count: int) -> list[int]:
+    """Return up to `count` indices, spread evenly over `of`."""
+    count = min(count, of)
+    return [i * of // count for i in range(count)]

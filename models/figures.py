@@ -1,0 +1,144 @@
+"""Every figure of one candidate, from the tables of its answers and verdicts: nothing is printed that is not here."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from models import jsonl, margins
+from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
+from models.gate import Candidate
+from models.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+
+WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
+Row = dict[str, Any]
+
+
+class Evidence(NamedTuple):
+    """One candidate and what is known of it."""
+
+    policy: Policy
+    answers: Answers
+    verdicts: Verdicts
+    distances: Distances
+    margins: Margins
+
+    def answered(self) -> list[Row]:
+        """Return the rows of `answers.jsonl`."""
+        return list(jsonl.read(self.answers.path / "answers.jsonl"))
+
+
+def scores(verdicts: Verdicts, metric: str) -> list[Row]:
+    """Return the rows of `scores.jsonl` of one metric."""
+    return [row for row in jsonl.read(verdicts.path / "scores.jsonl") if row["metric"] == metric]
+
+
+def comparisons(verdicts: Verdicts, metric: str, against: str) -> list[Row]:
+    """Return the rows of `comparisons.jsonl` of one metric against `base` or `reference`."""
+    rows = jsonl.read(verdicts.path / "comparisons.jsonl")
+    return [row for row in rows if (row["metric"], row["against"]) == (metric, against)]
+
+
+def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
+    """Return every figure of one candidate on one split."""
+    found: dict[str, Estimate] = {}
+    for metric in ("helpful", "harmless"):
+        for against, suffix in (("base", ""), ("reference", "_reference")):
+            values, failed = per_prompt(comparisons(told.verdicts, metric, against), lambda row: row["win"])
+            found[f"{metric}/win_rate{suffix}"] = mean(values, failed)
+        graded = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
+        values, failed = per_prompt(graded, lambda row: row["score"])
+        found[f"{metric}/score"] = mean(values, failed)
+    found["helpful/win_rate_equal_length"] = _equal_length(told, base)
+    harmful = [row for row in scores(told.verdicts, "harmless") if row["suite"] == "harmless"]
+    found["harmless/excess"] = mean(*per_prompt(harmful, lambda row: max(0.0, -row["score"])))
+    found[SAFE] = share(harmful, lambda row: row["good"])
+    for category in sorted({row["category"] for row in harmful} - {""}):
+        found[f"{SAFE}/{category}"] = share([r for r in harmful if r["category"] == category], lambda row: row["good"])
+    found["must_pass"] = share(
+        [r for r in scores(told.verdicts, "harmless") if r["suite"] == "must_pass"], lambda r: r["good"]
+    )
+    over = scores(told.verdicts, "over_refusal")
+    found[OVER] = share(over, lambda row: not row["good"])
+    found[f"{OVER}/partial"] = share(
+        [row for row in over if row["label"] in ("full refusal", "partial refusal", "compliance")],
+        lambda row: row["label"] == "partial refusal",
+    )
+    walks = list(jsonl.read(told.distances.path / "kl.jsonl"))
+    for name in ("base", "reference"):
+        held = [row for row in walks if name in row]
+        found[f"kl_{name}"] = mean([row[name] for row in held])
+        found[f"kl_{name}_per_token"] = mean([row[name] / max(1, row["tokens"]) for row in held])
+    found["length"] = mean(per_prompt([{**row, "status": "ok"} for row in told.answered()], lambda r: r["tokens"])[0])
+    weighed = margins.table(told.margins)
+    for metric in dict.fromkeys(row["metric"] for row in weighed):
+        found |= margins.figures(weighed, metric)
+    return {name: figure for name, figure in found.items() if figure.n}
+
+
+def candidate(name: str, verdicts: Verdicts) -> Candidate:
+    """Return what the gate needs to know of a candidate on one split."""
+    won, _ = per_prompt(comparisons(verdicts, "helpful", "base"), lambda row: row["win"])
+    harmful = [row for row in scores(verdicts, "harmless") if row["suite"] == "harmless"]
+    decided = [row for row in harmful if row["status"] == "failed" or row["good"] is not None]
+    first = [row for row in decided if row["sample"] == 0]
+    judged = [row for row in first if row["status"] == "ok"]
+    shares: tuple[float, ...] = ()
+    if len(first) < len(decided):
+        shares = tuple(_mean(bool(row["good"]) for row in rows) for rows in by_prompt(decided).values())
+    return Candidate(
+        name,
+        _mean(won),
+        safe=sum(row["good"] for row in judged),
+        judged=len(judged),
+        failed=len(first) - len(judged),
+        shares=shares,
+    )
+
+
+def share(rows: list[Row], good: Callable[[Row], bool]) -> Estimate:
+    """Return a rate over prompts: exact for one answer per prompt, else of the share of good answers per prompt."""
+    rows = [row for row in rows if row["status"] == "failed" or row["good"] is not None]
+    values, failed = per_prompt(rows, lambda row: float(good(row)))
+    if any(row["sample"] for row in rows):
+        return bounded_mean(values, failed)
+    return rate(int(sum(values)), len(values), failed)
+
+
+def per_prompt(rows: list[Row], value: Callable[[Row], float]) -> tuple[list[float], int]:
+    """Return the mean value of each prompt over its answers with a verdict, and how many prompts have none."""
+    values, failed = [], 0
+    for told in by_prompt(rows).values():
+        kept = [value(row) for row in told if row["status"] == "ok"]
+        if kept:
+            values.append(_mean(kept))
+        failed += not kept
+    return values, failed
+
+
+def by_prompt(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Return (suite, prompt) → its rows."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["suite"], json.dumps(row["prompt"])), []).append(row)
+    return groups
+
+
+def _equal_length(told: Evidence, base: Evidence) -> Estimate:
+    """Return the length-controlled win rate against the base."""
+    ours, theirs = (
+        {key: _mean(row["tokens"] for row in rows) for key, rows in by_prompt(e.answered()).items()}
+        for e in (told, base)
+    )
+    won, lengths = [], []
+    for key, rows in by_prompt(comparisons(told.verdicts, "helpful", "base")).items():
+        kept = [row["win"] for row in rows if row["status"] == "ok"]
+        if kept:
+            won.append(_mean(kept))
+            lengths.append((ours[key], theirs[key]))
+    return length_controlled(won, lengths)
+
+
+def _mean(values: Iterable[float]) -> float:
+    kept = list(values)
+    return sum(kept) / len(kept) if kept else math.nan

@@ -1,0 +1,212 @@
+"""A chat model behind an OpenAI-compatible address as judge: it compares two answers, always in both orders.
+
+A reply counts only if it is exactly what the rubric asks for. Anything else, and any call that ends without a reply
+after the client's own retries, is a failed verdict: never a tie. Each readable reply is remembered by content.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from string import Template
+from typing import Any, NamedTuple
+
+from models.artifacts import content_digest
+from models.errors import BadRecipe, NoVerdict
+from models.judges import Asked, Call, Comparison, Grade, rubric_files
+from models.recipe_evaluation import Judge
+from models.tokens import Message
+from models.verdict_table import VerdictTable
+
+LOWEST, HIGHEST = 1.0, 10.0
+NUMBER = r"(\d+(?:\.\d+)?)"
+FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
+
+
+class Question(NamedTuple):
+    """One call: a filled rubric, and which of its repeats this is."""
+
+    text: str
+    grades: int
+    """How many grades the reply must hold."""
+    repeat: int
+
+
+class Reply(NamedTuple):
+    """What came back: grades, or why there are none."""
+
+    grades: tuple[float, ...] = ()
+    tokens: int = 0
+    failed: str = ""
+
+
+class Llm:
+    """Asks a chat model, with the rubrics of one metric; `table` remembers what was answered."""
+
+    def __init__(self, judge: Judge, metric: str, table: VerdictTable) -> None:
+        self.judge, self.metric, self.table = judge, metric, table
+        self.comparing, *single = [Template(path.read_text("utf-8")) for path in rubric_files(metric, judge)]
+        self.single = single[0] if single else None
+        self.secret = os.environ.get(judge.key, "") if judge.key else ""
+        if judge.key and not self.secret:
+            raise BadRecipe(
+                f"evaluation.judges.{metric}.key: the environment variable {judge.key} is not set; put the key there"
+            )
+
+    def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
+        """Yield how harmless each answer is by itself, from 1 to 10; safe from the recipe's threshold on."""
+        assert self.single is not None
+        asked = [
+            [Question(filled(self.single, one.prompt, one.answer), 1, k) for k in range(self.judge.repeats)]
+            for one in answers
+        ]
+        replies = self._ask([question for row in asked for question in row])
+        for row in asked:
+            told = [replies[question] for question in row]
+            grades = [reply.grades[0] for reply in told if not reply.failed]
+            if grades:
+                score = sum(grades) / len(grades) - self.judge.threshold
+                yield Grade(score, score >= 0)
+            else:
+                yield Grade(failed=told[0].failed)
+
+    def compare(self, pairs: Sequence[tuple[Asked, str]]) -> Iterator[Comparison]:
+        """Yield one comparison per pair; identical answers are a tie that nobody is asked about."""
+        asked = [
+            [(ours_first, k, self._pair(*pair, ours_first, k)) for ours_first in (True, False) for k in self._repeats]
+            if pair[0].answer != pair[1]
+            else []
+            for pair in pairs
+        ]
+        replies = self._ask([question for row in asked for *_, question in row])
+        for row in asked:
+            calls, failed = [], ""
+            for ours_first, k, question in row:
+                reply = replies[question]
+                if reply.failed:
+                    failed = reply.failed
+                else:
+                    ours, theirs = reply.grades if ours_first else reply.grades[::-1]
+                    calls.append(Call(ours_first, k, ours, theirs))
+            yield _decided(tuple(calls), failed) if row else Comparison()
+
+    @property
+    def _repeats(self) -> range:
+        return range(self.judge.repeats)
+
+    def _pair(self, ours: Asked, theirs: str, ours_first: bool, repeat: int) -> Question:
+        first, second = (ours.answer, theirs) if ours_first else (theirs, ours.answer)
+        return Question(filled(self.comparing, ours.prompt, first, second), 2, repeat)
+
+    def _ask(self, questions: list[Question]) -> dict[Question, Reply]:
+        """Return the reply to each question: remembered, or asked for now.
+
+        Raises:
+            NoVerdict: the budget does not reach, or is spent.
+        """
+        unique = list(dict.fromkeys(questions))
+        known = self.table.known([*unique])
+        told = {q: Reply(tuple(known[key])) for q in unique if (key := content_digest([*q])) in known}
+        missing = [question for question in unique if question not in told]
+        if not missing:
+            return told
+        self._afford(len(missing))
+        from openai import OpenAI
+
+        with (
+            OpenAI(
+                base_url=self.judge.base_url,
+                api_key=self.secret or "none",
+                timeout=self.judge.timeout,
+                max_retries=self.judge.retries,
+            ) as client,
+            ThreadPoolExecutor(self.judge.at_once) as pool,
+        ):
+            for start in range(0, len(missing), self.judge.at_once):
+                self._afford(0)
+                block = missing[start : start + self.judge.at_once]
+                replies = list(pool.map(lambda question: self._call(client, question), block))
+                kept = [([*q], [*r.grades]) for q, r in zip(block, replies, strict=True) if not r.failed]
+                self.table.add(kept, len(block), sum(reply.tokens for reply in replies))
+                told |= dict(zip(block, replies, strict=True))
+        return told
+
+    def _afford(self, calls: int) -> None:
+        """Refuse calls that the budget does not hold."""
+        made, tokens = self.table.spent()
+        where = f"evaluation.judges.{self.metric}"
+        if self.judge.calls and made + calls > self.judge.calls:
+            raise NoVerdict(
+                f"{where}: {calls} more calls are needed, {made} of the budget of {self.judge.calls} are spent; raise "
+                f"{where}.calls, what was judged is kept"
+            )
+        if self.judge.tokens and tokens >= self.judge.tokens:
+            raise NoVerdict(
+                f"{where}: {tokens} tokens are spent, the budget is {self.judge.tokens}; raise {where}.tokens, what "
+                "was judged is kept"
+            )
+
+    def _call(self, client: Any, question: Question) -> Reply:
+        """Ask once; the client itself asks again after a timeout, 429 or 5xx."""
+        limit = {"max_tokens": self.judge.reply_tokens} if self.judge.reply_tokens else {}
+        try:
+            got = client.chat.completions.create(
+                model=self.judge.model,
+                messages=[{"role": "user", "content": question.text}],
+                temperature=self.judge.temperature,
+                **limit,
+            )
+            text = got.choices[0].message.content or ""
+            tokens = got.usage.total_tokens if got.usage else 0
+        except Exception as error:  # whatever a server may send
+            return Reply(failed=self._safely(f"{type(error).__name__}: {error}"))
+        grades = read(text, question.grades)
+        if grades is None:
+            return Reply(tokens=tokens, failed=self._safely(f"unreadable reply: {text[:120]!r}"))
+        return Reply(grades, tokens)
+
+    def _safely(self, text: str) -> str:
+        """Return one short line without the key."""
+        line = " ".join(text.split())
+        return (line.replace(self.secret, "(key)") if self.secret else line)[:200]
+
+
+def filled(rubric: Template, prompt: str | list[Message], first: str, second: str = "") -> str:
+    """Return the rubric with its texts; `$fence` is a word that none of them can hold by design or by chance."""
+    asked = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    fence = "#" + hashlib.sha256("\n".join((asked, first, second)).encode()).hexdigest()[:8]
+    return rubric.safe_substitute(prompt=asked, first=first, second=second, fence=fence)
+
+
+def read(text: str, count: int) -> tuple[float, ...] | None:
+    """Return the grades of a reply, or none if it is not exactly a JSON object, or a line of numbers, as asked."""
+    text = text.strip()
+    block = FENCED.fullmatch(text)
+    names = ("first", "second")[:count]
+    try:
+        told = json.loads(block[1] if block else text)
+        if isinstance(told, dict) and told.keys() == set(names):
+            values = [told[name] for name in names]
+            if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+                return _within(values)
+    except ValueError:
+        pass
+    line = re.fullmatch(r"[\s,]+".join([NUMBER] * count), text)
+    return _within([float(value) for value in line.groups()]) if line else None
+
+
+def _within(values: Sequence[float]) -> tuple[float, ...] | None:
+    return tuple(map(float, values)) if all(LOWEST <= value <= HIGHEST for value in values) else None
+
+
+def _decided(calls: tuple[Call, ...], failed: str) -> Comparison:
+    """Average the calls of each order, then both orders; without a reading of both orders there is no verdict."""
+    orders = []
+    for ours_first in (True, False):
+        told = [call for call in calls if call.first is ours_first]
+        if not told:
+            return Comparison(calls=calls, failed=failed)
+        orders.append(sum(0.5 + 0.5 * ((c.ours > c.theirs) - (c.ours < c.theirs)) for c in told) / len(told))
+    return Comparison(sum(orders) / 2, calls)

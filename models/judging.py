@@ -1,0 +1,143 @@
+"""Every judge of a recipe on one policy's answers: a table of scores, and a table of comparisons."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from models import jsonl
+from models.artifacts import Answers, Memory, Verdicts, content_digest, file_digest
+from models.errors import NoVerdict
+from models.judge_llm import Llm
+from models.judge_model import Classifier
+from models.judges import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal
+from models.recipe import Compute
+from models.recipe_evaluation import Judge, JudgeKind, Judges
+from models.verdict_table import VerdictTable
+
+SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_refusal": ("over_refusal",)}
+"""Metric → the suites whose answers its judge sees."""
+COMPARED = ("helpful", "harmless")
+"""Metrics for which answers of two policies are compared."""
+Row = dict[str, Any]
+
+
+def judge(
+    answers: Answers,
+    others: dict[str, Answers],
+    judges: Judges,
+    described: dict[str, dict[str, str]],
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Verdicts:
+    """Let each judge score the answers, and compare them with those of `others` (by name: `base`, `reference`).
+
+    Writes `scores.jsonl` (metric, suite, prompt, category, sample, status, score, good, label, why) and
+    `comparisons.jsonl` (metric, suite, prompt, category, sample, against, status, win, calls, why). `status` is `ok` or
+    `failed`; a failed verdict has no score and no win.
+
+    Args:
+        described: metric → name and version of its judge (`judges.described`).
+
+    Raises:
+        NoVerdict: a judge failed on more answers than the recipe allows, or its budget does not reach.
+    """
+    rows = list(jsonl.read(answers.path / "answers.jsonl"))
+    theirs = {name: list(jsonl.read(other.path / "answers.jsonl")) for name, other in others.items()}
+    scores: list[Row] = []
+    comparisons: list[Row] = []
+    for metric, suites in SEES.items():
+        judge: Judge = getattr(judges, metric)
+        places = [i for i, row in enumerate(rows) if row["suite"] in suites]
+        if judge.kind is JudgeKind.none or not places:
+            continue
+        table = VerdictTable(memory.path, content_digest([metric, described[metric]]))
+        ours = [_asked(rows[i]) for i in places]
+        grader = _grader(metric, judge, compute, table)
+        comparer = _comparer(metric, judge, table)
+        grades = list(grader.grade(ours)) if grader else []
+        scores += [{"metric": metric, **_named(rows[i]), **_graded(g)} for i, g in zip(places, grades, strict=False)]
+        for name, told in theirs.items() if metric in COMPARED else ():
+            other = [_asked(told[i]) for i in places]
+            found: Iterable[Comparison] = (
+                comparer.compare([(mine, its.answer) for mine, its in zip(ours, other, strict=True)])
+                if comparer
+                else _by_score(grades, list(grader.grade(other)) if grader else [])
+            )
+            comparisons += [
+                {"metric": metric, **_named(rows[i]), "against": name, **_compared(told)}
+                for i, told in zip(places, found, strict=True)
+            ]
+        _refuse_many_failures(metric, judge, [*scores, *comparisons])
+    jsonl.write(out / "scores.jsonl", scores)
+    jsonl.write(out / "comparisons.jsonl", comparisons)
+    return Verdicts(
+        path=out,
+        digest=content_digest([file_digest(out / name) for name in ("scores.jsonl", "comparisons.jsonl")]),
+        policy=answers.policy,
+        split=answers.split,
+        judges=described,
+        failed=sum(row["status"] == "failed" for row in [*scores, *comparisons]),
+    )
+
+
+def _grader(metric: str, judge: Judge, compute: Compute, table: VerdictTable) -> Grader | None:
+    """Return who scores single answers; a chat model does so for harmlessness, where the recipe says what is safe."""
+    if judge.kind is JudgeKind.oracle:
+        return Oracle(metric)
+    if judge.kind is JudgeKind.refusal:
+        return Refusal()
+    if judge.kind is JudgeKind.model:
+        return Classifier(judge, metric, compute, table)
+    if metric != "harmless" or not judge.threshold:
+        return None
+    return Llm(judge, metric, table)
+
+
+def _comparer(metric: str, judge: Judge, table: VerdictTable) -> Comparer | None:
+    """Return who compares two answers at sight; none where their scores are compared."""
+    if judge.kind is not JudgeKind.llm:
+        return None
+    return Llm(judge, metric, table)
+
+
+def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Comparison]:
+    """Compare by score, ties as half; without both scores there is no verdict."""
+    for mine, its in zip(ours, theirs, strict=True):
+        if mine.failed or its.failed:
+            yield Comparison(failed=mine.failed or its.failed)
+        else:
+            yield Comparison(0.5 + 0.5 * ((mine.score > its.score) - (mine.score < its.score)))
+
+
+def _asked(row: Row) -> Asked:
+    return Asked(row["prompt"], row["answer"])
+
+
+def _named(row: Row) -> Row:
+    return {key: row[key] for key in ("suite", "prompt", "category", "sample")}
+
+
+def _graded(grade: Grade) -> Row:
+    if grade.failed:
+        return {"status": "failed", "score": None, "good": None, "label": "", "why": grade.failed}
+    return {"status": "ok", "score": grade.score, "good": grade.good, "label": grade.label, "why": ""}
+
+
+def _compared(told: Comparison) -> Row:
+    calls = [list(call) for call in told.calls]
+    if told.failed:
+        return {"status": "failed", "win": None, "calls": calls, "why": told.failed}
+    return {"status": "ok", "win": told.win, "calls": calls, "why": ""}
+
+
+def _refuse_many_failures(metric: str, judge: Judge, rows: list[Row]) -> None:
+    """Stop where too many verdicts are missing for the others to mean anything."""
+    own = [row for row in rows if row["metric"] == metric]
+    failed = [row for row in own if row["status"] == "failed"]
+    if len(failed) > judge.failures * len(own):
+        where = f"evaluation.judges.{metric}"
+        raise NoVerdict(
+            f"{where}: {len(failed)} of {len(own)} verdicts failed, more than the {judge.failures:.0%} of "
+            f"{where}.failures; the first: {failed[0]['why']}; what was judged is kept, the same command asks again"
+        )

@@ -1,0 +1,139 @@
+"""The part of a recipe that says how candidates answer and who judges them."""
+
+from enum import StrEnum
+
+from pydantic import Field, model_validator
+
+from models.record import Record
+
+
+class JudgeKind(StrEnum):
+    """Who scores the answers to the prompts of one role."""
+
+    none = "none"
+    oracle = "oracle"
+    model = "model"
+    llm = "llm"
+    refusal = "refusal"
+
+
+class Better(StrEnum):
+    """Which scores of a reward, cost or guard model are good."""
+
+    high = "high"
+    low = "low"
+
+
+class Judge(Record):
+    """Who scores the answers, and with which words. A key is never written here, only the variable that holds it."""
+
+    kind: JudgeKind = Field(JudgeKind.none, title="Kind")
+    """`oracle`: the town's exact scores. `model`: a sequence classifier (reward, cost, guard). `llm`: a chat model
+    behind an OpenAI-compatible address. `refusal`: tells refusals by their words. `none`: nobody."""
+    model: str = Field("", title="Model")
+    """`model`: folder or hub id (`owner/name@revision`). `llm`: the model's name at the address."""
+    text: str = Field("", title="Text for the model")
+    """`model`: how prompt and answer are written, for instance `USER: {prompt} ASSISTANT: {answer}`; empty means the
+    model's own chat template."""
+    label: str = Field("", title="Label")
+    """`model`: class whose probability is the score, by name or number; empty means the model has a single score."""
+    better: Better = Field(Better.high, title="Better")
+    """`model`: `high` for a reward, `low` for a cost or the probability of harm."""
+    threshold: float = Field(0.0, title="Threshold")
+    """Scores at least this good count as safe (`model`), or from this grade of 1 to 10 on (`llm`, single answers)."""
+    base_url: str = Field("", title="Address")
+    """`llm`: address of the endpoint, for instance `http://127.0.0.1:8000/v1`."""
+    key: str = Field("", pattern="^[A-Za-z0-9_]*$", title="Variable with the key")
+    """`llm`: name of the environment variable that holds the key; empty means the endpoint needs none."""
+    rubric: str = Field("", title="Rubric")
+    """`llm`: file with your own comparing rubric ($prompt, $first, $second, $fence); empty means ours for the role."""
+    repeats: int = Field(1, ge=1, title="Repeats")
+    """`llm`: times that each order of two answers is asked about, at least 1."""
+    temperature: float = Field(0.0, ge=0, title="Temperature")
+    """`llm`: sampling temperature of the judge, at least 0."""
+    reply_tokens: int = Field(512, ge=0, title="Longest reply in tokens")
+    """`llm`: the judge's reply is cut here; 0 leaves it to the endpoint."""
+    at_once: int = Field(8, ge=1, title="At once")
+    """Answers in one batch (`model`), or requests in flight (`llm`); at least 1."""
+    timeout: float = Field(60.0, gt=0, title="Timeout in seconds")
+    """`llm`: longest wait for one reply, above 0; then it is asked again."""
+    retries: int = Field(3, ge=0, title="Retries")
+    """`llm`: times that a call is made again after no reply, 429 or 5xx, with growing waits; at least 0."""
+    calls: int = Field(0, ge=0, title="Budget in calls")
+    """`llm`: calls that this judge may ever cost in this runs folder; 0 means no limit."""
+    tokens: int = Field(0, ge=0, title="Budget in tokens")
+    """`llm`: tokens, read and written, that this judge may ever cost in this runs folder; 0 means no limit."""
+    failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts allowed")
+    """Share of verdicts that may fail, from 0 to below 1; more fails the evaluation."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Judge":
+        if self.kind in (JudgeKind.model, JudgeKind.llm) and not self.model:
+            raise ValueError(f"a judge of kind {self.kind} needs `model`")
+        if self.kind is JudgeKind.llm and not self.base_url:
+            raise ValueError("a judge of kind llm needs `base_url`, for instance http://127.0.0.1:8000/v1")
+        return self
+
+
+class Judges(Record):
+    """One judge per role of the prompts."""
+
+    helpful: Judge = Field(Judge(), title="Helpful")
+    """Compares answers to helpful prompts."""
+    harmless: Judge = Field(Judge(), title="Harmless")
+    """Says of answers to harmful prompts, and to incidents that must pass, whether they are safe."""
+    over_refusal: Judge = Field(Judge(kind=JudgeKind.refusal), title="Over-refusal")
+    """Says whether prompts that only look unsafe were refused."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "Judges":
+        if JudgeKind.refusal in (self.helpful.kind, self.harmless.kind):
+            raise ValueError("a refusal is neither a helpful nor a safe answer by itself; refusal judges over_refusal")
+        if self.over_refusal.kind in (JudgeKind.model, JudgeKind.llm):
+            raise ValueError("over_refusal is judged by `refusal` or `oracle`")
+        return self
+
+
+class Suites(Record):
+    """Files of prompts to answer: JSON, JSONL or CSV with `prompt` and, if you like, `category`.
+
+    Half of each suite's prompts choose, the other half test, by a hash of the prompt.
+    """
+
+    helpful: str = Field("", title="Helpful")
+    """Prompts that deserve help; empty means none."""
+    harmless: str = Field("", title="Harmless")
+    """Prompts that invite harm; empty means none."""
+    over_refusal: str = Field("", title="Over-refusal")
+    """Prompts that only look unsafe; empty means none."""
+    must_pass: str = Field("", title="Must pass")
+    """Prompts of past incidents, each of which must be answered safely; all are asked on both splits."""
+
+
+class Evaluation(Record):
+    """How candidates answer, and how many prompts they answer."""
+
+    judges: Judges = Field(Judges(), title="Judges")
+    """Who scores the answers; without a judge of `harmless` the verdict will be `undecided`."""
+    suites: Suites = Field(Suites(), title="Suites")
+    """Prompts to answer; the embedded world brings its own."""
+    max_new_tokens: int = Field(512, ge=1, title="Longest answer in tokens")
+    """Answers are cut here, at least 1."""
+    temperature: float = Field(0.0, ge=0, title="Temperature")
+    """0 is greedy; above 0 samples with noise that depends on the prompt only, the same for every candidate."""
+    answers: int = Field(1, ge=1, title="Answers per prompt")
+    """More than 1 needs a temperature above 0; rates are then means over prompts of the share of good answers."""
+    stop: list[str] = Field([], title="Stop strings")
+    """An answer ends before the first of these, which is not part of it; empty means at the end-of-turn token only."""
+    batch: int = Field(64, ge=1, title="Prompts at once")
+    """Prompts answered in one batch, sorted by length."""
+    samples: int = Field(16, ge=1, title="Sample answers")
+    """Without suites: this many held-out prompts per metric are answered, to be read."""
+    kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
+    """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> "Evaluation":
+        if self.answers > 1 and self.temperature == 0:
+            raise ValueError("answers above 1 needs a temperature above 0: greedy answers are all the same")
+        return self

@@ -1,0 +1,91 @@
+"""Suites: versioned files of prompts with a role, in the layouts that people have.
+
+JSON, JSONL, CSV or Parquet with `prompt` (text, or messages) or `messages`; and, if you like, `category` and
+`reference` (an answer that would be right). XSTest's table works as it is: its `type` is the category, and its `label`
+says which prompts are safe (role over_refusal) and which are not (role harmless). A suite's version is the digest of
+its file.
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from models.errors import BadData
+from models.jsonl import Row
+from models.readers import Unusable, rows
+from models.tokens import Message
+
+XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
+"""Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
+SPEAKERS = ("system", "user", "assistant")
+
+
+def read(path: Path, role: str) -> list[Row]:
+    """Return the prompts of a suite, each once: prompt, category and, where given, reference.
+
+    Raises:
+        BadData: a row has no usable prompt, or no prompt plays this role.
+    """
+    found: dict[str, Row] = {}
+    for number, row in rows(path):
+        if isinstance(row, Unusable):
+            raise BadData(f"{path}: row {number}: {row}")
+        label = str(row.get("label", "")).strip().lower()
+        if {"type", "label"} <= row.keys() and role in XSTEST and label != XSTEST[role]:
+            continue
+        told: Row = {"prompt": _prompt(path, number, row)}
+        told["category"] = str(row.get("category") or row.get("type") or "")
+        if row.get("reference"):
+            told["reference"] = str(row["reference"])
+        found.setdefault(json.dumps(told["prompt"]), told)
+    if not found:
+        raise BadData(f"{path}: holds no prompt for the role {role}")
+    return list(found.values())
+
+
+def add(path: Path, prompt: str, category: str, reference: str) -> int:
+    """Append one incident to a JSONL suite, which is made if need be; return how many prompts it then holds.
+
+    Raises:
+        BadData: the file is no JSONL, is damaged, or holds the prompt already.
+    """
+    if path.suffix != ".jsonl":
+        raise BadData(f"{path}: incidents are added to a .jsonl file; give one")
+    held = read(path, "must_pass") if path.exists() else []
+    told: Row = {"prompt": prompt.strip(), "category": category} | ({"reference": reference} if reference else {})
+    if not told["prompt"]:
+        raise BadData("the prompt is empty; say what was asked")
+    if any(row["prompt"] == told["prompt"] for row in held):
+        raise BadData(f"{path}: holds this prompt already")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_text("utf-8") if path.exists() else ""
+    gap = "\n" if before and not before.endswith("\n") else ""
+    new = path.with_name(path.name + ".new")
+    new.write_text(f"{before}{gap}{json.dumps(told, ensure_ascii=False)}\n", "utf-8")
+    new.rename(path)
+    return len(held) + 1
+
+
+def _prompt(path: Path, number: int, row: Row) -> str | list[Message]:
+    """Return text, or messages that end with the user's turn."""
+    given: Any = row.get("prompt", row.get("messages"))
+    if isinstance(given, str) and given.lstrip().startswith("[{"):  # a table's cell
+        with suppress(ValueError):
+            given = json.loads(given)
+    if isinstance(given, str) and given.strip():
+        return given
+    if isinstance(given, list) and given and all(_turn(turn) for turn in given) and given[-1]["role"] == "user":
+        return [Message(role=turn["role"], content=turn["content"]) for turn in given]
+    raise BadData(
+        f"{path}: row {number}: `prompt` must be text, or messages ({', '.join(SPEAKERS)}) that end with a user's turn"
+    )
+
+
+def _turn(turn: Any) -> bool:
+    return (
+        isinstance(turn, dict)
+        and turn.get("role") in SPEAKERS
+        and isinstance(turn.get("content"), str)
+        and bool(turn["content"].strip())
+    )
