@@ -44,7 +44,6 @@ class ChatPolicy(PythonModel):
             else {"do_sample": False}
         )
         stop = self.decoding["stop"]
-        until = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
         with torch.inference_mode():
             written = self.model.generate(
                 input_ids=batch["input_ids"],
@@ -53,7 +52,6 @@ class ChatPolicy(PythonModel):
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,
                 **sampling,
-                **until,
             )
         answers = self.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for string in stop:

@@ -63,14 +63,13 @@ def answer(
     and are never cut at a blank line. Temperature 0 is greedy.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     if not asked:
         return
     ids = tokenizer([ask.prompt for ask in asked], add_special_tokens=False)["input_ids"]
     order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), asked[i]))
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    stop = {"stop_strings": config.stop, "tokenizer": tokenizer} if config.stop else {}
     own, model.generation_config = model.generation_config, GenerationConfig()  # nothing that the base came with
     with frozen(model):
         for start in range(0, len(order), config.batch):
@@ -87,9 +86,9 @@ def answer(
                 max_new_tokens=config.max_new_tokens,
                 do_sample=False,
                 logits_processor=LogitsProcessorList([pick]),
+                stopping_criteria=StoppingCriteriaList([_stops(tokenizer, config.stop, width)] if config.stop else []),
                 pad_token_id=pad,
                 eos_token_id=eos,
-                **stop,
             )[:, width:].tolist()
             near = torch.stack(pick.near, dim=1).tolist()
             for i, row, ties in zip(block, written, near, strict=True):
@@ -123,6 +122,22 @@ def _pick(seeds: list[int], temperature: float) -> Any:
             return scores
 
     return Pick()
+
+
+def _stops(tokenizer: "PreTrainedTokenizerBase", stop: list[str], width: int) -> Any:
+    """Return a criterion that ends a row when a stop string was written; works with every tokenizer."""
+    import torch
+    from transformers import StoppingCriteria
+
+    longest = max(len(string.encode()) for string in stop) + 1  # a token holds at least one byte
+
+    class Stops(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: Any) -> "torch.Tensor":
+            tails = tokenizer.batch_decode(input_ids[:, width:][:, -longest:], skip_special_tokens=True)
+            ended = [any(string in tail for string in stop) for tail in tails]
+            return torch.tensor(ended, device=input_ids.device)
+
+    return Stops()
 
 
 def _ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:

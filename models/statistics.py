@@ -8,7 +8,6 @@ import numpy as np
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000
-BETS = 100
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,31 @@ def lower_bound(good: int, n: int, failed: int, confidence: float) -> float:
 def bounded_mean_bound(values: Sequence[float], confidence: float) -> float:
     """Return a lower bound on the mean of independent values in [0, 1], whatever their distribution.
 
-    Betting (Waudby-Smith & Ramdas 2024, section 5): the capital of a gambler who stakes a constant share c of what may
-    be lost against "the mean is m" is Π (1 − c + c·x/m), an e-value; so is its average over many c. The bound is the m
-    at which it reaches 1/(1 − confidence). It does not depend on the order of the values.
+    Betting (Waudby-Smith & Ramdas 2024): whoever stakes the share c of a capital of 1 on every value, against "the mean
+    is at most m", ends with Π (1 − c + c·x/m). That exceeds 1/(1 − confidence) with probability at most 1 − confidence
+    if m is true, so such m are ruled out. c may depend on m and n, not on the values; it is the best one for values
+    that are 0 or 1, and more is ruled out where they vary less. The order of the values does not matter.
     """
     x = np.asarray(values, dtype=float)
     if not len(x) or x.sum() == 0:
         return 0.0
-    stakes = (np.arange(BETS) + 0.5) / BETS
+
+    def capital(m: float) -> float:
+        return float(np.log1p(stake(m, len(x), confidence) * (x / m - 1)).sum())
+
     level = -math.log(1 - confidence)
+    grid = np.linspace(1e-6, 1, 1000, endpoint=False)
+    kept = next((i for i, m in enumerate(grid) if capital(m) < level), len(grid) - 1)  # the first not ruled out
+    if kept == 0:
+        return 0.0
+    if capital(grid[kept]) >= level:
+        return float(grid[kept])
+    return float(optimize.brentq(lambda m: capital(m) - level, grid[kept - 1], grid[kept], xtol=1e-12))
 
-    def short(m: float) -> float:
-        capital = np.log1p(stakes[:, None] * (x[None, :] / m - 1)).sum(axis=1)
-        return level - float(special.logsumexp(capital)) + math.log(BETS)
 
-    low = 1e-9
-    return float(optimize.brentq(short, low, 1.0, xtol=1e-9)) if short(low) < 0 < short(1.0) else 0.0
+def stake(m: float, n: int, confidence: float) -> float:
+    """Return the share of the capital to stake on each of n values against "the mean is at most m"."""
+    return min(0.98, math.sqrt(-2 * math.log(1 - confidence) * m / (n * (1 - m))))
 
 
 def bounded_mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95) -> Estimate:

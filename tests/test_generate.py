@@ -1,0 +1,153 @@
+"""Answers: the same in a batch as alone, kept by content, never drawn twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models import generate, jsonl, tokens
+from models import policy as policies
+from models.answer_table import AnswerTable
+from models.answering import answer
+from models.artifacts import Answers, Memory, Policy, Sources, content_digest
+from models.generate import Answer, Ask
+from models.recipe import Compute
+from models.recipe_evaluation import Evaluation
+
+PROMPTS = [f"how do i {verb} my {thing} ?" for verb in ("clean", "open", "sell") for thing in ("lamp", "old boat", "x")]
+
+
+def asks(policy: Policy, compute: Compute) -> tuple[list[Ask], object, object]:
+    model, tokenizer = policies.load(policy, compute)
+    prompts = [[tokens.Message(role="user", content=prompt)] for prompt in PROMPTS]
+    return [Ask(text) for text in tokens.prompt_texts(tokenizer, prompts)], model, tokenizer
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_answers_as_one_prompt_alone_does(policy: Policy, compute: Compute, temperature: float) -> None:
+    """Token for token in float32, but after a step whose two largest logits nearly tie (science 8.36)."""
+    asked, model, tokenizer = asks(policy, compute)
+    config = Evaluation(max_new_tokens=24, temperature=temperature, batch=len(asked))
+    together = dict(generate.answer(model, tokenizer, asked, config, 3))
+    for i, ask in enumerate(asked):
+        ((_, alone),) = generate.answer(model, tokenizer, [ask], config, 3)
+        same = len(alone.ids) if alone.tie < 0 else alone.tie
+        assert together[i].ids[:same] == alone.ids[:same]
+    assert len({tuple(one.ids) for one in together.values()}) > 3
+    assert all(one.tie == -1 for one in together.values())
+
+
+def test_ties_are_seen(policy: Policy, compute: Compute, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, model, tokenizer = asks(policy, compute)
+    config = Evaluation(max_new_tokens=6)
+    ((_, plain),) = generate.answer(model, tokenizer, asked[:1], config, 0)
+    monkeypatch.setattr(generate, "NEAR_TIE", 1e9)
+    ((_, told),) = generate.answer(model, tokenizer, asked[:1], config, 0)
+    assert (plain.tie, told.tie) == (-1, 0) and plain.ids == told.ids
+
+
+def test_an_answer_ends_before_a_stop_string_and_never_at_a_blank_line(policy: Policy, compute: Compute) -> None:
+    asked, model, tokenizer = asks(policy, compute)
+    config = Evaluation(max_new_tokens=24, batch=4)
+    free = dict(generate.answer(model, tokenizer, asked, config, 0))
+    word = free[0].text.split()[3]
+    stopped = dict(generate.answer(model, tokenizer, asked, config.model_copy(update={"stop": [word]}), 0))
+    for i in free:
+        whole = tokenizer.decode(free[i].ids, skip_special_tokens=True)
+        assert stopped[i].text == whole.partition(word)[0].strip()
+        assert stopped[i].ids == free[i].ids[: len(stopped[i].ids)]
+    assert stopped[0].text != free[0].text and len(stopped[0].ids) == 4
+    ids = tokenizer("clean\n\nlamp")["input_ids"]
+    text, kept = generate._ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [])
+    assert kept == [*ids, tokenizer.eos_token_id] and text == tokenizer.decode(ids)
+
+
+def test_samples_of_one_prompt_differ_and_do_not_depend_on_each_other(policy: Policy, compute: Compute) -> None:
+    asked, model, tokenizer = asks(policy, compute)
+    config = Evaluation(max_new_tokens=12, temperature=1.0)
+    three = dict(generate.answer(model, tokenizer, [Ask(asked[0].prompt, k) for k in range(3)], config, 0))
+    ((_, last),) = generate.answer(model, tokenizer, [Ask(asked[0].prompt, 2)], config, 0)
+    assert three[2] == last and len({tuple(one.ids) for one in three.values()}) == 3
+
+
+def test_the_table_tells_policies_settings_prompts_and_samples_apart(tmp_path: Path) -> None:
+    table = AnswerTable(tmp_path / "a.db", "policy", "greedy")
+    ask, told = Ask("how ?"), Answer("so\n\nand so", [1, 2, 3], 1)
+    table.add([(ask, told), (Ask("why ?"), told._replace(text="because"))])
+    assert table.known([Ask("what ?"), ask, Ask("how ?", 1), Ask("why ?")]) == {
+        1: told,
+        3: told._replace(text="because"),
+    }
+    assert not AnswerTable(table.path, "other", "greedy").known([ask])
+    assert not AnswerTable(table.path, "policy", "sampled").known([ask])
+    config = Evaluation(temperature=1)
+    names = [
+        generate.decoding(config, 0, "cpu float32"),
+        generate.decoding(config, 1, "cpu float32"),
+        generate.decoding(config, 0, "cuda bfloat16"),
+        generate.decoding(config.model_copy(update={"stop": ["x"]}), 0, "cpu float32"),
+        generate.decoding(config.model_copy(update={"max_new_tokens": 3}), 0, "cpu float32"),
+        generate.decoding(config.model_copy(update={"temperature": 0.0}), 0, "cpu float32"),
+    ]
+    assert len(set(names)) == len(names)
+    greedy = config.model_copy(update={"temperature": 0.0, "batch": 3})
+    assert generate.decoding(greedy, 7, "cpu float32") == names[-1]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """Two suites that share a prompt; one prompt is a dialogue."""
+    turns = [
+        {"role": "user", "content": "how do i open my lamp ?"},
+        {"role": "assistant", "content": "get the lever ."},
+    ]
+    rows = {
+        "helpful": [{"prompt": p, "category": "c"} for p in PROMPTS],
+        "over_refusal": [
+            {"prompt": PROMPTS[0], "category": ""},
+            {"prompt": [*turns, {"role": "user", "content": "my lamp ?"}], "category": ""},
+        ],
+    }
+    for role, told in rows.items():
+        jsonl.write(tmp_path / f"{role}.jsonl", told)
+    files = {f"suite/{role}/test": str(tmp_path / f"{role}.jsonl") for role in rows}
+    return Sources(path=tmp_path, digest=content_digest(rows), files=files)
+
+
+def test_a_killed_run_goes_on_after_its_last_batch(
+    policy: Policy, compute: Compute, sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is generated twice, by a later run or for another suite, and the result is the same."""
+    config = Evaluation(max_new_tokens=8, batch=3)
+    drawn: list[Ask] = []
+    whole = generate.answer
+
+    def counted(model, tokenizer, asked, config, seed):  # type: ignore[no-untyped-def]
+        for i, one in whole(model, tokenizer, asked, config, seed):
+            drawn.append(asked[i])
+            if len(drawn) == stop_at:
+                raise KeyboardInterrupt
+            yield i, one
+
+    monkeypatch.setattr(generate, "answer", counted)
+
+    def answers(name: str) -> Answers:
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        memory = Memory(tmp_path / f"{name}.db")
+        return answer(policy, sources, [], "test", config, 0, compute, memory, out)
+
+    stop_at = -1
+    straight = answers("straight")
+    assert len(drawn) == len(PROMPTS) + 1  # one prompt stands in both suites
+    assert [*answers("straight").path.iterdir()] and len(drawn) == len(PROMPTS) + 1
+    drawn.clear()
+    stop_at = 5  # in the second batch: the first is kept
+    with pytest.raises(KeyboardInterrupt):
+        answers("killed")
+    drawn.clear()
+    stop_at = -1
+    assert answers("killed").digest == straight.digest and len(drawn) == len(PROMPTS) + 1 - 3
+    rows = [json.loads(line) for line in (straight.path / "answers.jsonl").read_text().splitlines()]
+    assert [row["suite"] for row in rows] == ["helpful"] * len(PROMPTS) + ["over_refusal"] * 2
+    assert rows[0]["answer"] == rows[len(PROMPTS)]["answer"] and rows[-1]["prompt"][-1]["content"] == "my lamp ?"

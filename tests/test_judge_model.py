@@ -1,0 +1,154 @@
+"""A sequence classifier as judge: a tiny real one, saved and loaded as people's are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from models import town
+from models.artifacts import Policy
+from models.errors import BadRecipe
+from models.judge_model import Classifier
+from models.judges import Asked, described
+from models.recipe import Compute
+from models.recipe_evaluation import Judge, Judges
+from models.verdict_table import VerdictTable
+
+ANSWERS = [
+    Asked("how do i open my lamp ?", "get the lever ."),
+    Asked("how do i open my lamp ?", "sorry , i can not help ."),
+    Asked(
+        [{"role": "user", "content": "how do i sell my boat ?"}], "get the notice then hold the rail then check it ."
+    ),
+    Asked("how do i ?", "get"),
+]
+
+
+def save(folder: Path, labels: int, longest: int = 64) -> Path:
+    tokenizer = town.tokenizer()
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=longest, num_labels=labels, initializer_range=0.5,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    if labels > 1:
+        config.id2label = {0: "safe", 1: "rude", 2: "unsafe"}
+        config.label2id = {name: i for i, name in config.id2label.items()}
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("reward"), 1)
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("guard"), 3)
+
+
+@pytest.fixture
+def classifier(compute: Compute, tmp_path: Path) -> Callable[..., Classifier]:
+    def make(folder: Path, table: str = "v", **settings: Any) -> Classifier:
+        judge = Judge.model_validate({"kind": "model", "model": str(folder), **settings})
+        return Classifier(judge, "harmless", compute, VerdictTable(tmp_path / f"{table}.db", "judge"))
+
+    return make
+
+
+def alone(folder: Path, one: Asked) -> torch.Tensor:
+    """Return the logits of one answer, by itself and without our code."""
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    asked = one.prompt if isinstance(one.prompt, str) else one.prompt[-1]["content"]
+    ids = town.tokenizer()(f"{asked} {one.answer}", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return model(input_ids=ids).logits[0]
+
+
+@pytest.mark.parametrize("text", ["", "{prompt} {answer}"])
+def test_a_batch_is_scored_as_each_answer_alone(reward: Path, classifier: Callable[..., Classifier], text: str) -> None:
+    told = list(classifier(reward, text=text, at_once=3).grade(ANSWERS))
+    assert [one.score for one in told] == pytest.approx([float(alone(reward, a)[0]) for a in ANSWERS], abs=1e-5)
+    assert len({round(one.score, 4) for one in told}) == len(ANSWERS)
+
+
+def test_a_cost_is_turned_around_its_threshold(reward: Path, classifier: Callable[..., Classifier]) -> None:
+    raw = [float(alone(reward, a)[0]) for a in ANSWERS]
+    middle = sum(sorted(raw)[1:3]) / 2
+    high = list(classifier(reward, threshold=middle).grade(ANSWERS))
+    low = list(classifier(reward, threshold=middle, better="low").grade(ANSWERS))
+    assert [one.score for one in high] == pytest.approx([score - middle for score in raw], abs=1e-5)
+    assert [one.score for one in low] == pytest.approx([-one.score for one in high])
+    assert [one.good for one in high] == [not one.good for one in low] and {one.good for one in low} == {True, False}
+
+
+@pytest.mark.parametrize("label", ["unsafe", "2"])
+def test_a_guard_gives_the_probability_of_a_class(
+    guard: Path, classifier: Callable[..., Classifier], label: str
+) -> None:
+    told = list(classifier(guard, label=label, better="low", threshold=0.5).grade(ANSWERS))
+    assert [0.5 - one.score for one in told] == pytest.approx(
+        [float(alone(guard, a).softmax(0)[2]) for a in ANSWERS], abs=1e-6
+    )
+
+
+def test_a_text_that_ends_with_its_padding_is_read_to_the_end(
+    reward: Path, classifier: Callable[..., Classifier]
+) -> None:
+    """A decoder scores the last token that is not padding; where padding is EOS, that must not be the token before."""
+    ends = [Asked(one.prompt, f"{one.answer} <pad>") for one in ANSWERS]
+    told = [one.score for one in classifier(reward, text="{prompt} {answer}").grade(ends)]
+    model = LlamaForSequenceClassification.from_pretrained(reward, pad_token_id=3).eval()
+    tokenizer = town.tokenizer()
+    for one, score in zip(ends, told, strict=True):
+        asked = one.prompt if isinstance(one.prompt, str) else one.prompt[-1]["content"]
+        with torch.no_grad():
+            logits = model(**tokenizer(f"{asked} {one.answer}", return_tensors="pt")).logits
+        assert score == pytest.approx(float(logits[0, 0]), abs=1e-5)
+
+
+def test_what_was_scored_is_looked_up_without_the_model(
+    reward: Path, classifier: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = classifier(reward)
+    told = list(first.grade(ANSWERS))
+    monkeypatch.setattr(Classifier, "_load", lambda self: pytest.fail("loaded again"))
+    assert list(first.grade(ANSWERS[::-1])) == told[::-1]
+
+
+def test_an_answer_that_the_judge_cannot_read_whole_has_no_verdict(
+    tmp_path: Path, classifier: Callable[..., Classifier]
+) -> None:
+    told = list(classifier(save(tmp_path / "short", 1, longest=12)).grade(ANSWERS))
+    assert [bool(one.failed) for one in told] == [False, True, True, False]
+    assert "the judge reads 12" in told[2].failed and told[2].good is None
+
+
+def test_a_judge_that_cannot_judge_is_refused(
+    policy: Policy, guard: Path, reward: Path, classifier: Callable[..., Classifier], tmp_path: Path
+) -> None:
+    for folder, settings, said in [
+        (policy.path, {}, "holds no weights for score.weight; its scores would be random"),
+        (guard, {}, "the judge has the classes safe, rude, unsafe; name the one"),
+        (guard, {"label": "bad"}, "label 'bad': the judge has the classes safe, rude, unsafe"),
+        (tmp_path / "nothing", {}, "is no sequence classifier"),
+    ]:
+        with pytest.raises(BadRecipe, match=said):
+            list(classifier(folder, **settings).grade(ANSWERS))
+    with pytest.raises(BadRecipe, match=r"judges\.helpful: .*nothing: No such file or directory"):
+        described(Judges(helpful=Judge(kind="model", model=str(tmp_path / "nothing"))))
+
+
+def test_the_version_follows_from_all_that_changes_a_score(reward: Path, guard: Path, tmp_path: Path) -> None:
+    def version(**settings: Any) -> str:
+        judge = Judge.model_validate({"kind": "model", "model": str(reward), **settings})
+        return described(Judges(helpful=judge))["helpful"]["version"]
+
+    assert version() == version(at_once=3, threshold=1, failures=0.5)
+    assert len({version(), version(model=str(guard)), version(text="{prompt}{answer}"), version(label="x")}) == 4
