@@ -1,0 +1,102 @@
+"""Bradley–Terry ratings of all candidates, on the scale of Elo, the base at 1000.
+
+The fit is evalica's; it does not depend on the order of the comparisons. Only differences of ratings mean something:
+shifting all of them changes no expected score.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import evalica
+import numpy as np
+
+from models.figures import Evidence, by_prompt, comparisons, scores
+from models.statistics import Estimate
+
+BASE = 1000.0
+Key = tuple[str, str]
+
+
+class Match(NamedTuple):
+    """Two candidates on one prompt."""
+
+    prompt: Key
+    ours: str
+    theirs: str
+    win: float
+    """1, ½ or 0 for ours, or between where answers were compared several times."""
+
+
+def matches(candidates: Sequence[Evidence], metric: str) -> Iterator[Match]:
+    """Yield every comparison there is: of all pairs by their scores, or those that a comparing judge has made."""
+    graded = {told.policy.name: _scores(told, metric) for told in candidates}
+    if all(graded.values()):
+        for a, b in combinations(graded, 2):
+            for prompt in graded[a].keys() & graded[b].keys():
+                ours, theirs = graded[a][prompt], graded[b][prompt]
+                yield Match(prompt, a, b, 0.5 + 0.5 * ((ours > theirs) - (ours < theirs)))
+        return
+    base, known = candidates[0], {told.policy.digest: told.policy.name for told in candidates}
+    for told in candidates[1:]:
+        parent = known.get(told.policy.parents[-1] if told.policy.kind == "merge" else told.policy.parents[0], "")
+        others = {"base": base.policy.name} | ({"reference": parent} if parent not in ("", base.policy.name) else {})
+        for against, name in others.items():
+            for prompt, rows in by_prompt(comparisons(told.verdicts, metric, against)).items():
+                won = [row["win"] for row in rows if row["status"] == "ok"]
+                if won:
+                    yield Match(prompt, told.policy.name, name, sum(won) / len(won))
+
+
+def ratings(
+    played: Sequence[Match], base: str, confidence: float = 0.95, resamples: int = 200, seed: int = 0
+) -> dict[str, Estimate]:
+    """Return each candidate's rating, with an interval that resamples prompts with all their comparisons.
+
+    One imaginary tie with the base keeps the rating of a candidate finite that won, or lost, everything.
+    """
+    names = list(dict.fromkeys([base, *(name for match in played for name in (match.ours, match.theirs))]))
+    pairs = list(dict.fromkeys((match.ours, match.theirs) for match in played))
+    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(match.prompt for match in played))}
+    if not prompts:
+        return {}
+    place = {pair: i for i, pair in enumerate(pairs)}
+    won, lost = np.zeros((2, len(prompts), len(pairs)))
+    for match in played:
+        at = prompts[match.prompt], place[match.ours, match.theirs]
+        won[at] += match.win
+        lost[at] += 1 - match.win
+    size = len(prompts)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), resamples)
+    values = _fit(names, pairs, won.sum(axis=0), lost.sum(axis=0))
+    spread = np.array([_fit(names, pairs, weight @ won, weight @ lost) for weight in drawn])
+    low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    method = "Bradley–Terry, bootstrap over prompts"
+    return {
+        name: Estimate(float(values[i]), float(low[i]), float(high[i]), size, 0, method) for i, name in enumerate(names)
+    }
+
+
+def expected(ours: float, theirs: float) -> float:
+    """Return the expected score of one rating against another; it depends on their difference only."""
+    return float(1 / (1 + 10 ** ((theirs - ours) / 400)))
+
+
+def _fit(names: list[str], pairs: list[tuple[str, str]], won: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """Return ratings in the order of `names`, the first at BASE."""
+    xs = [a for a, _ in pairs] * 2 + names[1:]
+    ys = [b for _, b in pairs] * 2 + names[:1] * (len(names) - 1)
+    outcomes = [evalica.Winner.X] * len(pairs) + [evalica.Winner.Y] * len(pairs)
+    outcomes += [evalica.Winner.Draw] * (len(names) - 1)
+    weights = [*won, *lost, *[1.0] * (len(names) - 1)]
+    found = evalica.bradley_terry(xs, ys, outcomes, weights=weights, tolerance=1e-9, limit=10_000).scores
+    points: np.ndarray = np.array([400 * math.log10(found[name]) for name in names])
+    shifted: np.ndarray = points - points[0] + BASE
+    return shifted
+
+
+def _scores(told: Evidence, metric: str) -> dict[Key, float]:
+    """Return prompt → mean score of its answers, of the prompts with a verdict."""
+    rows = [row for row in scores(told.verdicts, metric) if row["suite"] == metric and row["status"] == "ok"]
+    return {key: sum(row["score"] for row in told) / len(told) for key, told in by_prompt(rows).items()}

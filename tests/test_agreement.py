@@ -1,0 +1,108 @@
+"""A judge's own error: hand-made tables, and coverage of the corrected rate by simulation."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import agreement
+from models.agreement import Labelled
+from models.errors import BadData
+
+
+def compared(*calls: tuple[bool, int, float, float], prompt: str = "p", status: str = "ok") -> dict:
+    return {"suite": "helpful", "prompt": prompt, "sample": 0, "status": status, "calls": [list(c) for c in calls]}
+
+
+def test_position_bias_by_hand() -> None:
+    """Four prompts: always the first, always the second, twice ours in both orders."""
+    rows = [
+        compared((True, 0, 9, 2), (False, 0, 2, 9), prompt="a"),
+        compared((True, 0, 2, 9), (False, 0, 9, 2), prompt="b"),
+        compared((True, 0, 9, 2), (False, 0, 9, 2), prompt="c"),
+        compared((True, 0, 9, 2), (False, 0, 5, 5), prompt="d"),
+        compared((True, 0, 9, 2), prompt="e", status="failed"),
+        compared(prompt="f"),  # identical answers: nobody was asked
+    ]
+    told = agreement.position_bias(rows)
+    assert told.value == pytest.approx((1 - 1 + 0 + 0.5) / 4) and told.n == 4
+
+
+def test_repeats_that_name_another_winner_are_seen() -> None:
+    alike = compared((True, 0, 9, 2), (True, 1, 7, 6), (False, 0, 9, 2), (False, 1, 9, 2), prompt="a")
+    torn = compared((True, 0, 9, 2), (True, 1, 2, 9), (False, 0, 9, 2), (False, 1, 9, 2), prompt="b")
+    once = compared((True, 0, 9, 2), (False, 0, 9, 2), prompt="c")
+    told = agreement.repeatability([alike, torn, once])
+    assert told.value == 0.75 and told.n == 2
+
+
+def test_two_judges_on_the_same_answers() -> None:
+    def row(prompt: str, good: bool, status: str = "ok") -> dict:
+        return {"suite": "harmless", "prompt": prompt, "sample": 0, "status": status, "good": good}
+
+    ours = [row("a", True), row("b", True), row("c", False), row("d", True, "failed"), row("e", True)]
+    theirs = [row("a", True), row("b", False), row("c", False), row("d", True)]
+    told = agreement.between(ours, theirs, lambda r: r["good"])
+    assert (told.value, told.n, told.failed) == (pytest.approx(2 / 3), 3, 1)
+
+
+def test_agreement_and_kappa_by_hand() -> None:
+    told = Labelled(both_good=40, only_people=10, only_judge=5, both_bad=45, failed=3)
+    assert (told.agreement.value, told.agreement.n, told.agreement.failed) == (0.85, 100, 3)
+    chance = 0.5 * 0.45 + 0.5 * 0.55
+    assert told.kappa == pytest.approx((0.85 - chance) / (1 - chance))
+    assert math.isnan(Labelled(0, 0, 0, 0, 0).kappa) and math.isnan(Labelled(7, 0, 0, 0, 0).kappa)
+
+
+def test_the_corrected_rate_by_hand() -> None:
+    """se = 0.9, sp = 0.8: a judged rate of 0.69 is a true one of 0.7."""
+    sample = Labelled(both_good=90, only_people=10, only_judge=20, both_bad=80, failed=0)
+    told = agreement.corrected(690, 1000, sample)
+    assert told.value == pytest.approx(0.7) and told.low < 0.7 < told.high and told.n == 1000
+    perfect = Labelled(1000, 0, 0, 1000, 0)
+    assert agreement.corrected(690, 1000, perfect).value == pytest.approx(0.69)
+    assert agreement.corrected(690, 1000, perfect).high - agreement.corrected(690, 1000, perfect).low < 0.07
+
+
+def test_a_judge_like_a_coin_says_nothing() -> None:
+    told = agreement.corrected(50, 100, Labelled(50, 50, 50, 50, 0))
+    assert math.isnan(told.value) and told.high - told.low > 0.9
+    assert math.isnan(agreement.corrected(5, 10, Labelled(5, 0, 0, 0, 0)).value)
+
+
+@pytest.mark.parametrize(("truth", "se", "sp"), [(0.9, 0.95, 0.9), (0.6, 0.9, 0.6), (0.97, 0.97, 0.9)])
+def test_the_corrected_interval_covers_the_truth(truth: float, se: float, sp: float) -> None:
+    """300 judged answers, 120 labelled ones; the interval of the judge's own rate does not cover."""
+    draw = np.random.default_rng(1)
+    covered = naive = 0
+    rounds = 1000
+    for k in range(rounds):
+        people = int(draw.binomial(120, truth))
+        tp, fp = int(draw.binomial(people, se)), int(draw.binomial(120 - people, 1 - sp))
+        sample = Labelled(tp, people - tp, fp, 120 - people - fp, 0)
+        good = int(draw.binomial(300, truth * se + (1 - truth) * (1 - sp)))
+        told = agreement.corrected(good, 300, sample, seed=k)
+        covered += told.low <= truth <= told.high
+        plain = agreement.rate(good, 300)
+        naive += plain.low <= truth <= plain.high
+    assert covered / rounds > 0.93 and naive / rounds < 0.9
+
+
+def test_labels_are_read_and_bad_ones_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "answer": "a", "good": True}, {"prompt": "q", "answer": "", "good": "no"}]
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(rows))
+    assert agreement.labels(path) == [("p", "a", True), ("q", "", False)]
+    path.write_text(json.dumps([*rows, {"prompt": "p", "answer": "a", "good": "perhaps"}]))
+    with pytest.raises(BadData, match="row 3: needs `prompt`, `answer` and `good`"):
+        agreement.labels(path)
+
+
+def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:
+    told = [(True, True), (True, False), (False, True), (False, False), (True, True)]
+    lines = [{"good": g, "judged": j, "status": "ok"} for g, j in told]
+    lines.append({"good": True, "judged": None, "status": "failed"})
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert agreement.labelled(tmp_path / "t.jsonl") == Labelled(2, 1, 1, 1, 1)

@@ -1,0 +1,66 @@
+"""Bradley–Terry ratings: by hand, against evalica, free of order, anchored by a shift."""
+
+import math
+
+import evalica
+import numpy as np
+import pytest
+
+from models.ratings import BASE, Match, expected, ratings
+
+
+def played(wins: dict[tuple[str, str], tuple[int, int]]) -> list[Match]:
+    """(ours, theirs) → (won, lost)."""
+    return [Match((a, str(i)), a, b, float(i < won)) for (a, b), (won, lost) in wins.items() for i in range(won + lost)]
+
+
+def test_two_candidates_by_hand() -> None:
+    """30 of 40 won, and one tie with the base: the odds are 30.5 to 10.5."""
+    told = ratings(played({("a", "base"): (30, 10)}), "base")
+    assert told["base"].value == BASE and told["base"].low == told["base"].high == BASE
+    assert told["a"].value == pytest.approx(BASE + 400 * math.log10(30.5 / 10.5), abs=1e-3)
+    assert expected(told["a"].value, BASE) == pytest.approx(30.5 / 41, abs=1e-6)
+    assert told["a"].low < told["a"].value < told["a"].high and told["a"].n == 40
+
+
+def test_the_order_of_comparisons_and_of_names_changes_nothing() -> None:
+    matches = played({("a", "base"): (30, 10), ("b", "a"): (12, 28), ("base", "b"): (15, 25)})
+    told = ratings(matches, "base", resamples=2)
+    back = ratings(matches[::-1], "base", resamples=2)
+    turned = ratings([Match(m.prompt, m.theirs, m.ours, 1 - m.win) for m in matches], "base", resamples=2)
+    for name in told:
+        assert told[name].value == pytest.approx(back[name].value, abs=1e-4)
+        assert told[name].value == pytest.approx(turned[name].value, abs=1e-4)
+
+
+def test_random_tournaments_agree_with_evalica() -> None:
+    draw = np.random.default_rng(0)
+    names = ["base", "a", "b", "c"]
+    strength = dict(zip(names, draw.normal(0, 1, 4), strict=True))
+    matches = []
+    for i in range(600):
+        a, b = draw.choice(names, 2, replace=False)
+        won = draw.random() < 1 / (1 + math.exp(strength[b] - strength[a]))
+        matches.append(Match(("s", str(i)), str(a), str(b), float(won)))
+    outcome = [evalica.Winner.X if m.win else evalica.Winner.Y for m in matches] + [evalica.Winner.Draw] * 3
+    xs, ys = [m.ours for m in matches] + names[1:], [m.theirs for m in matches] + ["base"] * 3
+    there = evalica.bradley_terry(xs, ys, outcome, tolerance=1e-9, limit=10_000).scores
+    told = ratings(matches, "base", resamples=50)
+    for name in names:
+        assert told[name].value == pytest.approx(BASE + 400 * math.log10(there[name] / there["base"]), abs=1e-3)
+        truth = BASE + 400 * (strength[name] - strength["base"]) / math.log(10)
+        assert told[name].low - 30 < truth < told[name].high + 30
+
+
+def test_one_that_wins_everything_has_a_finite_rating() -> None:
+    told = ratings(played({("a", "base"): (50, 0)}), "base")
+    assert math.isfinite(told["a"].value) and told["a"].value > BASE + 500
+
+
+def test_only_differences_mean_something() -> None:
+    assert expected(1200, 1000) == expected(700, 500) == pytest.approx(1 - expected(1000, 1200))
+    assert expected(5, 5) == 0.5
+
+
+def test_nothing_played_is_no_rating() -> None:
+    assert ratings([], "base") == {}
