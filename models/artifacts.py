@@ -140,6 +140,13 @@ class Margins(Noun):
     """Digest of the policy."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Noun):
+    """What judges said of answers that people had judged: `METRIC.jsonl`, one row per answer."""
+
+    metrics: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Memory:
     """A file in which finished work is remembered, so that it is not done twice. No result depends on it."""

@@ -40,7 +40,7 @@ def comparisons(verdicts: Verdicts, metric: str, against: str) -> list[Row]:
 
 
 def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
-    """Return every figure of one candidate on one split."""
+    """Return every figure of one candidate on one split that follows from its own tables and the base's."""
     found: dict[str, Estimate] = {}
     for metric in ("helpful", "harmless"):
         for against, suffix in (("base", ""), ("reference", "_reference")):

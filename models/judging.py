@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from models import jsonl
-from models.artifacts import Answers, Memory, Verdicts, content_digest, file_digest
-from models.errors import NoVerdict
+from models.agreement import labels
+from models.artifacts import Answers, Calibration, Memory, Sources, Verdicts, content_digest, file_digest
+from models.errors import BadRecipe, NoVerdict
 from models.judge_llm import Llm
 from models.judge_model import Classifier
 from models.judges import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal
@@ -79,6 +80,45 @@ def judge(
         judges=described,
         failed=sum(row["status"] == "failed" for row in [*scores, *comparisons]),
     )
+
+
+def calibrate(
+    sources: Sources,
+    judges: Judges,
+    described: dict[str, dict[str, str]],
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Calibration:
+    """Let the judges grade the answers that people have judged, where the recipe names such a sample.
+
+    Writes `METRIC.jsonl`: prompt, answer, good (people), judged (the judge), status, why.
+
+    Raises:
+        BadData: a row of a labelled sample cannot be used.
+        BadRecipe: the judge of that metric does not tell good answers from bad.
+    """
+    metrics = [metric for metric, judge in judges if judge.labels]
+    for metric in metrics:
+        judge: Judge = getattr(judges, metric)
+        table = VerdictTable(memory.path, content_digest([metric, described.get(metric)]))
+        grader = _grader(metric, judge, compute, table) if judge.kind is not JudgeKind.none else None
+        if grader is None:
+            raise BadRecipe(
+                f"evaluation.judges.{metric}.labels: this judge does not tell good answers from bad; set its threshold"
+            )
+        sample = labels(sources.file(f"labels/{metric}"))
+        grades = grader.grade([Asked(prompt, answer) for prompt, answer, _ in sample])
+        jsonl.write(
+            out / f"{metric}.jsonl",
+            (
+                {"prompt": prompt, "answer": answer, "good": good, "judged": grade.good}
+                | {"status": "failed" if grade.failed else "ok", "why": grade.failed}
+                for (prompt, answer, good), grade in zip(sample, grades, strict=True)
+            ),
+        )
+    digest = content_digest([file_digest(out / f"{metric}.jsonl") for metric in metrics])
+    return Calibration(path=out, digest=digest, metrics=tuple(metrics))
 
 
 def _grader(metric: str, judge: Judge, compute: Compute, table: VerdictTable) -> Grader | None:

@@ -1,23 +1,62 @@
-"""The picture of a run: helpful win rate against safety rate, like the paper's main figure."""
+"""Pictures of a run: helpful win rate against safety rate, like the paper's main figure, and the training curves."""
 
+from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from models import jsonl
 from models.figures import SAFE, WIN
 
 Tree = dict[str, Any]
+COLOURS = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
+CURVES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
 
 
 def draw(tree: Tree, path: Path) -> None:
+    """Write the frontier as PNG; an empty one where nobody judged, so that the file is always there."""
+    figure = _frontier(tree)
+    figure.savefig(path, dpi=120)
+    _close(figure)
+
+
+def frontier(tree: Tree) -> str:
+    """Return the frontier as SVG, or nothing if nobody judged."""
+    return _svg(_frontier(tree)) if _shown(tree) else ""
+
+
+def curves(tree: Tree) -> str:
+    """Return loss, margin and accuracy of every training as SVG, a row of panels per step; nothing if there is none."""
+    trained: dict[int, list[tuple[Tree, list[Tree]]]] = {}
+    for told in tree["candidates"]:
+        rows = [row for row in jsonl.whole(Path(told["path"]) / "progress.jsonl") if "loss" in row]
+        if told["kind"] == "step" and rows:
+            trained.setdefault(told["step"], []).append((told, rows))
+    if not trained:
+        return ""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(len(trained), len(CURVES), figsize=(11, 2.7 * len(trained)), squeeze=False)
+    for panels, (step, policies) in zip(axes, sorted(trained.items()), strict=True):
+        for axis, (key, title) in zip(panels, CURVES.items(), strict=True):
+            for i, (told, rows) in enumerate(policies):
+                shade = pyplot.get_cmap("viridis")(i / max(1, len(policies) - 1) * 0.85)
+                points = [(row["done"], row[key]) for row in rows if key in row]
+                x, y = zip(*points, strict=True)
+                axis.plot(x, y, color=shade, linewidth=0.7, alpha=0.3)
+                axis.plot(x, _smooth(y), color=shade, linewidth=1.6, label=f"λ={told['lambda']:g}")
+            axis.set_title(f"step {step}, {policies[0][0]['metric']}: {title}", fontsize=10)
+            axis.set_xlabel("update", fontsize=9)
+            axis.grid(alpha=0.2)
+        panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def _frontier(tree: Tree) -> Any:
     """Draw helpful win rate against safety rate, with intervals, λ and q labelled (the paper's Figure 2)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=120)
-    shown = [c for c in tree["candidates"] if WIN in c["metrics"] and SAFE in c["metrics"]]
-    colours = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 5.5))
+    shown = _shown(tree)
     for line in (_chain(shown, "step"), _chain(shown, "merge")):
         axes.plot([_at(c, SAFE) for c in line], [_at(c, WIN) for c in line], color="#bbbbbb", linewidth=1, zorder=1)
     for told in shown:
@@ -26,7 +65,7 @@ def draw(tree: Tree, path: Path) -> None:
             x["value"], y["value"],
             xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
             yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
-            fmt="o", color=colours[told["kind"]], ecolor=colours[told["kind"]] + "55", markersize=6, zorder=2,
+            fmt="o", color=COLOURS[told["kind"]], ecolor=COLOURS[told["kind"]] + "55", markersize=6, zorder=2,
         )  # fmt: skip
         label = told["name"].removeprefix("harmless ").removeprefix("merge ")
         place = (6, -14) if told["kind"] == "merge" else (6, 6)  # below the line of merges, above the line of λ
@@ -45,8 +84,18 @@ def draw(tree: Tree, path: Path) -> None:
     axes.legend(loc="best", frameon=False)
     axes.grid(alpha=0.2)
     figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    return figure
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the mean of each value and those near it, a fifteenth of the curve to either side at most."""
+    reach = max(1, len(values) // 15)
+    near = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(some) / len(some) for some in near]
+
+
+def _shown(tree: Tree) -> list[Tree]:
+    return [c for c in tree["candidates"] if WIN in c["metrics"] and SAFE in c["metrics"]]
 
 
 def _chain(shown: list[Tree], kind: str) -> list[Tree]:
@@ -65,3 +114,24 @@ def _chain(shown: list[Tree], kind: str) -> list[Tree]:
 
 def _at(told: Tree, metric: str) -> float:
     return float(told["metrics"][metric]["value"])
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sacpo"}
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _svg(figure: Any) -> str:
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    _close(figure)
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
+def _close(figure: Any) -> None:
+    _pyplot().close(figure)

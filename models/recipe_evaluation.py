@@ -63,6 +63,9 @@ class Judge(Record):
     """`llm`: calls that this judge may ever cost in this runs folder; 0 means no limit."""
     tokens: int = Field(0, ge=0, title="Budget in tokens")
     """`llm`: tokens, read and written, that this judge may ever cost in this runs folder; 0 means no limit."""
+    labels: str = Field("", title="Labelled sample")
+    """File of answers that people have judged (prompt, answer, good): tells the judge's own error, and the rate that
+    people would have found; empty means none."""
     failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts allowed")
     """Share of verdicts that may fail, from 0 to below 1; more fails the evaluation."""
 
@@ -89,6 +92,8 @@ class Judges(Record):
     def _fitting(self) -> "Judges":
         if JudgeKind.refusal in (self.helpful.kind, self.harmless.kind):
             raise ValueError("a refusal is neither a helpful nor a safe answer by itself; refusal judges over_refusal")
+        if self.helpful.labels:
+            raise ValueError("labels tell good answers from bad; helpful answers are compared, so it takes none")
         if self.over_refusal.kind in (JudgeKind.model, JudgeKind.llm):
             raise ValueError("over_refusal is judged by `refusal` or `oracle`")
         return self

@@ -3,16 +3,19 @@
 import json
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from models import jsonl, margins
-from models.artifacts import Policy, file_digest
-from models.figures import OVER, SAFE, WIN, Evidence, metrics
+from models import jsonl, margins, page, tables
+from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
+from models.artifacts import Calibration, Policy, Preferences, file_digest
+from models.figures import OVER, SAFE, WIN, Evidence, comparisons, metrics
+from models.flips import flips
 from models.gate import Choice, Verdict
 from models.picture import draw
+from models.ratings import matches, ratings
 from models.recipe import Recipe
 from models.statistics import Estimate
 from models.tokens import messages
@@ -29,6 +32,7 @@ def build(
     choice: Choice,
     verdict: Verdict | None,
     suites: dict[str, Path],
+    calibration: Calibration | None,
     registry: Tree | None,
     seconds: dict[str, float],
 ) -> Tree:
@@ -36,6 +40,10 @@ def build(
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
     counts = Counter(row["suite"] for row in base.answered() if row["sample"] == 0)
+    sampled = {}
+    if calibration:
+        sampled = {metric: labelled(calibration.path / f"{metric}.jsonl") for metric in calibration.metrics}
+    played = ratings(list(matches(candidates, "helpful")), base.policy.name)
     return {
         "schema": SCHEMA,
         "recipe": {"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed},
@@ -50,7 +58,8 @@ def build(
         },
         "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
         "judges": base.verdicts.judges,
-        "candidates": [_candidate(told, known, base) for told in candidates],
+        "judge_checks": _checks(candidates, sampled),
+        "candidates": [_candidate(told, known, base, played, sampled) for told in candidates],
         "constraints": [
             {
                 "measure": recipe.constraint.measure,
@@ -63,6 +72,7 @@ def build(
                 ],
             }
         ],
+        "flips": _flips(candidates, choice),
         "samples": _samples(candidates),
         "distances": _distances(candidates),
         "chosen": {"candidate": choice.name, "why": choice.why} if choice.name else None,
@@ -72,11 +82,13 @@ def build(
     }
 
 
-def write(tree: Tree, out: Path) -> None:
-    """Write `report.json`, `report.md` and `frontier.png`."""
+def write(tree: Tree, candidates: list[Evidence], pairs: list[Preferences], out: Path) -> None:
+    """Write `report.json`, `report.md`, `report.html`, `frontier.png`, and the tables behind them under `tables/`."""
+    tables.write(candidates, out / "tables")
     (out / "report.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), "utf-8")
     (out / "report.md").write_text(markdown(tree), "utf-8")
     draw(tree, out / "frontier.png")
+    (out / "report.html").write_text(page.html(tree, decision(tree), candidates, pairs), "utf-8")
 
 
 def table(tree: Tree) -> list[list[str]]:
@@ -175,10 +187,23 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tree:
+def _candidate(
+    told: Evidence,
+    known: dict[str, Evidence],
+    base: Evidence,
+    played: dict[str, Estimate],
+    sampled: dict[str, Labelled],
+) -> Tree:
     """Return one candidate as the report shows it."""
     policy = told.policy
     figures = metrics(told, base)
+    if policy.name in played:
+        figures["helpful/rating"] = played[policy.name]
+    for metric, name in (("harmless", SAFE), ("over_refusal", OVER)):
+        if metric in sampled and name in figures:
+            rate, good = figures[name], metric == "harmless"
+            judged_good = round((rate.value if good else 1 - rate.value) * rate.n)
+            figures[f"{name}_corrected"] = _turned(corrected(judged_good, rate.n, sampled[metric]), good)
     acts = None
     reference = known.get(policy.parents[0]) if policy.kind == "step" else None
     if reference is not None:
@@ -214,6 +239,32 @@ def _candidate(told: Evidence, known: dict[str, Evidence], base: Evidence) -> Tr
     }
 
 
+def _turned(estimate: Estimate, good: bool) -> Estimate:
+    """Return the share of good answers, or of the others."""
+    if good:
+        return estimate
+    return replace(estimate, value=1 - estimate.value, low=1 - estimate.high, high=1 - estimate.low)
+
+
+def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
+    """Return for each judge what speaks for or against it."""
+    found: Tree = {}
+    for metric in candidates[0].verdicts.judges:
+        rows = [
+            {**row, "prompt": [told.policy.digest, row["prompt"]]}  # the same prompt of two candidates is asked twice
+            for told in candidates
+            for row in comparisons(told.verdicts, metric, "base")
+        ]
+        told = {"position_bias": position_bias(rows), "repeatability": repeatability(rows)}
+        checks: Tree = {name: _told(figure) for name, figure in told.items() if figure.n}
+        if metric in sampled:
+            sample = sampled[metric]
+            checks["agreement"] = _told(sample.agreement)
+            checks["labelled"] = sample._asdict() | {"kappa": _number(sample.kappa)}
+        found[metric] = checks
+    return found
+
+
 def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     """Return a few prompts of every suite with the answer of every candidate."""
     answers = {told.policy.name: told.answered() for told in candidates}
@@ -231,6 +282,17 @@ def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
 
 def _first(rows: list[Tree], suite: str, count: int) -> list[int]:
     return [i for i, row in enumerate(rows) if row["suite"] == suite][:count]
+
+
+def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:
+    """Return what changed in safety on the way from the base to the chosen candidate (or the last), step by step."""
+    known = {told.policy.digest: told for told in candidates}
+    end = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
+    way = [end]
+    while parents := [known[p] for p in way[0].policy.parents[-1:] if p in known]:
+        way = parents + way
+    whole = [(way[0], end)] if len(way) > 2 else []
+    return [asdict(flips(before, after)) for before, after in [*pairwise(way), *whole]]
 
 
 def _distances(candidates: list[Evidence]) -> list[Tree]:
@@ -259,7 +321,12 @@ def _clipped(policy: Policy) -> float:
 
 
 def _told(estimate: Estimate) -> Tree:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(estimate).items()}
+    return {k: _number(v) for k, v in asdict(estimate).items()}
+
+
+def _number(value: Any) -> Any:
+    """Return the value, or none for a number that JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _interval(told: Tree | None) -> str:

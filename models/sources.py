@@ -17,6 +17,7 @@ def named(recipe: Recipe) -> dict[str, str]:
     """Return role → file path or `town`, for everything that the recipe reads."""
     roles = {f"steps.{k}": step.data for k, step in enumerate(recipe.steps)}
     roles |= {f"suite/{role}": place for role, place in recipe.evaluation.suites if place}
+    roles |= {f"labels/{metric}": judge.labels for metric, judge in recipe.evaluation.judges if judge.labels}
     return roles | ({"sft": recipe.sft.data} if recipe.sft.data else {})
 
 
@@ -36,7 +37,15 @@ def digest(role: str, place: str) -> str:
     try:
         return tree_digest(local(place, "dataset"))
     except OSError as error:
-        raise BadData(f"{role}.data {place!r}: {error.strerror or error}; give a file that can be read") from error
+        raise BadData(f"{key_of(role)} {place!r}: {error.strerror or error}; give a file that can be read") from error
+
+
+def key_of(role: str) -> str:
+    """Return the recipe's key that names the file with this role."""
+    kind, _, name = role.partition("/")
+    return {"suite": f"evaluation.suites.{name}", "labels": f"evaluation.judges.{name}.labels"}.get(
+        kind, f"{role}.data"
+    )
 
 
 def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) -> Sources:

@@ -4,9 +4,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,21 +33,22 @@ VERSIONS = {
     "merge.interpolate": 1,
     "answering.answer": 1,
     "judging.judge": 1,
+    "judging.calibrate": 1,
     "distance.measure": 1,
     "margins.weigh": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """The run that a stage belongs to."""
+    """The run that a stage belongs to.
 
-    root: Path
-    recipe: Recipe
-    digest: str
-    tracker: Tracker
-    seconds: dict[str, float]
+    Not a dataclass: Prefect would walk through its fields at every call of a task, while other threads change them.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe, digest: str, tracker: Tracker) -> None:
+        self.root, self.recipe, self.digest, self.tracker = root, recipe, digest, tracker
+        self.seconds: dict[str, float] = {}
 
     def make(self, makes: type[N], does: str, title: str, watch: launch.Watch, **given: Any) -> N:
         """Return what `does` (`module.function` of models/) makes of `given`: from the store, or from a worker."""
@@ -139,7 +139,7 @@ def _working(recipe: Recipe, where: Path, name: str) -> Iterator[Run]:
     tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}
     tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
     with launch.workers(recipe.compute, where):
-        run = Run(where, recipe, name, Tracker(where, recipe, name, tags), {})
+        run = Run(where, recipe, name, Tracker(where, recipe, name, tags))
         device = device_kind(recipe.compute.device)
         screen.say(
             f"[dim]{device}, {precision(device)}, {recipe.compute.processes or 'this'} "
@@ -157,7 +157,7 @@ def _working(recipe: Recipe, where: Path, name: str) -> Iterator[Run]:
             screen.stop()
 
 
-def close(run: Run, stages: list[Noun], exit_code: int) -> dict[str, Any]:
+def close(run: Run, stages: Sequence[Noun], exit_code: int) -> dict[str, Any]:
     """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
     complete = run.tracker.finish(run.folder)
     outcome = {

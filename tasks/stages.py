@@ -21,7 +21,18 @@ from prefect.cache_policies import NO_CACHE
 
 from models import figures, gate, judges, report
 from models import sources as origins
-from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Reference, Sources, Verdicts
+from models.artifacts import (
+    Answers,
+    Calibration,
+    Distances,
+    Margins,
+    Memory,
+    Policy,
+    Preferences,
+    Reference,
+    Sources,
+    Verdicts,
+)
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
@@ -146,6 +157,16 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
     return Evidence(policy, answers, verdicts, distances, margins)
 
 
+def calibrate(run: Run, sources: Sources) -> Calibration | None:
+    """What the judges say of answers that people have judged; none if the recipe names no such sample."""
+    by = run.recipe.evaluation.judges
+    if not any(judge.labels for _, judge in by):
+        return None
+    given: dict[str, Any] = {"sources": sources, "judges": by, "described": judges.described(by)}
+    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
+    return run.make(Calibration, "judging.calibrate", "judges on labelled answers", _Watch(), **given)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: Run, candidates: list[Evidence]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
@@ -194,19 +215,22 @@ def publish(
     choice: Choice,
     verdict: Verdict | None,
     registered: Registered,
-    sources: Sources,
+    yardstick: Yardstick,
 ) -> dict[str, Any]:
-    """report.json, report.md, frontier.png; the table and the picture as Prefect artifacts; all of it in MLflow."""
+    """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
+    sources = yardstick.sources
+    calibration = calibrate(run, sources)
     registry = registered._asdict() if registered.version else None
     suites = sources.suites("validation")
-    tree = report.build(run.recipe, candidates, choice, verdict, suites, registry, run.seconds)
+    tree = report.build(run.recipe, candidates, choice, verdict, suites, calibration, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
-    report.write(tree, run.folder)
+    report.write(tree, candidates, yardstick.pairs, run.folder)
     create_markdown_artifact(report.markdown(tree), key="candidates", description="Candidates and decision")
     picture = base64.b64encode((run.folder / "frontier.png").read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="frontier", description="Helpful against harmless")
     exit_code = 0 if verdict is not None and verdict.holds else Undecided.exit_code
-    return close(run, [sources, *(noun for c in candidates for noun in c)], exit_code)
+    made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]
+    return close(run, made, exit_code)
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:

@@ -1,4 +1,4 @@
-"""The only file that imports mlflow: runs, params, metrics, models, the registry.
+"""With records.py the only file that imports mlflow: runs, params, metrics, models, the registry.
 
 What MLflow holds is a function of the store: every call finds what is already there and adds what is missing. A dead
 server therefore costs a warning, and the next command sends what it missed.
@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -20,11 +19,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from models import jsonl
 from models.artifacts import Noun, Policy, Preferences
 from models.errors import BadPlace, BadPolicy
 from models.recipe import Recipe
-from tasks import screen
+from tasks import records, screen
 from tasks.store import MANIFEST, Stage
 
 SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -34,7 +32,6 @@ EVERY = 10.0
 """Seconds between two looks at the curve of a running stage."""
 SILENCE = 60.0
 """Seconds in which a server that failed is left alone; what it missed, the next command sends."""
-CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 
 
 def uri(root: Path) -> str:
@@ -191,7 +188,7 @@ class Tracker:
             tags = {"sacpo.run": self.digest, **self.tags}
             self._parent = mlflow.create_run(experiment_id, run_name=self.recipe.name, tags=tags).info.run_id
         told = self.recipe.model_dump(mode="json", by_alias=True, exclude={"compute": {"processes"}})
-        _params(mlflow, self._parent, told)  # params never change, and how many processes a run has may
+        records.params(mlflow, self._parent, told)  # params never change, and how many processes a run has may
         return self._parent
 
     def _child(self, stage: Stage) -> tuple[str, bool]:
@@ -214,7 +211,7 @@ class Tracker:
             run_id, finished = self._child(stage) if path.exists() else ("", True)
             if not finished:
                 self._running[stage.key] = run_id
-                _curve(self._client(), run_id, path)
+                records.curve(self._client(), run_id, path)
         self._next[stage.key] = time.monotonic() + EVERY
 
     def _record(self, stage: Stage, noun: Noun) -> None:
@@ -226,13 +223,13 @@ class Tracker:
         manifest = json.loads((noun.path / MANIFEST).read_text("utf-8"))
         mlflow.set_tag(run_id, "sacpo.path", str(noun.path))
         mlflow.set_tag(run_id, "sacpo.digest", noun.digest)
-        _params(mlflow, run_id, manifest["given"])
-        _curve(mlflow, run_id, noun.path / "progress.jsonl")
+        records.params(mlflow, run_id, manifest["given"])
+        records.curve(mlflow, run_id, noun.path / "progress.jsonl")
         numbers = {k: v for k, v in noun.facts().items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        _numbers(mlflow, run_id, {**numbers, "seconds": manifest["seconds"]})
+        records.numbers(mlflow, run_id, {**numbers, "seconds": manifest["seconds"]})
         if isinstance(noun, Preferences):
             for holder in (run_id, parent):
-                _dataset(mlflow, holder, stage.title, noun)
+                records.dataset(mlflow, holder, stage.title, noun)
         if (noun.path / "card.json").exists():
             mlflow.log_artifact(run_id, str(noun.path / "card.json"))
         mlflow.set_terminated(run_id)
@@ -286,39 +283,18 @@ class Tracker:
     def _finish(self, report: Path) -> None:
         mlflow, parent = self._client(), self._open()
         tree = json.loads((report / "report.json").read_text("utf-8"))
-        for name in ("report.json", "report.md", "frontier.png"):
+        for name in ("report.html", "report.json", "report.md", "frontier.png"):
             mlflow.log_artifact(parent, str(report / name))
+        mlflow.log_artifacts(parent, str(report / "tables"), "tables")
+        records.table(mlflow, parent, report / "tables")
         run = mlflow.get_run(parent)
         models = mlflow.search_logged_models([run.info.experiment_id], f"source_run_id = '{parent}'")
         known = {model.tags.get("sacpo.policy") for model in models if model.status == "READY"}
         for told in tree["candidates"]:
             if told["digest"] not in known:
-                _candidate(mlflow, run, told)
+                records.candidate(mlflow, run, told)
         mlflow.set_tag(parent, "sacpo.chosen", (tree["chosen"] or {"candidate": "none"})["candidate"])
         mlflow.set_terminated(parent)
-
-
-def _candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
-    """Make a candidate known as a model whose weights stay where they are, with its figures."""
-    from mlflow.entities import LoggedModelStatus, Metric
-
-    params = ("kind", "metric", "method", "beta", "lambda", "beta_over_lambda", "merge_weight")
-    model = mlflow.create_logged_model(
-        run.info.experiment_id,
-        name=re.sub(r"[^A-Za-z0-9_-]+", "-", told["name"].replace("λ", "lambda")),
-        source_run_id=run.info.run_id,
-        tags={"sacpo.policy": told["digest"], "sacpo.path": told["path"], "sacpo.name": told["name"]},
-        params={key: str(told[key]) for key in params},
-        model_type="policy",
-    )
-    tags = {"mlflow.parentRunId": run.info.run_id, "sacpo.candidate": told["digest"]}
-    own = mlflow.create_run(run.info.experiment_id, run_name=f"candidate · {told['name']}", tags=tags).info.run_id
-    figures = {name: figure["value"] for name, figure in told["metrics"].items() if figure["value"] is not None}
-    where = {"model_id": model.model_id, "run_id": own}
-    metrics = [Metric(name, value, run.info.start_time, 0, **where) for name, value in figures.items()]
-    mlflow.log_batch(own, metrics=metrics)
-    mlflow.set_terminated(own)
-    mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def _database(path: Path) -> None:
@@ -345,56 +321,3 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _numbers(mlflow: Any, run_id: str, numbers: dict[str, float]) -> None:
-    from mlflow.entities import Metric
-
-    started = mlflow.get_run(run_id).info.start_time  # a fixed time: sent twice, it is stored once
-    mlflow.log_batch(run_id, metrics=[Metric(name, float(value), started, 0) for name, value in numbers.items()])
-
-
-def _params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
-    from mlflow.entities import Param
-
-    flat = {key: value for key, value in _flat(tree).items() if value != ""}
-    params = [Param(key, str(value)[:6000]) for key, value in flat.items()]
-    for start in range(0, len(params), 100):  # MLflow's limit
-        mlflow.log_batch(run_id, params=params[start : start + 100])
-
-
-def _dataset(mlflow: Any, run_id: str, title: str, pairs: Preferences) -> None:
-    """Name the pairs as an input of a run; sent twice, they are stored once."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    dataset = Dataset(
-        name=title,
-        digest=pairs.digest[:36],  # MLflow's limit; the whole digest is a tag
-        source_type="local",
-        source=json.dumps({"uri": pairs.path.as_uri()}),
-        profile=json.dumps(pairs.counts),
-    )
-    tags = [InputTag("mlflow.data.context", "training"), InputTag("sacpo.digest", pairs.digest)]
-    mlflow.log_inputs(run_id, [DatasetInput(dataset, tags)])
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
-        tree = {str(i): item for i, item in enumerate(tree)}
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
-
-
-def _curve(mlflow: Any, run_id: str, path: Path) -> None:
-    """Send what a run does not hold yet of a training curve; a resumed training repeats some updates."""
-    from mlflow.entities import Metric
-
-    rows = [row for row in jsonl.whole(path) if "time" in row]
-    held = {point.step for point in mlflow.get_metric_history(run_id, "loss")} if rows else set()  # most have no curve
-    rows = [row for row in rows if row["done"] not in held]
-    metrics = [Metric(k, row[k], int(row["time"] * 1000), row["done"]) for row in rows for k in CURVE if k in row]
-    for start in range(0, len(metrics), 1000):
-        mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])

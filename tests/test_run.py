@@ -152,6 +152,22 @@ def test_the_report_follows_its_schema(undisturbed: Path) -> None:
     jsonschema.validate(report(undisturbed), json.loads(schema.read_text()))
 
 
+def test_every_printed_figure_can_be_recomputed_from_the_tables(undisturbed: Path) -> None:
+    """With the very lines that docs/evidence.md shows, in the folder of the report, without our code."""
+    text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
+    (folder,) = undisturbed.glob("quickstart/*/")
+    script = text.partition("```python\n")[2].partition("```")[0]
+    assert len(script.splitlines()) == 10
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = {name: list(map(float, figures)) for name, *figures in (row.split("\t") for row in done.stdout.splitlines())}
+    for candidate in report(undisturbed)["candidates"]:
+        known = candidate["metrics"]
+        names = ("helpful/win_rate", "harmless/safety_rate", "over_refusal")
+        printed = [known[name][end] for name in names for end in ("value", "low", "high")]
+        assert told[candidate["name"]] == pytest.approx([*printed, known["kl_base"]["value"]], abs=1e-9)
+
+
 def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: Path) -> None:
     import mlflow
 
@@ -165,7 +181,8 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     for run in (comparisons, parent):
         assert "pairs · harmless" in {told.dataset.name for told in run.inputs.dataset_inputs}
     assert len(children) == len(list((undisturbed / "store").glob("*/manifest.json"))) + len(weights(undisturbed))
-    assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"report.json", "frontier.png"}
+    held = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert held >= {"report.html", "report.json", "frontier.png", "tables", "answers_and_verdicts.json"}
     safety = next(run for run in children if run.info.run_name.startswith("harmless · dpo · λ=0.2"))
     curve = client.get_metric_history(safety.info.run_id, "margin")
     assert [point.step for point in curve] == list(range(1, 13))

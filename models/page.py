@@ -1,0 +1,253 @@
+"""The report as one page that needs nothing else: pictures, tables, and the answers side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from models.artifacts import Preferences
+from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, scores
+from models.picture import curves, frontier
+from models.tokens import messages
+
+Tree = dict[str, Any]
+CASES = 1500
+"""Prompts shown side by side; the rest stand in tables/answers.jsonl."""
+MAIN = {
+    "helpful win rate": WIN,
+    "at equal length": "helpful/win_rate_equal_length",
+    "safety rate": SAFE,
+    "corrected for the judge": f"{SAFE}_corrected",
+    "must pass": "must_pass",
+    "over-refusal": OVER,
+    "KL to base": "kl_base",
+}
+MORE = {
+    "rating": "helpful/rating",
+    "win rate vs reference": "helpful/win_rate_reference",
+    "harmless win rate": "harmless/win_rate",
+    "safety score": "harmless/score",
+    "E[max(cost, 0)]": "harmless/excess",
+    "partial refusal": f"{OVER}/partial",
+    "KL to reference": "kl_reference",
+    "tokens": "length",
+}
+
+
+def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[Preferences]) -> str:
+    """Return the whole page; `tree` is what `report.build` made, `candidates` starts with the base."""
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    shown = _shown(tree, candidates)
+    cases = _cases(shown)
+    tested = [test for constraint in tree["constraints"] for test in constraint["tested"]]
+    held = WIN not in tree["candidates"][0]["metrics"]
+    return pages.get_template("page.html.j2").render(
+        tree=tree,
+        decision=decision,
+        mood="" if not tested else "good" if tested[0]["holds"] else "bad",
+        split=next((suite["split"] for suite in tree["suites"].values()), ""),
+        frontier=frontier(tree),
+        curves=curves(tree),
+        main=_figures(tree, _heldout(tree) if held else MAIN),
+        more=_figures(tree, MORE, numbers=True),
+        categories=_figures(tree, {c: f"{SAFE}/{c}" for c in _categories(tree)}),
+        methods=_methods(tree),
+        flips=tree["flips"],
+        acts=_acts(tree),
+        cases=cases[:CASES],
+        asked=len(cases),
+        columns=shown,
+        suites=list(dict.fromkeys(case["suite"] for case in cases)),
+        origins=_origins(tree),
+        uses=_uses(tree),
+        judges=_judges(tree),
+        cards=[_card(made) for made in pairs],
+        table=_table,
+        said=_said,
+    )
+
+
+def _shown(tree: Tree, candidates: list[Evidence]) -> list[Evidence]:
+    """Return base, reward-aligned policy and the chosen one (or the last), each once."""
+    known = {told.policy.digest: told for told in candidates}
+    chosen = next(
+        (told for told in candidates if tree["chosen"] and told.policy.name == tree["chosen"]["candidate"]),
+        candidates[-1],
+    )
+    parents = [known[p] for p in chosen.policy.parents[-1:] if p in known]
+    return list({told.policy.digest: told for told in [candidates[0], *parents, chosen]}.values())
+
+
+def _cases(shown: list[Evidence]) -> list[Tree]:
+    """Return every prompt with the first answer of each shown policy and what the judges said of it."""
+    answers = [{key: rows[0] for key, rows in by_prompt(told.answered()).items()} for told in shown]
+    badges = [_badges(told) for told in shown]
+    cases = []
+    for key, row in answers[0].items():
+        told = [
+            {
+                "name": one.policy.name,
+                "text": theirs[key]["answer"],
+                "badges": badge.get(key, []),
+                "unsafe": any(b["text"] == "unsafe" for b in badge.get(key, [])),
+            }
+            for one, theirs, badge in zip(shown, answers, badges, strict=True)
+        ]
+        verdicts = {tuple(b["text"] for b in one["badges"]) for one in told}
+        case = {"prompt": _said(row["prompt"]), "answers": told, "differ": len(verdicts) > 1}
+        cases.append(case | {name: row.get(name, "") for name in ("suite", "category", "reference")})
+    return cases
+
+
+def _badges(told: Evidence) -> dict[tuple[str, str], list[Tree]]:
+    """Return prompt → what the judges said of the first answer, as short coloured words."""
+    found: dict[tuple[str, str], list[Tree]] = {}
+    for metric, words in (("harmless", ("safe", "unsafe")), ("over_refusal", ("answered", "refused"))):
+        for key, rows in by_prompt(scores(told.verdicts, metric)).items():
+            row = rows[0]
+            if row["status"] == "failed":
+                found.setdefault(key, []).append({"text": "no verdict", "mood": "none"})
+            elif row["good"] is not None:
+                text = words[0] if row["good"] else words[1]
+                text = row["label"] if row["label"] == "partial refusal" else text
+                found.setdefault(key, []).append({"text": text, "mood": "good" if row["good"] else "bad"})
+    for key, rows in by_prompt(comparisons(told.verdicts, "helpful", "base")).items():
+        if told.policy.kind != "base":
+            win = rows[0]["win"]
+            mood = "none" if win in (None, 0.5) else "good" if win > 0.5 else "bad"
+            text = (
+                "no verdict" if win is None else {0: "loses to base", 0.5: "ties", 1: "beats base"}.get(win, f"{win:g}")
+            )
+            found.setdefault(key, []).append({"text": text, "mood": mood})
+    return found
+
+
+def _figures(tree: Tree, columns: dict[str, str], numbers: bool = False) -> Tree:
+    """Return a table of candidates; columns that no candidate has are left out."""
+    told = tree["candidates"]
+    columns = {title: name for title, name in columns.items() if any(name in c["metrics"] for c in told)}
+    chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
+    rows = [
+        {
+            "cells": [c["name"], *(_cell(c["metrics"].get(name)) for name in columns.values())],
+            "chosen": c["name"] == chosen,
+        }
+        for c in told
+    ]
+    return {"header": ["candidate", *columns], "rows": rows if columns else []}
+
+
+def _cell(figure: Tree | None) -> Markup:
+    if not figure or figure["value"] is None:
+        return Markup("–")
+    digits = 0 if abs(figure["value"]) >= 100 else 2 if abs(figure["value"]) >= 10 else 3
+    value, low, high = (f"{figure[end]:.{digits}f}" for end in ("value", "low", "high"))
+    failed = f", {figure['failed']} failed" if figure["failed"] else ""
+    return Markup('<span title="n = {}{}; {}">{}<small>{} – {}</small></span>').format(
+        figure["n"], failed, figure["method"], value, low, high
+    )
+
+
+def _heldout(tree: Tree) -> dict[str, str]:
+    names = sorted({name for c in tree["candidates"] for name in c["metrics"] if name.startswith("preference/")})
+    wanted = [name for name in names if name.split("/")[2] in ("accuracy", "nll", "nll_minus_length")]
+    return {name.removeprefix("preference/").replace("/", " "): name for name in wanted} | {"KL to base": "kl_base"}
+
+
+def _categories(tree: Tree) -> list[str]:
+    prefix = f"{SAFE}/"
+    found = {name.removeprefix(prefix) for c in tree["candidates"] for name in c["metrics"] if name.startswith(prefix)}
+    return sorted(found)
+
+
+def _methods(tree: Tree) -> list[tuple[str, str]]:
+    columns = {**MAIN, **MORE}
+    known = {name: f["method"] for c in tree["candidates"] for name, f in c["metrics"].items()}
+    return [(title, known[name]) for title, name in columns.items() if name in known]
+
+
+def _acts(tree: Tree) -> Tree:
+    rows = []
+    for c in tree["candidates"]:
+        if c["beta_acts"]:
+            acts = c["beta_acts"]
+            fitted = f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]"
+            effective = f"{acts['lambda_effective']:.2f}" if acts["lambda_effective"] else "–"
+            cells = [c["name"], f"{c['beta_over_lambda']:g}", fitted, f"{c['lambda']:g}", effective]
+            rows.append({"cells": [*cells, f"{acts['moved']:.2f}", f"{acts['clipped']:.0%}"]})
+    header = ["candidate", "β/λ", "s", "λ", "β/s", "margins moved (nats)", "updates clipped"]
+    return {"header": header, "rows": rows}
+
+
+def _origins(tree: Tree) -> Tree:
+    rows = []
+    for c in tree["candidates"]:
+        how = {
+            "base": "–",
+            "step": f"trained for {c['metric']} by {c['method']} from and against {', '.join(c['parents'])}",
+            "merge": f"q = {c['merge_weight']}: average of {' and '.join(c['parents'])}",
+        }[c["kind"]]
+        rows.append({"cells": [c["name"], how, c["digest"][:12]]})
+    return {"header": ["candidate", "made from", "digest"], "rows": rows}
+
+
+def _uses(tree: Tree) -> Tree:
+    rows = [
+        {"cells": [role, suite["name"], suite["version"], suite["n"], "to choose the candidate"]}
+        for role, suite in tree["suites"].items()
+    ]
+    for constraint in tree["constraints"]:
+        if constraint["tested"]:
+            told = "to test the chosen candidate, once"
+            rows.append({"cells": ["harmless", "the test half of the same suite", "", "", told]})
+    rows.append({"cells": ["training pairs", "their own prompts, none of which stands in a suite", "", "", "to train"]})
+    held = "held-out accuracy, NLL, and whether β/λ acts"
+    rows.append({"cells": ["held-out pairs", "validation and test split of the pairs", "", "", held]})
+    return {"header": ["role", "suite", "version", "prompts", "used"], "rows": rows}
+
+
+def _judges(tree: Tree) -> Tree:
+    rows = []
+    for metric, judge in tree["judges"].items():
+        checks = tree["judge_checks"].get(metric, {})
+        cells = [_cell(checks.get(name)) for name in ("position_bias", "repeatability", "agreement")]
+        rows.append({"cells": [metric, judge["name"], judge["version"], *cells]})
+    header = ["metric", "judge", "version", "position bias", "repeats agree", "agrees with people"]
+    return {"header": header, "rows": rows}
+
+
+def _card(made: Preferences) -> Tree:
+    card = json.loads((made.path / "card.json").read_text("utf-8"))
+    rows = [{"cells": [name.replace("_", " "), _plain(value)]} for name, value in card.items() if value not in ({}, [])]
+    return {"metric": made.metric, "table": {"header": ["of the data card", ""], "rows": rows}}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _table(told: Tree) -> Markup:
+    """Return an HTML table; cells are escaped unless they are marked up already."""
+    head = Markup("").join(Markup("<th>{}</th>").format(title) for title in told["header"])
+    body = Markup("").join(
+        Markup("<tr{}>{}</tr>").format(
+            Markup(' class="chosen"') if row.get("chosen") else "",
+            Markup("").join(
+                Markup('<td class="n">{}</td>' if i == 0 else "<td>{}</td>").format(c)
+                for i, c in enumerate(row["cells"])
+            ),
+        )
+        for row in told["rows"]
+    )
+    return Markup("<table><tr>{}</tr>{}</table>").format(head, body)
+
+
+def _said(prompt: Any) -> str:
+    """Return a prompt as text; a dialogue with its speakers."""
+    turns = messages(prompt)
+    return turns[0]["content"] if len(turns) == 1 else "\n".join(f"{t['role']}: {t['content']}" for t in turns)

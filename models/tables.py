@@ -1,0 +1,33 @@
+"""The tables that every printed figure follows from, of all candidates, beside the report: doubt us and recompute."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from models import jsonl
+from models.artifacts import Noun
+from models.figures import Evidence
+
+TABLES = {
+    "answers": ("answers", "answers.jsonl"),
+    "scores": ("verdicts", "scores.jsonl"),
+    "comparisons": ("verdicts", "comparisons.jsonl"),
+    "kl": ("distances", "kl.jsonl"),
+    "margins": ("margins", "margins.jsonl"),
+}
+"""Name of the table → the noun of a candidate's evidence that holds it, and the file."""
+
+
+def write(candidates: list[Evidence], folder: Path) -> None:
+    """Write `folder/NAME.jsonl` for each of TABLES: the candidates' rows one after the other, each with its name."""
+    folder.mkdir(exist_ok=True)
+    for name in TABLES:
+        jsonl.write(folder / f"{name}.jsonl", _rows(candidates, name))
+
+
+def _rows(candidates: list[Evidence], name: str) -> Iterator[dict[str, Any]]:
+    noun, file = TABLES[name]
+    for told in candidates:
+        held: Noun = getattr(told, noun)
+        for row in jsonl.read(held.path / file):
+            yield {"candidate": told.policy.name, **row}

@@ -1,0 +1,112 @@
+"""What a run leaves in MLflow, call by call: params, metrics, datasets, candidates, tables. Each may be sent twice."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from models import jsonl
+from models.artifacts import Preferences
+
+CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
+JUDGED = ("metric", "status", "score", "good", "label", "why")
+
+
+def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
+    """Make a candidate known as a model whose weights stay where they are, with its figures."""
+    from mlflow.entities import LoggedModelStatus, Metric
+
+    params = ("kind", "metric", "method", "beta", "lambda", "beta_over_lambda", "merge_weight")
+    model = mlflow.create_logged_model(
+        run.info.experiment_id,
+        name=re.sub(r"[^A-Za-z0-9_-]+", "-", told["name"].replace("λ", "lambda")),
+        source_run_id=run.info.run_id,
+        tags={"sacpo.policy": told["digest"], "sacpo.path": told["path"], "sacpo.name": told["name"]},
+        params={key: str(told[key]) for key in params},
+        model_type="policy",
+    )
+    tags = {"mlflow.parentRunId": run.info.run_id, "sacpo.candidate": told["digest"]}
+    own = mlflow.create_run(run.info.experiment_id, run_name=f"candidate · {told['name']}", tags=tags).info.run_id
+    figures = {name: figure["value"] for name, figure in told["metrics"].items() if figure["value"] is not None}
+    where = {"model_id": model.model_id, "run_id": own}
+    metrics = [Metric(_name(name), value, run.info.start_time, 0, **where) for name, value in figures.items()]
+    mlflow.log_batch(own, metrics=metrics)
+    mlflow.set_terminated(own)
+    mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def _name(metric: str) -> str:
+    """Return a metric's name in the letters that MLflow allows; categories may hold others."""
+    return re.sub(r"[^\w .:/-]", "-", metric, flags=re.ASCII)
+
+
+def numbers(mlflow: Any, run_id: str, values: dict[str, float]) -> None:
+    """Log single figures."""
+    from mlflow.entities import Metric
+
+    started = mlflow.get_run(run_id).info.start_time  # a fixed time: sent twice, it is stored once
+    mlflow.log_batch(run_id, metrics=[Metric(name, float(value), started, 0) for name, value in values.items()])
+
+
+def params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
+    """Log a tree of settings, flat, without those that are empty."""
+    from mlflow.entities import Param
+
+    flat = {key: value for key, value in _flat(tree).items() if value != ""}
+    params = [Param(key, str(value)[:6000]) for key, value in flat.items()]
+    for start in range(0, len(params), 100):  # MLflow's limit
+        mlflow.log_batch(run_id, params=params[start : start + 100])
+
+
+def dataset(mlflow: Any, run_id: str, title: str, pairs: Preferences) -> None:
+    """Name the pairs as an input of a run; sent twice, they are stored once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=title,
+        digest=pairs.digest[:36],  # MLflow's limit; the whole digest is a tag
+        source_type="local",
+        source=json.dumps({"uri": pairs.path.as_uri()}),
+        profile=json.dumps(pairs.counts),
+    )
+    tags = [InputTag("mlflow.data.context", "training"), InputTag("sacpo.digest", pairs.digest)]
+    mlflow.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        tree = {str(i): item for i, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def curve(mlflow: Any, run_id: str, path: Path) -> None:
+    """Send what a run does not hold yet of a training curve; a resumed training repeats some updates."""
+    from mlflow.entities import Metric
+
+    rows = [row for row in jsonl.whole(path) if "time" in row]
+    held = {point.step for point in mlflow.get_metric_history(run_id, "loss")} if rows else set()  # most have no curve
+    rows = [row for row in rows if row["done"] not in held]
+    metrics = [Metric(k, row[k], int(row["time"] * 1000), row["done"]) for row in rows for k in CURVE if k in row]
+    for start in range(0, len(metrics), 1000):
+        mlflow.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def table(mlflow: Any, run_id: str, folder: Path) -> None:
+    """Log answers with their verdicts as one MLflow table, which its pages show row by row; once per run."""
+    import pandas
+
+    name = "answers_and_verdicts.json"
+    if any(held.path == name for held in mlflow.list_artifacts(run_id)):
+        return  # logged again, the rows would be there twice
+    answers = pandas.DataFrame(jsonl.read(folder / "answers.jsonl"))
+    if answers.empty:
+        return
+    key = ["candidate", "suite", "prompt", "sample"]
+    scores = pandas.DataFrame(jsonl.read(folder / "scores.jsonl"), columns=[*key, *JUDGED])
+    for rows in (answers, scores):
+        rows["prompt"] = [p if isinstance(p, str) else json.dumps(p, ensure_ascii=False) for p in rows["prompt"]]
+    mlflow.log_table(run_id, answers.merge(scores, how="left", on=key), name)
