@@ -74,6 +74,71 @@ def check(recipe: Which, set_: Changes = None) -> None:
 
 
 @app.command()
+def evaluate(
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="POLICY…",
+            help="Folder, .gguf file, hub id or models:/NAME@ALIAS; others are compared with the first.",
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=FILE", help="helpful, harmless, over_refusal or must_pass. Repeatable."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=KIND", help="oracle, model, llm or refusal; settings with --set. Repeatable."),
+    ] = None,
+    like: Annotated[str, typer.Option(metavar="RECIPE", help="Take judges, suites and bound from a recipe.")] = "",
+    set_: Changes = None,
+) -> None:
+    """Judge policies as they are, without training, with the same report; tests the bound in the given order."""
+    from models.recipe_file import assessment
+    from tasks.run import finished
+
+    shorthand = [f"evaluation.suites.{one}" for one in suite or []]
+    shorthand += [f"evaluation.judges.{one.replace('=', '.kind=', 1)}" for one in judge or []]
+    chosen = assessment(policies, like, [*shorthand, *(set_ or [])])
+    outcome = finished(chosen)
+    if outcome is None:
+        _settle()
+        from tasks.launch import workers
+        from tasks.run import root
+
+        typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
+        with workers(chosen.compute, root()):
+            from flows.evaluate import evaluate as flow
+
+            outcome = flow(chosen)
+    _show(outcome)
+    raise typer.Exit(outcome["exit_code"])
+
+
+suites = typer.Typer(help="Work with suites: files of prompts with a role.", no_args_is_help=True)
+app.add_typer(suites, name="suite")
+
+
+@suites.callback()
+def _suites() -> None:
+    """Work with suites: files of prompts with a role."""
+
+
+@suites.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="The suite, a .jsonl file; made if it does not exist.")],
+    prompt: Annotated[str, typer.Argument(help="What was asked.")],
+    category: Annotated[str, typer.Option(help="Kind of harm.")] = "",
+    reference: Annotated[str, typer.Option(help="An answer that would have been right.")] = "",
+) -> None:
+    """Turn an incident into a prompt that must pass; name the file in evaluation.suites.must_pass."""
+    from models.suites import add as append
+
+    count = append(file, prompt, category, reference)
+    typer.echo(f"{file}: {count} {'prompt' if count == 1 else 'prompts'}")
+
+
+@app.command()
 def chat(
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="Folder of a policy, for instance a `path` of report.json.")

@@ -50,4 +50,4 @@ def align(recipe: Recipe) -> dict[str, Any]:
         choice = stages.choose(run, candidates)
         verdict = stages.certify(run, choice, candidates, yardstick)
         registered = stages.register(run, choice, verdict, candidates, sources)
-        return stages.publish(run, candidates, choice, verdict, registered, yardstick)
+        return stages.publish(run, candidates, choice, [verdict] if verdict else [], registered, yardstick)

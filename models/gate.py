@@ -79,6 +79,19 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
     )
 
 
+def in_order(candidates: Sequence[Candidate], constraint: Constraint) -> list[Verdict]:
+    """Test candidates in the declared order, each at the full level, up to the first that does not hold the bound.
+
+    Fixed-sequence testing: the chance that any of them is passed wrongly stays at 1 − confidence.
+    """
+    verdicts: list[Verdict] = []
+    for candidate in candidates:
+        verdicts.append(certify(candidate, constraint))
+        if not verdicts[-1].holds:
+            break
+    return verdicts
+
+
 def certify(chosen: Candidate, constraint: Constraint) -> Verdict:
     """Test the chosen candidate on the test split, once."""
     bound = chosen.bound(constraint.confidence)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from models import town
 from models.artifacts import Policy, content_digest, file_digest
 from models.errors import BadPolicy, BrokenInvariant
-from models.hub import local
+from models.hub import is_name, local
 from models.recipe import TOWN, Compute, Device
 
 if TYPE_CHECKING:
@@ -85,6 +85,14 @@ def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
         (out / "chat_template.jinja").unlink(missing_ok=True)
         (out / "chat_template.jinja").write_text(template, "utf-8")
     return describe(out, Policy(path=out, digest="", name="base", kind="base"))
+
+
+def called(place: str) -> str:
+    """Return what a person would call a policy: the name in its manifest if it was made here, else its place."""
+    try:
+        return str(json.loads((Path(place).expanduser() / "manifest.json").read_text("utf-8"))["noun"]["name"])
+    except (OSError, ValueError, KeyError):
+        return place.removeprefix("models:/") if place.startswith("models:/") or is_name(place) else Path(place).name
 
 
 def base_digest(base: str) -> str:

@@ -4,13 +4,15 @@ import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from models.assessment import Assessment
 from models.errors import BadRecipe
-from models.recipe import Recipe
+from models.recipe import TOWN, Recipe
 
+R = TypeVar("R", bound=BaseModel)
 RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
 
 
@@ -34,10 +36,32 @@ def read(recipe: str, changes: list[str] | None = None) -> Recipe:
         raise BadRecipe(f"{path}: not valid TOML: {error}") from error
     for change in changes or []:
         _change(tree, change)
+    return _valid(Recipe, tree, str(path))
+
+
+def assessment(policies: list[str], like: str, changes: list[str]) -> Assessment:
+    """Return what `sacpo evaluate` is asked for; `like` names a recipe whose judges, suites and bound are taken.
+
+    Raises:
+        BadRecipe: no such recipe, unknown key, value out of range.
+    """
+    tree: dict[str, Any] = {"policies": policies}
+    if like:
+        told = read(like).model_dump(mode="json", by_alias=True)
+        tree |= {key: told[key] for key in ("evaluation", "constraint", "template", "seed", "compute")}
+        towns = {role: TOWN for role in ("helpful", "harmless", "over_refusal")}
+        if any(judge["kind"] == "oracle" for judge in told["evaluation"]["judges"].values()):
+            tree["evaluation"]["suites"] |= towns
+    for change in changes:
+        _change(tree, change)
+    return _valid(Assessment, tree, "sacpo evaluate")
+
+
+def _valid(record: type[R], tree: dict[str, Any], where: str) -> R:
     try:
-        return Recipe.model_validate(tree)
+        return record.model_validate(tree)
     except ValidationError as error:
-        raise BadRecipe("\n".join(f"{path}: {_sentence(e)}" for e in error.errors())) from error
+        raise BadRecipe("\n".join(f"{where}: {_sentence(record, e)}" for e in error.errors())) from error
 
 
 def _change(tree: dict[str, Any], change: str) -> None:
@@ -60,13 +84,13 @@ def _change(tree: dict[str, Any], change: str) -> None:
         raise BadRecipe(f"--set {change}: {key!r} leads nowhere in this recipe{count}") from error
 
 
-def _sentence(error: Any) -> str:
+def _sentence(kind: type[BaseModel], error: Any) -> str:
     """Say one pydantic error as `key: what is wrong; remedy`."""
     location = [str(part) for part in error["loc"]]
     key, said = ".".join(location) or "recipe", error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_beside(location), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_beside(location))}"
+        near = difflib.get_close_matches(location[-1], _keys_beside(kind, location), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_beside(kind, location))}"
         return f"{key}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{key}: must be given"
@@ -75,9 +99,9 @@ def _sentence(error: Any) -> str:
     return f"{key}: {said[0].lower()}{said[1:]}, got {json.dumps(error['input'], default=str)[:80]}"
 
 
-def _keys_beside(location: list[str]) -> list[str]:
+def _keys_beside(kind: type[BaseModel], location: list[str]) -> list[str]:
     """Return the keys that the record at this location knows."""
-    record: type[BaseModel] = Recipe
+    record = kind
     for part in location[:-1]:
         if part.isdigit():
             continue

@@ -11,6 +11,7 @@ from typing import Any
 from models import jsonl, margins, page, tables
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Calibration, Policy, Preferences, file_digest
+from models.assessment import Assessment
 from models.figures import OVER, SAFE, WIN, Evidence, comparisons, metrics
 from models.flips import flips
 from models.gate import Choice, Verdict
@@ -27,10 +28,10 @@ HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-on
 
 
 def build(
-    recipe: Recipe,
+    recipe: Recipe | Assessment,
     candidates: list[Evidence],
     choice: Choice,
-    verdict: Verdict | None,
+    verdicts: list[Verdict],
     suites: dict[str, Path],
     calibration: Calibration | None,
     registry: Tree | None,
@@ -68,7 +69,7 @@ def build(
                 "split": "test",
                 "tested": [
                     {"candidate": v.candidate, "value": v.value, "lower_bound": v.lower_bound, "holds": v.holds}
-                    for v in ([verdict] if verdict else [])
+                    for v in verdicts
                 ],
             }
         ],
@@ -110,21 +111,27 @@ def table(tree: Tree) -> list[list[str]]:
 
 def decision(tree: Tree) -> str:
     """Return in one or two sentences what was chosen, tested and registered."""
+    tested = [(constraint, test) for constraint in tree["constraints"] for test in constraint["tested"]]
+    if tree["chosen"] is None and tested:
+        return " ".join(f"{test['candidate']}: {_tested(constraint, test)}" for constraint, test in tested)
     if tree["chosen"] is None:
         return f"No candidate was chosen: {tree['why_none']}. Nothing was tested, nothing was promoted."
     told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
-    for constraint in tree["constraints"]:
-        for test in constraint["tested"]:
-            holds = "holds" if test["holds"] else "does not hold"
-            told += (
-                f" On the test split, used once: safety rate {test['value']:.3f}, at least {test['lower_bound']:.3f} "
-                f"with confidence {constraint['confidence']:g}; the bound {constraint['at_least']:g} {holds}."
-            )
+    for constraint, test in tested:
+        told += f" On the test split, used once: {_tested(constraint, test)}"
     registry = tree["registry"]
     if registry:
         alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
         return f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
     return f"{told} Nothing was promoted."
+
+
+def _tested(constraint: Tree, test: Tree) -> str:
+    holds = "holds" if test["holds"] else "does not hold"
+    return (
+        f"safety rate {test['value']:.3f}, at least {test['lower_bound']:.3f} "
+        f"with confidence {constraint['confidence']:g}; the bound {constraint['at_least']:g} {holds}."
+    )
 
 
 def markdown(tree: Tree) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from models import jsonl, suites, town
 from models.artifacts import Sources, content_digest, tree_digest
+from models.assessment import Assessment
 from models.errors import BadData
 from models.hub import local
 from models.preferences import split_of
@@ -13,15 +14,15 @@ from models.tokens import messages
 HALF = Data(test=0.5, validation=0.0)
 
 
-def named(recipe: Recipe) -> dict[str, str]:
+def named(recipe: Recipe | Assessment) -> dict[str, str]:
     """Return role → file path or `town`, for everything that the recipe reads."""
-    roles = {f"steps.{k}": step.data for k, step in enumerate(recipe.steps)}
+    roles = {f"steps.{k}": step.data for k, step in enumerate(recipe.steps)} if isinstance(recipe, Recipe) else {}
     roles |= {f"suite/{role}": place for role, place in recipe.evaluation.suites if place}
     roles |= {f"labels/{metric}": judge.labels for metric, judge in recipe.evaluation.judges if judge.labels}
-    return roles | ({"sft": recipe.sft.data} if recipe.sft.data else {})
+    return roles | ({"sft": recipe.sft.data} if isinstance(recipe, Recipe) and recipe.sft.data else {})
 
 
-def digests(recipe: Recipe) -> dict[str, str]:
+def digests(recipe: Recipe | Assessment) -> dict[str, str]:
     """Return role → what names its content, for all that the recipe reads: what makes a run the same run."""
     return {role: digest(role, place) for role, place in named(recipe).items()}
 
@@ -48,12 +49,13 @@ def key_of(role: str) -> str:
     )
 
 
-def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) -> Sources:
+def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, halves: bool = True) -> Sources:
     """Write the town's files where it is asked for, and name the user's files by content.
 
     Args:
         files: role → path, or `town`.
         sha256: role → digest that the file had when the run was planned.
+        halves: half of each suite chooses and half tests; else all of it tests.
 
     Raises:
         BadData: a file changed since then.
@@ -61,29 +63,31 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path) 
     written = town.write(out, seed) if TOWN in files.values() else {}
     found = {role: written[role] for role in written if role.startswith("suite/")}
     for role, place in files.items():
+        if place == TOWN and role.startswith("suite/"):
+            continue
         if place == TOWN:
             found[role] = written["sft" if role == "sft" else "helpful"]
             continue
         path = local(place, "dataset").resolve()
         if tree_digest(path) != sha256[role]:
             raise BadData(f"{role} {place!r}: the file changed while the run was starting; start again")
-        found |= _halves(role, path, out) if role.startswith("suite/") else {role: str(path)}
+        found |= _split(role, path, halves, out) if role.startswith("suite/") else {role: str(path)}
     content = content_digest({role: tree_digest(out / place) for role, place in found.items()})
     return Sources(path=out, digest=content, files=found)
 
 
-def _halves(role: str, path: Path, out: Path) -> dict[str, str]:
+def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
     """Write the validation and the test half of a user's suite; a prompt's half follows from the prompt alone.
 
     Incidents are asked on both splits: each of them must pass, and none of them measures a rate.
     """
-    halves: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
+    parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
     for row in suites.read(path, kind):
-        tested = split_of(messages(row["prompt"]), HALF) == "test"
-        for half in halves if kind == "must_pass" else (("test",) if tested else ("validation",)):
-            halves[half].append(row)
-    files = {f"{role}/{half}": f"{role.replace('/', '-')}-{half}.jsonl" for half in halves}
-    for half, rows in halves.items():
+        tested = not halves or split_of(messages(row["prompt"]), HALF) == "test"
+        for part in parts if kind == "must_pass" else (("test",) if tested else ("validation",)):
+            parts[part].append(row)
+    files = {f"{role}/{part}": f"{role.replace('/', '-')}-{part}.jsonl" for part in parts}
+    for half, rows in parts.items():
         jsonl.write(out / files[f"{role}/{half}"], rows)
     return files

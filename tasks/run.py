@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from models import sources
 from models.artifacts import Noun, content_digest
+from models.assessment import Assessment
 from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
 from tasks import launch, screen, store
@@ -46,7 +47,7 @@ class Run:
     Not a dataclass: Prefect would walk through its fields at every call of a task, while other threads change them.
     """
 
-    def __init__(self, root: Path, recipe: Recipe, digest: str, tracker: Tracker) -> None:
+    def __init__(self, root: Path, recipe: Recipe | Assessment, digest: str, tracker: Tracker) -> None:
         self.root, self.recipe, self.digest, self.tracker = root, recipe, digest, tracker
         self.seconds: dict[str, float] = {}
 
@@ -69,6 +70,12 @@ class Run:
         return noun
 
     @property
+    def training(self) -> Recipe:
+        """The recipe of a run that trains."""
+        assert isinstance(self.recipe, Recipe)
+        return self.recipe
+
+    @property
     def folder(self) -> Path:
         """Where the report goes."""
         return folder(self.root, self.recipe, self.digest)
@@ -79,25 +86,26 @@ def root() -> Path:
     return Path(os.environ.get("SACPO_RUNS", "runs")).resolve()
 
 
-def digest(recipe: Recipe) -> str:
+def digest(recipe: Recipe | Assessment) -> str:
     """Return what names a run: the recipe, its data, and what computes."""
+    places = recipe.policies if isinstance(recipe, Assessment) else [recipe.base]
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
     return content_digest(
-        [plain(same), plain(recipe.compute), sources.digests(recipe), base_digest(base_place(recipe)), VERSIONS]
+        [plain(same), plain(recipe.compute), sources.digests(recipe), [base_digest(found(p)) for p in places], VERSIONS]
     )
 
 
-def base_place(recipe: Recipe) -> str:
-    """Return the base as a place on this disk or hub; a registered version (`models:/…`) is fetched once."""
-    return str(fetch(root(), recipe.base)) if recipe.base.startswith("models:/") else recipe.base
+def found(place: str) -> str:
+    """Return a policy's place on this disk or hub; a registered version (`models:/…`) is fetched once."""
+    return str(fetch(root(), place)) if place.startswith("models:/") else place
 
 
-def folder(root: Path, recipe: Recipe, digest: str) -> Path:
+def folder(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
     """Return where the report of a run goes."""
     return root / recipe.name / digest[:16]
 
 
-def finished(recipe: Recipe) -> dict[str, Any] | None:
+def finished(recipe: Recipe | Assessment) -> dict[str, Any] | None:
     """Return the outcome of this recipe on these data if nothing is left to do; needs no Prefect and no torch."""
     try:
         outcome = json.loads((folder(root(), recipe, digest(recipe)) / "outcome.json").read_text("utf-8"))
@@ -110,7 +118,7 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
 
 
 @contextmanager
-def opened(recipe: Recipe) -> Iterator[Run]:
+def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     """Hold the run's lock, its workers and its tracker; a second identical command waits here."""
     where, name = root(), digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
@@ -133,7 +141,7 @@ def commit() -> str:
     return told.stdout.strip()
 
 
-def _working(recipe: Recipe, where: Path, name: str) -> Iterator[Run]:
+def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Run]:
     from prefect.runtime import flow_run
 
     tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}

@@ -36,14 +36,15 @@ from models.artifacts import (
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
-from models.policy import base_digest
+from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
-from models.recipe import Method, Step, kl_weight
+from models.recipe import Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from tasks import screen
-from tasks.run import Run, base_place, close
+from tasks.run import Run, close, found
 from tasks.store import Stage
 
+AS_THEY_ARE = Choice("", "nothing was trained, the policies were judged as they are")
 SETTLED = {"data": "-", "label": "", "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
 
@@ -55,6 +56,8 @@ class Yardstick(NamedTuple):
     sources: Sources
     pairs: list[Preferences]
     heldout: dict[str, Reference]
+    split: str = "validation"
+    """The prompts on which all candidates are examined."""
 
 
 class Registered(NamedTuple):
@@ -65,36 +68,44 @@ class Registered(NamedTuple):
     alias: str
 
 
+NOT_REGISTERED = Registered("", "", "")
+
+
 @task(cache_policy=NO_CACHE, task_run_name="data · {run.recipe.base}")
 def gather(run: Run) -> Sources:
     """The files that everything starts from."""
     given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
+    given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
     return run.make(Sources, "sources.gather", "data", _Watch(), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
 def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
-    role = f"steps.{run.recipe.steps.index(step)}"
+    role = f"steps.{run.training.steps.index(step)}"
     given = {"sources": sources, "role": role, "metric": step.metric, "method": step.method.value}
-    given |= {"label": step.label, "limit": step.pairs, "config": run.recipe.data}
+    given |= {"label": step.label, "limit": step.pairs, "config": run.training.data}
     return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", _Watch(), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: Run) -> Policy:
     """The policy before any training."""
-    place = base_place(run.recipe)
-    given = {"base": place, "sha256": base_digest(place), "template": run.recipe.template, "seed": run.recipe.seed}
-    return run.make(Policy, "policy.base", f"base · {run.recipe.base}", _Watch(), **given)
+    return _loaded(run, run.recipe.base, f"base · {run.recipe.base}")
+
+
+@task(cache_policy=NO_CACHE, task_run_name="policy · {place}")
+def adopt(run: Run, place: str) -> Policy:
+    """A policy that is judged as it is, under the name that its maker gave it."""
+    return replace(_loaded(run, place, f"policy · {place}"), name=called(place))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
 def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
     """The optional supervised step; without one, the policy as it is."""
-    if not run.recipe.sft.data:
+    if not run.training.sft.data:
         return policy
-    given = {"policy": policy, "sources": sources, "config": run.recipe.sft, "data": run.recipe.data}
+    given = {"policy": policy, "sources": sources, "config": run.training.sft, "data": run.training.data}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
     return run.make(Policy, "alignment.sft", "base · sft", _Watch(), **given)
 
@@ -103,7 +114,7 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
 def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {preferences.metric} under {policy.name}"
-    given = {"policy": policy, "preferences": preferences, "data": run.recipe.data, "compute": run.recipe.compute}
+    given = {"policy": policy, "preferences": preferences, "data": run.training.data, "compute": run.recipe.compute}
     if step.method is Method.kto:
         order = step.model_copy(update={"lambda_": [], **SETTLED})  # the grid shares one order and one reference
         given |= {"step": order, "seed": run.recipe.seed}
@@ -115,7 +126,7 @@ def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Ref
 def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
     title = f"held-out · {preferences.metric} under {policy.name}"
-    given = {"policy": policy, "preferences": preferences, "data": run.recipe.data, "compute": run.recipe.compute}
+    given = {"policy": policy, "preferences": preferences, "data": run.training.data, "compute": run.recipe.compute}
     return run.make(Reference, "reference.score", title, _Watch(), splits=list(HELDOUT), **given)
 
 
@@ -131,10 +142,10 @@ def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: f
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:
         return policy
-    weight = kl_weight(run.recipe.beta, lambda_)
+    weight = kl_weight(run.training.beta, lambda_)
     title = f"{step.metric} · {step.method} · λ={lambda_:g} (β/λ={weight:g})"
     one = step.model_copy(update={"lambda_": [lambda_], **SETTLED})
-    given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.recipe.beta}
+    given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.training.beta}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
     return run.make(Policy, f"alignment.{step.method}", title, _Watch(), **given)
 
@@ -149,8 +160,8 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
 def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     near = {"base": yardstick.base, "reference": reference}
-    answers, verdicts = _judged(run, policy, near, yardstick, "validation")
-    given = {"policy": policy, "others": near, **_asked(run, yardstick, "validation")}
+    answers, verdicts = _judged(run, policy, near, yardstick, yardstick.split)
+    given = {"policy": policy, "others": near, **_asked(run, yardstick, yardstick.split)}
     distances = run.make(Distances, "distance.measure", f"distance · {policy.name}", _Watch(), **given)
     given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
     margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
@@ -184,13 +195,20 @@ def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yar
     return gate.certify(figures.candidate(choice.name, verdicts), run.recipe.constraint)
 
 
+@task(cache_policy=NO_CACHE, task_run_name="test in order")
+def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
+    """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
+    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
+    return gate.in_order([c for c in told if c.judged or c.failed], run.recipe.constraint)
+
+
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
 def register(
     run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Evidence], sources: Sources
 ) -> Registered:
     """A model version that carries its evidence: champion if the constraint holds, without alias if undecided."""
     if not choice.name or (verdict is not None and not verdict.holds):
-        return Registered("", "", "")
+        return NOT_REGISTERED
     policy = _named(choice.name, candidates).policy
     constraint = run.recipe.constraint
     tags = {
@@ -205,7 +223,7 @@ def register(
         "gate": "pass" if verdict else "undecided",
     }
     version = run.tracker.register(policy, tags, promote=verdict is not None)
-    return Registered(run.recipe.registered_name, version, "champion" if verdict else "")
+    return Registered(run.training.registered_name, version, "champion" if verdict else "")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report")
@@ -213,7 +231,7 @@ def publish(
     run: Run,
     candidates: list[Evidence],
     choice: Choice,
-    verdict: Verdict | None,
+    verdicts: list[Verdict],
     registered: Registered,
     yardstick: Yardstick,
 ) -> dict[str, Any]:
@@ -221,14 +239,15 @@ def publish(
     sources = yardstick.sources
     calibration = calibrate(run, sources)
     registry = registered._asdict() if registered.version else None
-    suites = sources.suites("validation")
-    tree = report.build(run.recipe, candidates, choice, verdict, suites, calibration, registry, run.seconds)
+    suites = sources.suites(yardstick.split)
+    tree = report.build(run.recipe, candidates, choice, verdicts, suites, calibration, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
     report.write(tree, candidates, yardstick.pairs, run.folder)
     create_markdown_artifact(report.markdown(tree), key="candidates", description="Candidates and decision")
     picture = base64.b64encode((run.folder / "frontier.png").read_bytes()).decode()
     create_image_artifact(f"data:image/png;base64,{picture}", key="frontier", description="Helpful against harmless")
-    exit_code = 0 if verdict is not None and verdict.holds else Undecided.exit_code
+    proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
+    exit_code = 0 if proven and all(verdict.holds for verdict in verdicts) else Undecided.exit_code
     made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]
     return close(run, made, exit_code)
 
@@ -258,6 +277,12 @@ def distinct(candidates: list[Evidence]) -> list[Evidence]:
             policy = replace(policy, name=f"{policy.name} from {known.get(origin, origin[:12])}")
         named.append(told._replace(policy=policy))
     return named
+
+
+def _loaded(run: Run, place: str, title: str) -> Policy:
+    where = found(place)
+    given = {"base": where, "sha256": base_digest(where), "template": run.recipe.template, "seed": run.recipe.seed}
+    return run.make(Policy, "policy.base", title, _Watch(), **given)
 
 
 def _judged(

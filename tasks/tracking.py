@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from models.artifacts import Noun, Policy, Preferences
+from models.assessment import Assessment
 from models.errors import BadPlace, BadPolicy
 from models.recipe import Recipe
 from tasks import records, screen
@@ -93,7 +94,7 @@ class Tracker:
     the next command sends what is missing. `register` decides something, so it waits and raises.
     """
 
-    def __init__(self, root: Path, recipe: Recipe, digest: str, tags: dict[str, str]) -> None:
+    def __init__(self, root: Path, recipe: Recipe | Assessment, digest: str, tags: dict[str, str]) -> None:
         self.root, self.recipe, self.digest, self.tags = root, recipe, digest, tags
         self._queue = ThreadPoolExecutor(1)
         self._parent = ""
@@ -235,6 +236,7 @@ class Tracker:
         mlflow.set_terminated(run_id)
 
     def _register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
+        assert isinstance(self.recipe, Recipe)  # nothing is registered where nothing is trained
         mlflow, parent, name = self._client(), self._open(), self.recipe.registered_name
         try:
             mlflow.create_registered_model(name)

@@ -1,0 +1,39 @@
+"""What is to be judged, and how, where nothing is trained: policies, prompts, judges, and the bound to be shown."""
+
+import hashlib
+
+from pydantic import Field
+
+from models.recipe import Compute, Constraint
+from models.recipe_evaluation import Evaluation
+from models.record import Record
+
+
+class Assessment(Record):
+    """Policies to judge side by side; the first is what the others are compared with."""
+
+    name: str = Field("evaluation", pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
+    """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
+    policies: list[str] = Field(min_length=1, title="Policies")
+    """Folders, `.gguf` files, hub ids (`owner/name@revision`) or `models:/NAME@ALIAS`; at least one. The bound is
+    tested in this order, and no further than to the first that does not hold it."""
+    template: str = Field("", title="Chat template")
+    """Jinja template that renders messages; empty means each tokenizer's own."""
+    seed: int = Field(0, ge=0, title="Seed")
+    """Seeds sampled answers."""
+    evaluation: Evaluation = Field(Evaluation(), title="Evaluation")
+    """Answers and judges."""
+    constraint: Constraint = Field(Constraint(), title="Constraint")
+    """The bound that is tested."""
+    compute: Compute = Field(Compute(), title="Compute")
+    """Device, processes, threads."""
+
+    @property
+    def base(self) -> str:
+        """The policy that the others are compared with."""
+        return self.policies[0]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything said here, in hex."""
+        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
