@@ -79,7 +79,7 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="POLICY…",
-            help="Folder, .gguf file, hub id or models:/NAME@ALIAS; others are compared with the first.",
+            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All are compared with the first.",
         ),
     ],
     suite: Annotated[
@@ -136,6 +136,31 @@ def add(
 
     count = append(file, prompt, category, reference)
     typer.echo(f"{file}: {count} {'prompt' if count == 1 else 'prompts'}")
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a report, or models:/NAME/VERSION or NAME@ALIAS.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same, of the run that may be better.")],
+) -> None:
+    """Is B better than A, and is it safe enough? Exit code 0 if both are shown, else 4."""
+    from models.errors import Undecided
+    from models.versus import difference, sentence, side
+    from tasks.run import root
+    from tasks.tracking import fetch_report
+
+    there, here = (
+        side(*fetch_report(root(), place)) if place.startswith("models:/") else side(Path(place)) for place in (a, b)
+    )
+    told = difference(there, here)
+    for title, rows in (("recipe", told.recipe), ("data", [(k, x[:12], y[:12]) for k, x, y in told.data])):
+        for key, old, new in rows:
+            typer.echo(f"{title:8} {key}: {old} → {new}")
+    for name, *figures in told.figures:
+        cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" if f else "–" for f in figures]
+        typer.echo(f"{'result':8} {name}: {' → '.join(cells)}")
+    typer.echo(sentence(there, here, told))
+    raise typer.Exit(0 if told.holds else Undecided.exit_code)
 
 
 @app.command()
@@ -273,7 +298,7 @@ def _show(outcome: dict[str, Any]) -> None:
     console.print(decision(tree), highlight=False)
     here = Path(sys.prefix) / "bin"
     console.print(
-        f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.md'}", highlight=False, soft_wrap=True
+        f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.html'}", highlight=False, soft_wrap=True
     )
     mlflow = SERVER or (
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {here}/mlflow server --workers 1 "

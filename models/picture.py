@@ -128,7 +128,7 @@ def _pyplot() -> Any:
 
 def _svg(figure: Any) -> str:
     text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     _close(figure)
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
 

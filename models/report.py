@@ -18,6 +18,7 @@ from models.gate import Choice, Verdict
 from models.picture import draw
 from models.ratings import matches, ratings
 from models.recipe import Recipe
+from models.sources import digests
 from models.statistics import Estimate
 from models.tokens import messages
 
@@ -47,7 +48,13 @@ def build(
     played = ratings(list(matches(candidates, "helpful")), base.policy.name)
     return {
         "schema": SCHEMA,
-        "recipe": {"name": recipe.name, "digest": recipe.digest, "seed": recipe.seed},
+        "recipe": {
+            "name": recipe.name,
+            "digest": recipe.digest,
+            "seed": recipe.seed,
+            "settings": recipe.model_dump(mode="json", by_alias=True),
+        },
+        "data": digests(recipe),
         "suites": {
             role: {
                 "name": path.stem,

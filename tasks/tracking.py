@@ -87,6 +87,27 @@ def fetch(root: Path, name: str) -> Path:
     return found[0]
 
 
+def fetch_report(root: Path, name: str) -> tuple[Path, str]:
+    """Return the folder of the report that came with a registered version, fetched, and the digest of its policy.
+
+    Raises:
+        BadPolicy: MLflow knows no such version, or its run has no report.
+    """
+    mlflow = client(root)
+    try:
+        model, _, alias = name.removeprefix("models:/").partition("@")
+        model, _, number = model.partition("/")
+        version = mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+        place = root / "registered" / f"{model}-{version.version}-report"
+        if not (place / "tables").exists():
+            place.mkdir(parents=True, exist_ok=True)
+            for held in ("report.json", "tables"):
+                mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(place))
+        return place, str(version.tags["sacpo.policy"])
+    except _failures() as error:
+        raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({_first_line(error)})") from error
+
+
 class Tracker:
     """One pipeline run as MLflow sees it: a parent run, one child per stage, one model per candidate.
 

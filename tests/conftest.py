@@ -1,9 +1,16 @@
 """What all tests share: one thread, no network, a runs folder of their own, and a tiny real policy."""
 
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 os.environ.update(
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1",
@@ -19,6 +26,11 @@ from models import preferences, reference, town
 from models.artifacts import Policy, Preferences, Reference, content_digest
 from models.recipe import Compute, Data
 
+SMALL = [
+    "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
+    "steps.1.save_every=5", "steps.1.lambda=[0.2,1]", "merge.weights=[0.5]", "constraint.at_least=0.05",
+    "data.heldout=40", "evaluation.kl_prompts=16",
+]  # fmt: skip
 Dialogue = tuple[str, str, str]
 """Prompt, chosen, rejected."""
 
@@ -40,6 +52,104 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that nobody listens on."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """Changes that make the quickstart a matter of seconds."""
+    return list(SMALL)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One Prefect server for all runs of the session."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    environment = os.environ | {"PREFECT_HOME": str(home)}
+    command = [
+        str(Path(sys.executable).parent / "prefect"),
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}/api"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            raise AssertionError((home / "log").read_text())
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def command(*arguments: str, changes: list[str] | None = None) -> list[str]:
+    """Return the command line, with the small settings unless others are given."""
+    sets = [part for change in (SMALL if changes is None else changes) for part in ("--set", change)]
+    return [sys.executable, "-m", "flows", *arguments, *sets]
+
+
+@pytest.fixture
+def start(prefect: str, runs: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start the command in the runs folder of the test; whatever is left is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def starting(*arguments: str, changes: list[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            command(*arguments, changes=changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs)} | environment,
+            cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield starting
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[int, str]]:
+    """Run the command to its end; return exit code and output."""
+
+    def running(*arguments: str, **given: Any) -> tuple[int, str]:
+        process = start(*arguments, **given)
+        out, _ = process.communicate(timeout=400)
+        return process.returncode, out
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of one undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "runs"
+    environment = os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
+    cwd = Path(__file__).parent.parent
+    done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,98 +3,15 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-SMALL = [
-    "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
-    "steps.1.save_every=5", "steps.1.lambda=[0.2,1]", "merge.weights=[0.5]", "constraint.at_least=0.05",
-    "data.heldout=40", "evaluation.kl_prompts=16",
-]  # fmt: skip
-Sacpo = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Prefect server for all runs of the session."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    environment = os.environ | {"PREFECT_HOME": str(home)}
-    command = [
-        str(Path(sys.executable).parent / "prefect"),
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{port}/api"
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            raise AssertionError((home / "log").read_text())
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-def command(*arguments: str, changes: list[str] | None = None) -> list[str]:
-    """Return the command line, with the small settings unless others are given."""
-    sets = [part for change in (SMALL if changes is None else changes) for part in ("--set", change)]
-    return [sys.executable, "-m", "flows", *arguments, *sets]
-
-
-@pytest.fixture
-def start(prefect: str, runs: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Start the command in the runs folder of the test; whatever is left is killed at the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def starting(*arguments: str, changes: list[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            command(*arguments, changes=changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs)} | environment,
-            cwd=Path(__file__).parent.parent,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield starting
-    for process in started:
-        process.kill()
-
-
-@pytest.fixture
-def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[int, str]]:
-    """Run the command to its end; return exit code and output."""
-
-    def running(*arguments: str, **given: Any) -> tuple[int, str]:
-        process = start(*arguments, **given)
-        out, _ = process.communicate(timeout=400)
-        return process.returncode, out
-
-    return running
 
 
 def report(runs: Path, recipe: str = "quickstart") -> dict[str, Any]:
@@ -113,17 +30,6 @@ def until(true: Callable[[], Any], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs folder of one undisturbed run."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "runs"
-    environment = os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
-    cwd = Path(__file__).parent.parent
-    done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> None:
@@ -197,8 +103,7 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     assert set(known) == set(weights(undisturbed).values())
 
 
-def test_the_champion_answers_a_chat_request_offline(undisturbed: Path) -> None:
-    port = free_port()
+def test_the_champion_answers_a_chat_request_offline(undisturbed: Path, port: int) -> None:
     binaries = Path(sys.executable).parent
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed / 'mlflow.db'}",
@@ -231,14 +136,14 @@ def test_the_champion_answers_a_chat_request_offline(undisturbed: Path) -> None:
     assert len(said) == 2 and all(isinstance(answer, str) and answer for answer in said)
 
 
-def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path) -> None:
+def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path, small: list[str]) -> None:
     script = (
         "import sys; sys.argv = ['sacpo', *sys.argv[1:]]\n"
         "from flows.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n"
         "    assert end.code == 0, end.code\n    assert not {'prefect', 'torch', 'mlflow'} & set(sys.modules)\n"
     )
-    arguments = command("run", "quickstart")[3:]
+    arguments = ["run", "quickstart", *(part for change in small for part in ("--set", change))]
     environment = os.environ | {"SACPO_RUNS": str(undisturbed)}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], env=environment, cwd=Path(__file__).parent.parent,
@@ -302,8 +207,10 @@ def test_of_two_identical_commands_the_second_waits(
     assert len(client.search_model_versions("name = 'quickstart'")) == 1
 
 
-def test_a_bound_that_cannot_be_shown_promotes_nothing(run: Callable[..., tuple[int, str]], runs: Path) -> None:
-    code, out = run("run", "quickstart-strict", changes=[c for c in SMALL if not c.startswith("constraint")])
+def test_a_bound_that_cannot_be_shown_promotes_nothing(
+    run: Callable[..., tuple[int, str]], runs: Path, small: list[str]
+) -> None:
+    code, out = run("run", "quickstart-strict", changes=[c for c in small if not c.startswith("constraint")])
     assert code == 4, out
     tree = report(runs, "quickstart-strict")
     assert tree["chosen"] is None and tree["registry"] is None and "Nothing was tested, nothing was promoted" in out
