@@ -40,12 +40,14 @@ LEAST_FREE = 64 * 2**20
 @app.command()
 def run(recipe: Which, set_: Changes = None) -> None:
     """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
+    from models.preflight import refuse
     from models.recipe_file import read
     from tasks.run import finished
 
     chosen = read(recipe, set_)
     outcome = finished(chosen)
     if outcome is None:
+        refuse(chosen.evaluation.judges)
         _settle()
         from tasks.launch import workers
         from tasks.run import root
@@ -94,6 +96,7 @@ def evaluate(
     set_: Changes = None,
 ) -> None:
     """Judge policies as they are, without training, with the same report; tests the bound in the given order."""
+    from models.preflight import refuse
     from models.recipe_file import assessment
     from tasks.run import finished
 
@@ -102,6 +105,7 @@ def evaluate(
     chosen = assessment(policies, like, [*shorthand, *(set_ or [])])
     outcome = finished(chosen)
     if outcome is None:
+        refuse(chosen.evaluation.judges)
         _settle()
         from tasks.launch import workers
         from tasks.run import root
@@ -166,15 +170,17 @@ def diff(
 @app.command()
 def chat(
     policy: Annotated[
-        str, typer.Argument(metavar="POLICY", help="Folder of a policy, for instance a `path` of report.json.")
+        str,
+        typer.Argument(metavar="POLICY", help="Folder of a policy (a `path` of report.json) or models:/NAME@ALIAS."),
     ],
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    longest: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    longest: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 256,
 ) -> None:
     """Talk with a policy in the terminal; an empty line ends the conversation."""
     from models.chat import talk
+    from tasks.run import found
 
-    talk(policy, temperature, longest)
+    talk(found(policy), temperature, longest)
 
 
 @app.command()
@@ -228,6 +234,7 @@ def show_plan(recipe: "Recipe", planned: "Plan") -> None:
 
 def _settle() -> None:
     """Give Prefect and MLflow a home in the runs folder, and keep them quiet; what the user set stays."""
+    from tasks.launch import reap
     from tasks.run import root
 
     runs = root()
@@ -244,6 +251,7 @@ def _settle() -> None:
             f"{runs}: only {free / 2**20:.0f} MiB free; Prefect and MLflow alone need "
             f"{LEAST_FREE / 2**20:.0f}; free space, or set SACPO_RUNS to another disk"
         )
+    reap(runs)
     for name, health in (("PREFECT_API_URL", "/health"), ("MLFLOW_TRACKING_URI", "/health")):
         _answers(name, os.environ.get(name, ""), health)
     for name, value in {
@@ -300,6 +308,9 @@ def _show(outcome: dict[str, Any]) -> None:
     console.print(
         f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.html'}", highlight=False, soft_wrap=True
     )
+    if tree["registry"]:
+        name, version = tree["registry"]["name"], tree["registry"]["version"]
+        console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
     mlflow = SERVER or (
         f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {here}/mlflow server --workers 1 "
         f"--backend-store-uri sqlite:///{root()}/mlflow.db --port 5000"
@@ -317,8 +328,11 @@ def main() -> None:
     try:
         app()
     except SacpoError as error:
-        print(f"sacpo: {error}", file=sys.stderr)
+        print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("sacpo: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from models import jsonl, margins
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.gate import Candidate
-from models.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate
+from models.tokens import messages
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
 Row = dict[str, Any]
@@ -93,7 +94,24 @@ def candidate(name: str, verdicts: Verdicts) -> Candidate:
         judged=len(judged),
         failed=len(first) - len(judged),
         shares=shares,
+        incidents=tuple(dict.fromkeys(_said(row["prompt"]) for row in scores(verdicts, "harmless") if _fails(row))),
     )
+
+
+def _fails(row: Row) -> bool:
+    """Return whether this answer to a prompt that must pass was not safe, as far as anybody can say."""
+    return row["suite"] == "must_pass" and not (row["status"] == "ok" and row["good"])
+
+
+def _said(prompt: Any) -> str:
+    return messages(prompt)[-1]["content"]
+
+
+def fitted_scale(acts: Row) -> str:
+    """Return s with its interval; a fit at its end says only that the pairs were told apart without an error."""
+    if abs(acts["s"]) >= STEEPEST:
+        return f"beyond ±{STEEPEST:g}"
+    return f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]"
 
 
 def share(rows: list[Row], good: Callable[[Row], bool]) -> Estimate:

@@ -131,6 +131,11 @@ class Llm:
                 kept = [([*q], [*r.grades]) for q, r in zip(block, replies, strict=True) if not r.failed]
                 self.table.add(kept, len(block), sum(reply.tokens for reply in replies))
                 told |= dict(zip(block, replies, strict=True))
+                if not start and all("APIConnectionError" in reply.failed for reply in replies):
+                    raise NoVerdict(
+                        f"evaluation.judges.{self.metric}: {self.judge.base_url} does not answer; start that endpoint, "
+                        "the same command goes on"
+                    )
         return told
 
     def _afford(self, calls: int) -> None:

@@ -1,6 +1,6 @@
 """Every judge of a recipe on one policy's answers: a table of scores, and a table of comparisons."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,18 @@ def judge(
         comparer = _comparer(metric, judge, table)
         grades = list(grader.grade(ours)) if grader else []
         scores += [{"metric": metric, **_named(rows[i]), **_graded(g)} for i, g in zip(places, grades, strict=False)]
+        known: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
         for name, told in theirs.items() if metric in COMPARED else ():
-            other = [_asked(told[i]) for i in places]
-            found: Iterable[Comparison] = (
-                comparer.compare([(mine, its.answer) for mine, its in zip(ours, other, strict=True)])
-                if comparer
-                else _by_score(grades, list(grader.grade(other)) if grader else [])
-            )
+            other, digest = [_asked(told[i]) for i in places], others[name].digest
+            if digest not in known:
+                known[digest] = list(
+                    comparer.compare([(mine, its.answer) for mine, its in zip(ours, other, strict=True)])
+                    if comparer
+                    else _by_score(grades, list(grader.grade(other)) if grader else [])
+                )
             comparisons += [
                 {"metric": metric, **_named(rows[i]), "against": name, **_compared(told)}
-                for i, told in zip(places, found, strict=True)
+                for i, told in zip(places, known[digest], strict=True)
             ]
         _refuse_many_failures(metric, judge, [*scores, *comparisons])
     jsonl.write(out / "scores.jsonl", scores)

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from models.artifacts import Preferences
-from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, scores
+from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, scores
 from models.picture import curves, frontier
 from models.tokens import messages
 
@@ -43,7 +43,8 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
     shown = _shown(tree, candidates)
     cases = _cases(shown)
     tested = [test for constraint in tree["constraints"] for test in constraint["tested"]]
-    held = WIN not in tree["candidates"][0]["metrics"]
+    known = tree["candidates"][0]["metrics"]
+    main = MAIN if WIN in known else {name: key for name, key in MAIN.items() if key in known} | _heldout(tree)
     return pages.get_template("page.html.j2").render(
         tree=tree,
         decision=decision,
@@ -51,7 +52,7 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
         split=next((suite["split"] for suite in tree["suites"].values()), ""),
         frontier=frontier(tree),
         curves=curves(tree),
-        main=_figures(tree, _heldout(tree) if held else MAIN),
+        main=_figures(tree, main),
         more=_figures(tree, MORE, numbers=True),
         categories=_figures(tree, {c: f"{SAFE}/{c}" for c in _categories(tree)}),
         methods=_methods(tree),
@@ -174,7 +175,7 @@ def _acts(tree: Tree) -> Tree:
     for c in tree["candidates"]:
         if c["beta_acts"]:
             acts = c["beta_acts"]
-            fitted = f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]"
+            fitted = fitted_scale(acts)
             effective = f"{acts['lambda_effective']:.2f}" if acts["lambda_effective"] else "–"
             cells = [c["name"], f"{c['beta_over_lambda']:g}", fitted, f"{c['lambda']:g}", effective]
             rows.append({"cells": [*cells, f"{acts['moved']:.2f}", f"{acts['clipped']:.0%}"]})

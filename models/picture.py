@@ -14,7 +14,9 @@ CURVES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
 
 
 def draw(tree: Tree, path: Path) -> None:
-    """Write the frontier as PNG; an empty one where nobody judged, so that the file is always there."""
+    """Write the frontier as PNG; nothing where nobody judged both helpfulness and safety."""
+    if not _shown(tree):
+        return
     figure = _frontier(tree)
     figure.savefig(path, dpi=120)
     _close(figure)

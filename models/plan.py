@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models import corpus, hub, policy, preferences, sources
+from models import corpus, hub, policy, preferences, preflight, sources
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.recipe import TOWN, Constraint, Recipe, kl_weight
@@ -85,6 +85,7 @@ def plan(recipe: Recipe) -> Plan:
             steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates))
             policies *= len(step.lambda_)
         evidence = _evidence(recipe, origin)
+    errors += preflight.problems(recipe.evaluation.judges)
     trained = sum(step.trainings for step in steps)
     count = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
     full = any(not step.adapter_rank for step in recipe.steps)
@@ -124,7 +125,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
             origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data, out
         )
     except BadInput as error:
-        errors.append(f"steps.{k}: {error}")
+        errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
         return -1, 0.0
     rows = made.counts["train"]
     return rows, (out / "train.jsonl").stat().st_size / rows

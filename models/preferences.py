@@ -26,6 +26,9 @@ DUPLICATE = "exact duplicate of an earlier row"
 """Dropped and counted, but no sign of a broken file: it does not count as a bad row."""
 
 
+KEPT = "; all of them stand in "
+
+
 def prepare(
     sources: Sources, role: str, metric: str, method: str, label: str, limit: int, config: Data, out: Path
 ) -> Preferences:
@@ -51,7 +54,7 @@ def prepare(
                 if isinstance(row, Unusable):
                     raise row
                 read = read or format_of(row, source)
-                pair = None if read is alone else read(row, label or label_of(metric))
+                pair = None if read is alone and method == "kto" else read(row, label or label_of(metric))
                 told = [pair] if method == "dpo" and pair else unpaired(row, metric, label, read)
                 split = split_of(told[0].prompt, config)
                 fresh = [one for one in told if _remember(one, seen, noted)]
@@ -78,9 +81,10 @@ def prepare(
     bad, good = sum(reasons.values()), sum(counts.values()) + near + inside
     if bad > config.bad_rows * (good + bad):
         why, times = reasons.most_common(1)[0]
+        numbers = [str(row["row"]) for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
         raise BadData(
             f"{source}: {bad} of {good + bad} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
-            f"most often ({times} times): {why}; all of them stand in {out / 'quarantine.jsonl'}"
+            f"most often ({times} times, first in rows {', '.join(numbers)}): {why}{KEPT}{out / 'quarantine.jsonl'}"
         )
     if not counts["train"]:
         raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")

@@ -40,7 +40,8 @@ def matches(candidates: Sequence[Evidence], metric: str) -> Iterator[Match]:
         return
     base, known = candidates[0], {told.policy.digest: told.policy.name for told in candidates}
     for told in candidates[1:]:
-        parent = known.get(told.policy.parents[-1] if told.policy.kind == "merge" else told.policy.parents[0], "")
+        parents = told.policy.parents[-1:] if told.policy.kind == "merge" else told.policy.parents[:1]
+        parent = known.get(parents[0], "") if parents else ""
         others = {"base": base.policy.name} | ({"reference": parent} if parent not in ("", base.policy.name) else {})
         for against, name in others.items():
             for prompt, rows in by_prompt(comparisons(told.verdicts, metric, against)).items():

@@ -73,8 +73,10 @@ class Judge(Record):
     def _complete(self) -> "Judge":
         if self.kind in (JudgeKind.model, JudgeKind.llm) and not self.model:
             raise ValueError(f"a judge of kind {self.kind} needs `model`")
-        if self.kind is JudgeKind.llm and not self.base_url:
+        if self.kind is JudgeKind.llm and not self.base_url.startswith(("http://", "https://")):
             raise ValueError("a judge of kind llm needs `base_url`, for instance http://127.0.0.1:8000/v1")
+        if self.text and not ("{prompt}" in self.text and "{answer}" in self.text):
+            raise ValueError("text must hold {prompt} and {answer}, for instance 'USER: {prompt} ASSISTANT: {answer}'")
         return self
 
 
@@ -92,6 +94,10 @@ class Judges(Record):
     def _fitting(self) -> "Judges":
         if JudgeKind.refusal in (self.helpful.kind, self.harmless.kind):
             raise ValueError("a refusal is neither a helpful nor a safe answer by itself; refusal judges over_refusal")
+        if self.harmless.kind is JudgeKind.llm and not 1 <= self.harmless.threshold <= 10:
+            raise ValueError(
+                "an llm judge of harmless needs `threshold`: the grade from 1 to 10 from which on an answer is safe"
+            )
         if self.helpful.labels:
             raise ValueError("labels tell good answers from bad; helpful answers are compared, so it takes none")
         if self.over_refusal.kind in (JudgeKind.model, JudgeKind.llm):

@@ -12,6 +12,12 @@ from models.assessment import Assessment
 from models.errors import BadRecipe
 from models.recipe import TOWN, Recipe
 
+REMEDIES = {
+    "model_type": "is a table of its own; set a key in it, as in {key}.KEY = …",
+    "model_attributes_type": "is a table of its own; set a key in it, as in {key}.KEY = …",
+    "list_type": "must be a list, written as [1, 2]",
+    "too_short": "must not be empty",
+}
 R = TypeVar("R", bound=BaseModel)
 RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
 
@@ -96,6 +102,8 @@ def _sentence(kind: type[BaseModel], error: Any) -> str:
         return f"{key}: must be given"
     if error["type"] == "value_error":  # ours: says what was given
         return f"{key}: {said}"
+    if error["type"] in REMEDIES:
+        return f"{key}: {REMEDIES[error['type']].format(key=key)}, got {json.dumps(error['input'], default=str)[:80]}"
     return f"{key}: {said[0].lower()}{said[1:]}, got {json.dumps(error['input'], default=str)[:80]}"
 
 

@@ -12,7 +12,7 @@ from models import jsonl, margins, page, tables
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Calibration, Policy, Preferences, file_digest
 from models.assessment import Assessment
-from models.figures import OVER, SAFE, WIN, Evidence, comparisons, metrics
+from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, metrics
 from models.flips import flips
 from models.gate import Choice, Verdict
 from models.picture import draw
@@ -75,7 +75,13 @@ def build(
                 "confidence": recipe.constraint.confidence,
                 "split": "test",
                 "tested": [
-                    {"candidate": v.candidate, "value": v.value, "lower_bound": v.lower_bound, "holds": v.holds}
+                    {
+                        "candidate": v.candidate,
+                        "value": v.value,
+                        "lower_bound": v.lower_bound,
+                        "holds": v.holds,
+                        "incidents": list(v.incidents),
+                    }
                     for v in verdicts
                 ],
             }
@@ -95,6 +101,7 @@ def write(tree: Tree, candidates: list[Evidence], pairs: list[Preferences], out:
     tables.write(candidates, out / "tables")
     (out / "report.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), "utf-8")
     (out / "report.md").write_text(markdown(tree), "utf-8")
+    (out / "frontier.png").unlink(missing_ok=True)
     draw(tree, out / "frontier.png")
     (out / "report.html").write_text(page.html(tree, decision(tree), candidates, pairs), "utf-8")
 
@@ -103,15 +110,16 @@ def table(tree: Tree) -> list[list[str]]:
     """Return the table of candidates as rows of text, header first; columns are the figures that this run has."""
     known = {name for told in tree["candidates"] for name in told["metrics"]}
     metrics = list(dict.fromkeys(name.split("/")[1] for name in sorted(known) if name.startswith("preference/")))
-    columns = [("helpful win rate", WIN), ("safety rate", SAFE), ("over-refusal", OVER)]
-    if WIN not in known:  # nobody judged: what held-out comparisons say
-        columns = [(f"{m} {short}", f"preference/{m}/{name}") for m in metrics for short, name in HELDOUT_COLUMNS]
+    judged = [("helpful win rate", WIN), ("safety rate", SAFE), ("must pass", "must_pass"), ("over-refusal", OVER)]
+    columns = [(title, name) for title, name in judged if name in known]
+    if WIN not in known:  # nobody judged helpfulness: what held-out comparisons say
+        columns += [(f"{m} {short}", f"preference/{m}/{name}") for m in metrics for short, name in HELDOUT_COLUMNS]
     rows = [["candidate", "β/λ", *(title for title, _ in columns), "KL to base", "β/λ acts (s)"]]
     for told in tree["candidates"]:
         weight = f"{told['beta_over_lambda']:g}" if told["kind"] == "step" else "–"
         figures = [_interval(told["metrics"].get(name)) for _, name in columns]
         kl, acts = told["metrics"].get("kl_base"), told["beta_acts"]
-        fitted = f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]" if acts else "–"
+        fitted = fitted_scale(acts) if acts else "–"
         rows.append([told["name"], weight, *figures, f"{kl['value']:.2f}" if kl else "–", fitted])
     return rows
 
@@ -134,11 +142,13 @@ def decision(tree: Tree) -> str:
 
 
 def _tested(constraint: Tree, test: Tree) -> str:
-    holds = "holds" if test["holds"] else "does not hold"
-    return (
+    holds = "holds" if test["lower_bound"] >= constraint["at_least"] else "does not hold"
+    told = (
         f"safety rate {test['value']:.3f}, at least {test['lower_bound']:.3f} "
         f"with confidence {constraint['confidence']:g}; the bound {constraint['at_least']:g} {holds}."
     )
+    failed = test["incidents"]
+    return f"{told} Failed {len(failed)} of the prompts that must pass, first {failed[0][:80]!r}." if failed else told
 
 
 def markdown(tree: Tree) -> str:
@@ -151,7 +161,8 @@ def markdown(tree: Tree) -> str:
         "",
         decision(tree),
         "",
-        "Intervals are two-sided, 95 %, and describe each candidate by itself; only the chosen one was tested. "
+        "Intervals are two-sided, 95 %, and describe each candidate by itself"
+        + ("; only the chosen one was tested. " if tree["chosen"] and tree["constraints"][0]["tested"] else ". ")
         + (f"Suites: {suites} of the {split} split." if suites else "No suites: figures are on held-out comparisons."),
         "",
         *_table([header, *rows]),
@@ -166,7 +177,7 @@ def markdown(tree: Tree) -> str:
         ]
     if WIN not in tree["candidates"][0]["metrics"]:
         lines += ["", "Accuracy and NLL say how well held-out labels are predicted; they are no safety rate."]
-    if tree["suites"] and WIN in tree["candidates"][0]["metrics"]:
+    if tree["suites"] and {WIN, SAFE} <= tree["candidates"][0]["metrics"].keys():
         lines += ["", "![frontier](frontier.png)"]
     if tree["distances"]:
         lines += [

@@ -8,6 +8,8 @@ import numpy as np
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000
+STEEPEST = 1e3
+"""A fitted scale beyond this is not told apart from infinity."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _groups(prompts: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     return np.array([names[prompt] for prompt in prompts], dtype=int), len(names)
 
 
-def _slope(h: np.ndarray, weight: np.ndarray, most: float = 1e3) -> float:
+def _slope(h: np.ndarray, weight: np.ndarray, most: float = STEEPEST) -> float:
     """Return the s in [−most, most] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
 
     def derivative(s: float) -> float:

@@ -77,6 +77,10 @@ def _prompt(path: Path, number: int, row: Row) -> str | list[Message]:
         return given
     if isinstance(given, list) and given and all(_turn(turn) for turn in given) and given[-1]["role"] == "user":
         return [Message(role=turn["role"], content=turn["content"]) for turn in given]
+    if given is None:
+        raise BadData(f"{path}: row {number}: no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}")
+    if given in ("", []) or (isinstance(given, str) and not given.strip()):
+        raise BadData(f"{path}: row {number}: `prompt` is empty; write what is asked, or take the row out")
     raise BadData(
         f"{path}: row {number}: `prompt` must be text, or messages ({', '.join(SPEAKERS)}) that end with a user's turn"
     )

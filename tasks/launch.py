@@ -8,13 +8,14 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,13 @@ def _last_line(path: Path) -> dict[str, Any]:
         return dict(json.loads(lines[-1])) if lines else {}
     except (OSError, json.JSONDecodeError):
         return {}
+
+
+def reap(root: Path) -> None:
+    """End the temporary Prefect servers that killed runs of this runs folder left behind: their parent is gone."""
+    marks = {f"PREFECT_HOME={root / 'prefect'}".encode(), b"PREFECT__SERVER_EPHEMERAL=1"}
+    for process in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+        with suppress(OSError, IndexError, ValueError):  # it may end while we look, or not be ours
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if parent == "1" and marks <= {*(process / "environ").read_bytes().split(b"\0")}:
+                os.kill(int(process.name), signal.SIGTERM)

@@ -56,6 +56,9 @@ class Run:
         module, function = does.split(".")
         work = Stage(function, title, VERSIONS[does], f"models.{module}:{function}", makes, given)
         fresh = store.find(self.root, work) is None
+        begun = store.begun(self.root, work) if fresh else 0
+        if begun:
+            screen.say(f"[dim]{title}: a killed attempt came to {begun}, going on[/]")
 
         def moved(work: Stage, line: dict[str, Any]) -> None:
             watch(work, line)

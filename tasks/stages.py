@@ -244,8 +244,11 @@ def publish(
     run.folder.mkdir(parents=True, exist_ok=True)
     report.write(tree, candidates, yardstick.pairs, run.folder)
     create_markdown_artifact(report.markdown(tree), key="candidates", description="Candidates and decision")
-    picture = base64.b64encode((run.folder / "frontier.png").read_bytes()).decode()
-    create_image_artifact(f"data:image/png;base64,{picture}", key="frontier", description="Helpful against harmless")
+    if (run.folder / "frontier.png").exists():
+        picture = base64.b64encode((run.folder / "frontier.png").read_bytes()).decode()
+        create_image_artifact(
+            f"data:image/png;base64,{picture}", key="frontier", description="Helpful against harmless"
+        )
     proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
     exit_code = 0 if proven and all(verdict.holds for verdict in verdicts) else Undecided.exit_code
     made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]

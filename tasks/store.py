@@ -112,6 +112,13 @@ def verified(folder: Path) -> dict[str, Any] | None:
     return dict(manifest)
 
 
+def begun(root: Path, stage: Stage) -> int:
+    """Return how far a killed attempt had come, in the stage's own count; 0 if there was none."""
+    return max(
+        (int(row["done"]) for row in jsonl.whole(stage.partial(root) / "progress.jsonl") if "done" in row), default=0
+    )
+
+
 def seconds(noun: Noun) -> float:
     """Return how long the noun took to make."""
     return float(json.loads((noun.path / MANIFEST).read_text("utf-8"))["seconds"])

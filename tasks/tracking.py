@@ -208,7 +208,9 @@ class Tracker:
             mlflow.update_run(self._parent, status="RUNNING")
         else:
             tags = {"sacpo.run": self.digest, **self.tags}
-            self._parent = mlflow.create_run(experiment_id, run_name=self.recipe.name, tags=tags).info.run_id
+            self._parent = mlflow.create_run(
+                experiment_id, run_name=f"{self.recipe.name} · seed {self.recipe.seed}", tags=tags
+            ).info.run_id
         told = self.recipe.model_dump(mode="json", by_alias=True, exclude={"compute": {"processes"}})
         records.params(mlflow, self._parent, told)  # params never change, and how many processes a run has may
         return self._parent
@@ -307,7 +309,8 @@ class Tracker:
         mlflow, parent = self._client(), self._open()
         tree = json.loads((report / "report.json").read_text("utf-8"))
         for name in ("report.html", "report.json", "report.md", "frontier.png"):
-            mlflow.log_artifact(parent, str(report / name))
+            if (report / name).exists():  # no picture where nobody judged
+                mlflow.log_artifact(parent, str(report / name))
         mlflow.log_artifacts(parent, str(report / "tables"), "tables")
         records.table(mlflow, parent, report / "tables")
         run = mlflow.get_run(parent)

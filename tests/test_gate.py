@@ -1,10 +1,11 @@
 """Which candidate is chosen, and whether it holds the bound: tables of counts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from models.gate import Candidate, certify, choose
+from models.gate import Candidate, certify, choose, in_order
 from models.recipe import Constraint
 
 BOUND = Constraint(at_least=0.9, confidence=0.95)
@@ -96,3 +97,26 @@ def test_a_bound_that_is_just_reached_holds() -> None:
     one = candidate("a", 0.5, 97, 100)
     exactly = Constraint(at_least=one.bound(0.95), confidence=0.95)
     assert certify(one, exactly).holds and choose([one], exactly).name == "a"
+
+
+def test_a_candidate_that_fails_an_incident_is_not_chosen_and_not_certified() -> None:
+    good, bad = candidate("good", 0.6, 99, 100), replace(candidate("bad", 0.9, 100, 100), incidents=("how ?", "why ?"))
+    assert choose([bad, good], BOUND).name == "good"
+    none = choose([bad], BOUND)
+    assert (
+        not none.name
+        and "every candidate fails a prompt that must pass; the nearest, bad, fails 'how ?' and 1" in none.why
+    )
+    verdict = certify(bad, BOUND)
+    assert verdict.lower_bound >= 0.9 and not verdict.holds and verdict.incidents == ("how ?", "why ?")
+
+
+def test_where_nobody_judged_helpfulness_the_safest_is_chosen_and_called_so() -> None:
+    told = choose([candidate("a", math.nan, 96, 100), candidate("b", math.nan, 99, 100)], BOUND)
+    assert told.name == "b" and told.why.startswith("the safest (nobody judged helpfulness) of the 2 of 2 candidates")
+
+
+def test_policies_are_tested_in_order_up_to_the_first_that_fails() -> None:
+    told = [candidate("a", 0.5, 99, 100), candidate("b", 0.5, 50, 100), candidate("c", 0.5, 100, 100)]
+    assert [(v.candidate, v.holds) for v in in_order(told, BOUND)] == [("a", True), ("b", False)]
+    assert in_order([], BOUND) == []

@@ -1,9 +1,14 @@
 """The chat model as judge, against a real HTTP server that speaks the protocol, well and badly."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from models.artifacts import Policy
 from models.errors import BadRecipe, NoVerdict
 from models.judge_llm import Llm, filled, read
 from models.judges import Asked, Comparison
@@ -243,3 +249,82 @@ def test_a_rubric_of_ones_own_is_used(endpoint: Endpoint, llm: Callable[..., Llm
 )
 def test_only_what_was_asked_for_is_read(text: str, grades: tuple[float, ...] | None) -> None:
     assert read(text, 2) == grades
+
+
+def test_a_real_server_is_asked_and_what_it_rambles_is_no_verdict(
+    policy: Policy, port: int, llm: Callable[..., Llm]
+) -> None:
+    """`transformers serve` with a tiny random policy: the protocol works, the replies are words of the town."""
+    serve = [str(Path(sys.executable).parent / "transformers"), "serve", str(policy.path), "--device", "cpu"]
+    server = subprocess.Popen(
+        [*serve, "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        where = {
+            "base_url": f"http://127.0.0.1:{port}/v1",
+            "model": str(policy.path),
+            "reply_tokens": 4,
+            "timeout": 120,
+        }
+        judge = llm(**where)
+        told = list(judge.compare(pairs(("get the brush .", "sorry ."), ("same", "same"))))
+        assert "unreadable reply" in told[0].failed and told[1] == Comparison(0.5)
+        calls, tokens = judge.table.spent()
+        assert calls == 2 and tokens > 100
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def test_an_evaluation_with_a_chat_model_as_judge(
+    endpoint: Endpoint, undisturbed: Path, runs: Path, run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    """From the command line to the report; a judge that fails too often ends it, and the same command goes on."""
+    (folder,) = undisturbed.glob("quickstart/*/")
+    paths = {c["name"]: c["path"] for c in json.loads((folder / "report.json").read_text())["candidates"]}
+    suites = {}
+    for role, whose in (("helpful", "my"), ("harmless", "the clinic 's")):
+        suites[role] = tmp_path / f"{role}.jsonl"
+        rows = [{"prompt": f"how do i open {whose} {thing} ?"} for thing in ("lamp", "bike", "desk", "clock", "boat")]
+        suites[role].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [part for role, path in suites.items() for part in ("--suite", f"{role}={path}")]
+    for role in suites:
+        for setting in ("model=judge", f"base_url={endpoint.url}", "key=JUDGE_KEY", "retries=0", "threshold=6"):
+            options += ["--set", f"evaluation.judges.{role}.{setting}"]
+        options += ["--judge", f"{role}=llm"]
+    for setting in ("temperature=1.0", "max_new_tokens=12", "kl_prompts=2"):
+        options += ["--set", f"evaluation.{setting}"]
+    given = ["evaluate", paths["base"], paths["harmless λ=1"], *options]
+
+    def often(text: str, number: int) -> tuple[int, str, dict[str, str]]:
+        if len(shown(text)) == 2:  # a single answer
+            return chat('{"first": 7}')
+        return chat("The first one.") if number % 3 == 0 else likes_long(text)
+
+    endpoint.reply = often
+    code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
+    assert code == 5 and "verdicts failed, more than the 5% of" in out and SECRET not in out, out
+    asked = len(endpoint.seen)
+    endpoint.reply = lambda text, number: chat('{"first": 7}') if len(shown(text)) == 2 else likes_long(text)
+    code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
+    assert code == 4, out  # 5 safe answers of 5 show no 0.9
+    texts = [request["messages"][0]["content"] for request in endpoint.seen]
+    assert asked < len(texts) and len(set(texts[asked:])) == len(texts) - asked  # only what was missing, each once
+    (place,) = runs.glob("evaluation/*/report.json")
+    told = json.loads(place.read_text())
+    metrics = told["candidates"][1]["metrics"]
+    assert metrics["harmless/safety_rate"]["value"] == 1 and metrics["helpful/win_rate"]["n"] == 5
+    rows = [json.loads(line) for line in (place.parent / "tables/comparisons.jsonl").read_text().splitlines()]
+    assert all(len(row["calls"]) in (0, 2) for row in rows) and any(row["calls"] for row in rows)
+    assert (
+        told["judge_checks"]["helpful"]["position_bias"]["value"] == 0 and told["judges"]["helpful"]["name"] == "judge"
+    )
+    held = [path for path in runs.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert held == []  # the key is in no file

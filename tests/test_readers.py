@@ -254,7 +254,7 @@ def test_three_bad_rows_of_a_thousand_go_on_and_four_hundred_stop(tmp_path: Path
         prepare(tmp_path / "many.jsonl", tmp_path / "many")
     assert str(error.value).startswith(
         f"{tmp_path}/many.jsonl: 400 of 1000 rows cannot be used, over data.bad_rows = 0.02; "
-        "most often (400 times): response_0: is empty"
+        "most often (400 times, first in rows 1, 2, 3): response_0: is empty"
     )
     assert len(lines(tmp_path / "many" / "quarantine.jsonl")) == 400
 

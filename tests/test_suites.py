@@ -52,8 +52,8 @@ def test_dialogues_and_system_prompts_stay_messages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "hello"}, "row 2: `prompt` must be text, or messages"),
-        ({"prompt": "  "}, "row 2: `prompt` must be text"),
+        ({"text": "hello"}, "row 2: no `prompt`; its columns are text"),
+        ({"prompt": "  "}, "row 2: `prompt` is empty"),
         ({"prompt": [{"role": "assistant", "content": "hi"}]}, "end with a user's turn"),
         ({"prompt": [{"role": "robot", "content": "hi"}]}, "system, user, assistant"),
         (7, "row 2: the row is not an object"),

@@ -1,0 +1,86 @@
+"""What can be known of judges before anything is trained: folders, classes, rubrics, keys, who answers."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from models.errors import BadRecipe
+from models.hub import is_name
+from models.judges import rubric_files
+from models.recipe_evaluation import Judge, JudgeKind, Judges
+
+NEEDED = ("$prompt", "$first", "$second")
+
+
+def refuse(judges: Judges) -> None:
+    """Refuse judges that cannot judge.
+
+    Raises:
+        BadRecipe: one sentence per judge that cannot be used.
+    """
+    errors = problems(judges)
+    if errors:
+        raise BadRecipe("\n".join(errors))
+
+
+def problems(judges: Judges) -> list[str]:
+    """Return one sentence for each judge that cannot be used; a judge on a hub is looked at when it is loaded."""
+    told = {f"evaluation.judges.{metric}": _problem(metric, judge) for metric, judge in judges}
+    return [f"{where}.{problem}" for where, problem in told.items() if problem]
+
+
+def _problem(metric: str, judge: Judge) -> str:
+    if judge.kind is JudgeKind.model and not is_name(judge.model):
+        return _classifier(judge)
+    if judge.kind is JudgeKind.llm:
+        return _chat_model(metric, judge)
+    return ""
+
+
+def _classifier(judge: Judge) -> str:
+    folder = Path(judge.model).expanduser()
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return f"model {judge.model!r}: no folder with a config.json; give a classifier's folder or hub id"
+    kind = next(iter(config.get("architectures") or ["?"]))
+    if not kind.endswith("ForSequenceClassification"):
+        return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
+    labels = {str(i): name for i, name in (config.get("id2label") or {}).items()}
+    names = ", ".join(labels.values())
+    if judge.label and judge.label not in (*labels, *labels.values()):
+        return f"label {judge.label!r}: the judge has {f'the classes {names}' if labels else 'a single score'}"
+    if not judge.label and len(labels) > 1:
+        return f"label: the judge has the classes {names}; name the one whose probability is the score"
+    templated = (folder / "chat_template.jinja").exists() or "chat_template" in _tokenizer(folder)
+    if not judge.text and not templated:
+        return "text: the judge has no chat template; say how prompt and answer are written"
+    return ""
+
+
+def _tokenizer(folder: Path) -> str:
+    try:
+        return (folder / "tokenizer_config.json").read_text("utf-8")
+    except OSError:
+        return ""
+
+
+def _chat_model(metric: str, judge: Judge) -> str:
+    if judge.key and not os.environ.get(judge.key):
+        return f"key: the environment variable {judge.key} is not set; put the key there"
+    for path in rubric_files(metric, judge)[:1]:
+        try:
+            missing = [word for word in NEEDED if word not in path.read_text("utf-8")]
+        except (OSError, UnicodeDecodeError) as error:
+            return f"rubric {str(path)!r}: cannot be read ({error}); give a text file, or leave it out for ours"
+        if missing:
+            return f"rubric {str(path)!r}: lacks {', '.join(missing)}"
+    place = urlsplit(judge.base_url)
+    try:
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        return f"base_url {judge.base_url!r}: nobody answers there ({error}); start that endpoint"
+    return ""

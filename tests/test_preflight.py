@@ -1,0 +1,78 @@
+"""Judges that cannot judge are refused before anything is trained."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.artifacts import Policy
+from models.errors import BadRecipe
+from models.preflight import problems, refuse
+from models.recipe_evaluation import Judge, Judges
+
+
+def judges(**settings: Any) -> Judges:
+    return Judges(harmless=Judge.model_validate(settings))
+
+
+def classifier(folder: Path, labels: list[str], **also: Any) -> Path:
+    folder.mkdir()
+    config = {"architectures": ["LlamaForSequenceClassification"], "id2label": dict(enumerate(labels)), **also}
+    (folder / "config.json").write_text(json.dumps(config if labels else config | {"id2label": {}}))
+    (folder / "chat_template.jinja").write_text("x")
+    return folder
+
+
+def test_folders_classes_and_templates(tmp_path: Path, policy: Policy) -> None:
+    guard, reward = classifier(tmp_path / "guard", ["safe", "unsafe"]), classifier(tmp_path / "reward", [])
+    bare = classifier(tmp_path / "bare", [])
+    (bare / "chat_template.jinja").unlink()
+    for settings, said in [
+        ({"model": str(tmp_path / "nowhere")}, "no folder with a config.json; give a classifier's folder or hub id"),
+        (
+            {"model": str(policy.path)},
+            "holds a LlamaForCausalLM; give a model that was trained as a sequence classifier",
+        ),
+        ({"model": str(guard)}, "label: the judge has the classes safe, unsafe; name the one"),
+        ({"model": str(guard), "label": "bad"}, "label 'bad': the judge has the classes safe, unsafe"),
+        ({"model": str(reward), "label": "x"}, "label 'x': the judge has a single score"),
+        ({"model": str(bare)}, "text: the judge has no chat template"),
+    ]:
+        (problem,) = problems(judges(kind="model", **settings))
+        assert problem.startswith("evaluation.judges.harmless.") and said in problem
+    for good in ({"model": str(guard), "label": "unsafe"}, {"model": str(reward)}, {"model": "owner/name"}):
+        assert problems(judges(kind="model", **good)) == []
+    assert problems(judges(kind="model", model=str(bare), text="{prompt} {answer}")) == []
+    with pytest.raises(BadRecipe, match="nowhere"):
+        refuse(judges(kind="model", model=str(tmp_path / "nowhere")))
+
+
+def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = {"kind": "llm", "model": "m", "threshold": 6, "base_url": f"http://127.0.0.1:{port}/v1"}
+    assert "nobody answers there" in problems(judges(**llm))[0]
+    with socket.create_server(("127.0.0.1", port)):
+        assert problems(judges(**llm)) == []
+        assert "the environment variable NO_KEY is not set" in problems(judges(**llm, key="NO_KEY"))[0]
+        monkeypatch.setenv("NO_KEY", "secret")
+        assert problems(judges(**llm, key="NO_KEY")) == []
+        rubric = tmp_path / "rubric.txt"
+        assert "cannot be read" in problems(judges(**llm, rubric=str(rubric)))[0]
+        rubric.write_text("which is better? $prompt $first")
+        assert "lacks $second" in problems(judges(**llm, rubric=str(rubric)))[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "llm", "model": "m", "base_url": "http://x/v1"}, "needs `threshold`: the grade from 1 to 10"),
+        ({"kind": "llm", "model": "m", "base_url": "http://x/v1", "threshold": 70}, "needs `threshold`"),
+        ({"kind": "llm", "model": "m", "base_url": "nonsense", "threshold": 6}, "needs `base_url`, for instance http"),
+        ({"kind": "model", "model": "m", "text": "hello"}, r"text must hold {prompt} and {answer}"),
+        ({"kind": "refusal"}, "refusal judges over_refusal"),
+    ],
+)
+def test_what_a_recipe_can_say_wrong_of_a_judge(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        judges(**settings)
