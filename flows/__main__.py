@@ -194,6 +194,18 @@ def recipes() -> None:
         typer.echo(f"{name:24} {chosen.base:12} β={chosen.beta:g}  {steps}")
 
 
+@app.command()
+def keys(
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so, as `evaluation.`.")] = "",
+) -> None:
+    """List every key of a recipe with its default and what it means."""
+    from models.recipe_file import keys as all_keys
+
+    for key, default, meaning in all_keys():
+        if key.startswith(prefix):
+            typer.echo(f"{key}{f' = {default}' if default else ''}\n    {meaning}")
+
+
 def show_plan(recipe: "Recipe", planned: "Plan") -> None:
     """Print the plan of `sacpo check`."""
     from rich.console import Console
@@ -226,9 +238,12 @@ def show_plan(recipe: "Recipe", planned: "Plan") -> None:
         f"time {known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
         highlight=False,
     )
+    for step in planned.steps:
+        if step.card:
+            console.print(f"data: {step.title.split(' · ')[0]}: {step.card}", highlight=False)
     for sentence in planned.evidence:
         console.print(f"evidence: {sentence}", highlight=False)
-    if not any(step.rows >= 0 for step in planned.steps):
+    if not any(step.rows >= 0 for step in planned.steps) and not planned.errors:
         console.print("? data or base lie on a hub and are counted when the run fetches them")
 
 
@@ -303,6 +318,13 @@ def _show(outcome: dict[str, Any]) -> None:
         shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(shown)
+    if tree["suites"]:
+        split = next(iter(tree["suites"].values()))["split"]
+        console.print(
+            f"[dim]Figures of the {split} split with 95 % intervals; s far above β/λ: trained too little for λ "
+            "to decide (see the report).[/]",
+            highlight=False,
+        )
     console.print(decision(tree), highlight=False)
     here = Path(sys.prefix) / "bin"
     console.print(

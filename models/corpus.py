@@ -21,8 +21,11 @@ def dialogues(sources: Sources, config: Data) -> list[tuple[list[Message], list[
     path = sources.file("sft")
     found = [_taught(path, number, row) for number, row in readers.rows(path)]
     suites = suite_prompts(sources, config)
-    kept = [(prompt, answers) for prompt, answers in found if not suites.holds(text_of(prompt))]
-    refuse_contamination(len(found) - len(kept), config)
+    texts = [text_of(prompt) for prompt, _ in found]
+    inside = [suites.holds(text) for text in texts]
+    kept = [one for one, held in zip(found, inside, strict=True) if not held]
+    first = next((text for text, held in zip(texts, inside, strict=True) if held), "")
+    refuse_contamination(len(found) - len(kept), first, config)
     if not kept:
         raise BadData(f"{path}: every prompt of the corpus stands in an evaluation suite; nothing is left to train on")
     return kept

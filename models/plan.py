@@ -1,11 +1,13 @@
 """What a recipe will do, before it does it: trainings, rows, memory, disk, time, and the power of its evidence."""
 
+import json
 import math
 import re
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,8 @@ class StepPlan:
     tokens: int
     """About how many tokens one training reads; −1 if unknown."""
     updates: int
+    card: str = ""
+    """What became of the rows that were given, in one line."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def plan(recipe: Recipe) -> Plan:
             except BadInput as error:
                 errors.append(str(error))
         for k, step in enumerate(recipe.steps):
-            rows, characters = _rows(recipe, k, origin, Path(folder), errors)
+            rows, characters, card = _rows(recipe, k, origin, Path(folder), errors)
             kept = [value for value in step.lambda_ if value > 0]
             trainings = policies * len(kept)
             updates = step.updates or (math.ceil(step.epochs * rows / step.batch) if rows > 0 else -1)
@@ -82,7 +86,7 @@ def plan(recipe: Recipe) -> Plan:
             reference = "base" if k == 0 else f"the {'policies' if policies > 1 else 'policy'} of step {k}"
             weights = [kl_weight(recipe.beta, value) for value in kept]
             title = f"{k + 1}. {step.metric} · {step.method}{' · LoRA' if step.adapter_rank else ''}"
-            steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates))
+            steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates, card))
             policies *= len(step.lambda_)
         evidence = _evidence(recipe, origin)
     errors += preflight.problems(recipe.evaluation.judges)
@@ -113,11 +117,11 @@ def _sources(recipe: Recipe, folder: Path, errors: list[str]) -> Sources | None:
         return None
 
 
-def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: list[str]) -> tuple[int, float]:
+def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: list[str]) -> tuple[int, float, str]:
     """Return training rows and mean characters per row, by preparing the data as the run would."""
     step, role = recipe.steps[k], f"steps.{k}"
     if origin is None or role not in origin.files:
-        return -1, 0.0
+        return -1, 0.0, ""
     out = folder / f"prepared-{k}"
     out.mkdir()
     try:
@@ -126,9 +130,27 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
         )
     except BadInput as error:
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
-        return -1, 0.0
+        return -1, 0.0, ""
     rows = made.counts["train"]
-    return rows, (out / "train.jsonl").stat().st_size / rows
+    card = json.loads((out / "card.json").read_text("utf-8"))
+    return rows, (out / "train.jsonl").stat().st_size / rows, _told(card)
+
+
+def _told(card: dict[str, Any]) -> str:
+    """Say in one line what became of the rows."""
+    quarantined = sum(card["quarantined"].values())
+    first = f" ({next(iter(card['quarantined']))})" if quarantined else ""
+    parts = {
+        "duplicates": card["duplicates"],
+        "near a held-out prompt": card["near_a_heldout_prompt"],
+        "inside a suite": card["inside_a_suite"],
+        "over a limit": sum(card["over_the_limit"].values()),
+        f"quarantined{first}": quarantined,
+        "contradictions (kept)": card["contradictions"],
+    }
+    held = card["splits"]["validation"] + card["splits"]["test"]
+    dropped = "".join(f", {count:,} {name}" for name, count in parts.items() if count)
+    return f"{card['rows']:,} rows given: {card['splits']['train']:,} to train, {held:,} held out{dropped}"
 
 
 def _parameters(base: str) -> int:

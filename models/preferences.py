@@ -140,17 +140,18 @@ def _kept_apart(out: Path, sources: Sources, config: Data) -> tuple[int, int]:
     suite = suite_prompts(sources, config)
     held = (text_of(pair.prompt) for split in HELDOUT for pair in pairs(out / f"{split}.jsonl"))
     apart = Neighbourhood(held, config.near_duplicates)
-    near = inside = 0
+    near, inside, first = 0, 0, ""
     dropped = out / "train.new"
     with (out / "train.jsonl").open("rb") as old, dropped.open("wb") as new:
         for line in old:
             text = text_of(json.loads(line)["prompt"])
             in_suite, is_near = suite.holds(text), apart.holds(text)
             inside += in_suite
+            first = first or (text if in_suite else "")
             near += is_near and not in_suite
             if not (in_suite or is_near):
                 new.write(line)
-    refuse_contamination(inside, config)
+    refuse_contamination(inside, first, config)
     dropped.rename(out / "train.jsonl")
     return near, inside
 
@@ -162,12 +163,13 @@ def suite_prompts(sources: Sources, config: Data) -> Neighbourhood:
     return Neighbourhood((text_of(messages(p)) for p in asked), config.near_duplicates)
 
 
-def refuse_contamination(inside: int, config: Data) -> None:
+def refuse_contamination(inside: int, first: str, config: Data) -> None:
     """Raise BadData if training prompts stand in a suite, unless the recipe says to drop them."""
     if inside and config.contaminated is Contaminated.fail:
         raise BadData(
-            f"{inside} training rows have a prompt that stands in an evaluation suite, or nearly so; take them out, "
-            "or set data.contaminated = 'drop' to leave them out of training"
+            f"{inside} training rows have a prompt that stands in an evaluation suite, or nearly so, first "
+            f"{' '.join(first.split())[:80]!r}; take them out, or set data.contaminated = 'drop' to leave them out of "
+            "training"
         )
 
 

@@ -3,8 +3,9 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -43,6 +44,20 @@ def read(recipe: str, changes: list[str] | None = None) -> Recipe:
     for change in changes or []:
         _change(tree, change)
     return _valid(Recipe, tree, str(path))
+
+
+def keys(record: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default as TOML would say it, what it means) for everything that a recipe can say."""
+    for name, field in record.model_fields.items():
+        key, annotation = f"{prefix}{field.alias or name}", cast(Any, field.annotation)
+        inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+        said = " ".join((field.description or "").split())
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield key, "", said
+            yield from keys(inner, f"{key}.N." if inner is not annotation else f"{key}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            yield key, "" if field.is_required() else json.dumps(default, ensure_ascii=False), said
 
 
 def assessment(policies: list[str], like: str, changes: list[str]) -> Assessment:

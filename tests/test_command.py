@@ -28,6 +28,12 @@ BAD: list[tuple[list[str], str]] = [
     (["steps.0.data=nowhere.jsonl"], "steps.0.data 'nowhere.jsonl': No such file or directory"),
     (["base=nowhere"], "base 'nowhere': no such folder or GGUF file"),
     (["steps.1.metric=helpful"], "two steps have the metric 'helpful'; give the second a name of its own"),
+    (["steps.1.lambda=1,2"], 'steps.1.lambda: must be a list, written as [1, 2], got "1,2"'),
+    (
+        ["evaluation.judges.helpful=oracle"],
+        "is a table of its own; set a key in it, as in evaluation.judges.helpful.KEY",
+    ),
+    (["evaluation.suites.harmless=town"], "the oracle judges the town's own suites only"),
     (["merge.weights=[1.5]"], "every merge weight must lie in [0, 1]"),
 ]
 
@@ -39,6 +45,13 @@ def test_bad_input_is_one_line_and_exit_code_2(changes: list[str], said: str, ru
     (line,) = done.stderr.splitlines()
     assert line.startswith("sacpo: ") and said in line
     assert not runs.exists()
+
+
+def test_every_key_is_listed_with_its_default_and_its_meaning() -> None:
+    done = sacpo("keys", "steps.N.l")
+    assert done.returncode == 0 and "steps.N.lambda = [1.0]\n    One policy is trained per value" in done.stdout
+    listed = [line for line in sacpo("keys").stdout.splitlines() if not line.startswith(" ")]
+    assert len(listed) > 100 and "evaluation.judges.harmless.threshold = 0.0" in listed and "name" in listed
 
 
 def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
