@@ -31,6 +31,9 @@ Changes = Annotated[
         "--set", metavar="KEY=VALUE", help="Change the recipe, for instance steps.1.lambda=[1,2]. Repeatable."
     ),
 ]
+Retry = Annotated[
+    bool, typer.Option("--retry-failed", help="Ask judges again for the verdicts that failed in a finished run.")
+]
 Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sacpo recipes`) or a TOML file.")]
 
 LEAST_FREE = 64 * 2**20
@@ -38,13 +41,15 @@ LEAST_FREE = 64 * 2**20
 
 
 @app.command()
-def run(recipe: Which, set_: Changes = None) -> None:
+def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
     """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
     from models.preflight import refuse
     from models.recipe_file import read
-    from tasks.run import finished
+    from tasks.run import finished, forget_failed
 
     chosen = read(recipe, set_)
+    if retry:
+        typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
     outcome = finished(chosen)
     if outcome is None:
         refuse(chosen.evaluation.judges)
@@ -94,15 +99,18 @@ def evaluate(
     ] = None,
     like: Annotated[str, typer.Option(metavar="RECIPE", help="Take judges, suites and bound from a recipe.")] = "",
     set_: Changes = None,
+    retry: Retry = False,
 ) -> None:
     """Judge policies as they are, without training, with the same report; tests the bound in the given order."""
     from models.preflight import refuse
     from models.recipe_file import assessment
-    from tasks.run import finished
+    from tasks.run import finished, forget_failed
 
     shorthand = [f"evaluation.suites.{one}" for one in suite or []]
     shorthand += [f"evaluation.judges.{one.replace('=', '.kind=', 1)}" for one in judge or []]
     chosen = assessment(policies, like, [*shorthand, *(set_ or [])])
+    if retry:
+        typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
     outcome = finished(chosen)
     if outcome is None:
         refuse(chosen.evaluation.judges)

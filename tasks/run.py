@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from models import sources
-from models.artifacts import Noun, content_digest
+from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
 from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
@@ -118,6 +119,25 @@ def finished(recipe: Recipe | Assessment) -> dict[str, Any] | None:
         return None
     intact = all(store.verified(Path(path)) for path in outcome["stages"])
     return dict(outcome) if intact else None
+
+
+def forget_failed(recipe: Recipe | Assessment) -> int:
+    """Forget the verdicts of a finished run that hold failed ones, so that they are asked for again; return how many.
+
+    What judges did say is remembered by content: only the failed ones cost anything.
+    """
+    place = folder(root(), recipe, digest(recipe)) / "outcome.json"
+    try:
+        stages = json.loads(place.read_text("utf-8"))["stages"]
+    except (OSError, json.JSONDecodeError):
+        return 0
+    told = {path: store.opened(Path(path), Verdicts) for path in stages if Path(path).name.startswith("judge-")}
+    failed = {path: verdicts.failed for path, verdicts in told.items() if verdicts and verdicts.failed}
+    if failed:
+        place.unlink()
+    for path in failed:
+        shutil.rmtree(path)
+    return sum(failed.values())
 
 
 @contextmanager
