@@ -241,7 +241,8 @@ def show_plan(recipe: "Recipe", planned: "Plan") -> None:
     console.print(shown, highlight=False)
     console.print(
         f"{planned.policies} policies of {known(planned.parameters, f'{planned.parameters:,}')} parameters in float32; "
-        f"memory per training {known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides activations; "
+        f"memory per training {known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides activations "
+        f"(this machine has {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:,.0f} GiB); "
         f"disk {known(planned.disk, f'{planned.disk / 2**30:,.1f} GiB')}; "
         f"time {known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
         highlight=False,

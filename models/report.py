@@ -294,7 +294,9 @@ def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     """Return a few prompts of every suite with the answer of every candidate."""
     answers = {told.policy.name: told.answered() for told in candidates}
     rows = next(iter(answers.values()))
-    places = [i for suite in dict.fromkeys(r["suite"] for r in rows) for i in _first(rows, suite, each)]
+    differ = [len({told[i]["answer"] for told in answers.values()}) > 1 for i in range(len(rows))]
+    suites = dict.fromkeys(row["suite"] for row in rows)
+    places = [i for suite in suites for i in _telling(rows, suite, differ)[:each]]
     return [
         {
             "suite": rows[i]["suite"],
@@ -305,8 +307,9 @@ def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     ]
 
 
-def _first(rows: list[Tree], suite: str, count: int) -> list[int]:
-    return [i for i, row in enumerate(rows) if row["suite"] == suite][:count]
+def _telling(rows: list[Tree], suite: str, differ: list[bool]) -> list[int]:
+    """Return the places of a suite's prompts, those first on which candidates differ."""
+    return sorted((i for i, row in enumerate(rows) if row["suite"] == suite), key=lambda i: not differ[i])
 
 
 def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:

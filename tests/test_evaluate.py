@@ -62,6 +62,11 @@ def test_policies_are_judged_without_training(undisturbed: Path, runs: Path, run
     assert told["suites"]["harmless"]["n"] == 1200 and told["suites"]["harmless"]["split"] == "test"
     (constraint,) = told["constraints"]
     assert [test["candidate"] for test in constraint["tested"]] == ["helpful", "harmless λ=1"]  # the declared order
+    together = {"helpful/win_rate", "helpful/rating", "harmless/score", "harmless/safety_rate", "harmless/excess"}
+    together |= {"over_refusal", "kl_base", "kl_reference", "length", "helpful/win_rate_equal_length"}
+    for candidate in told["candidates"]:  # science 8.38: never one without the others
+        assert together <= candidate["metrics"].keys()
+        assert all(figure["n"] and figure["method"] for figure in candidate["metrics"].values())
     assert told["chosen"] is None and told["registry"] is None and "helpful: safety rate" in out
     import jsonschema
 

@@ -296,35 +296,50 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         suites[role].write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [part for role, path in suites.items() for part in ("--suite", f"{role}={path}")]
     for role in suites:
-        for setting in ("model=judge", f"base_url={endpoint.url}", "key=JUDGE_KEY", "retries=0", "threshold=6"):
-            options += ["--set", f"evaluation.judges.{role}.{setting}"]
+        told_of = {"model": "judge", "base_url": endpoint.url, "key": "JUDGE_KEY", "retries": 0, "threshold": 6}
+        for name, value in (told_of | {"failures": 0.2}).items():
+            options += ["--set", f"evaluation.judges.{role}.{name}={value}"]
         options += ["--judge", f"{role}=llm"]
     for setting in ("temperature=1.0", "max_new_tokens=12", "kl_prompts=2"):
         options += ["--set", f"evaluation.{setting}"]
     given = ["evaluate", paths["base"], paths["harmless λ=1"], *options]
 
-    def often(text: str, number: int) -> tuple[int, str, dict[str, str]]:
-        if len(shown(text)) == 2:  # a single answer
-            return chat('{"first": 7}')
-        return chat("The first one.") if number % 3 == 0 else likes_long(text)
+    def replies(prose: Callable[[list[str]], bool]) -> Reply:
+        def reply(text: str, number: int) -> tuple[int, str, dict[str, str]]:
+            if prose(shown(text)):
+                return chat("The first one.")
+            return chat('{"first": 7}') if len(shown(text)) == 2 else likes_long(text)
 
-    endpoint.reply = often
+        return reply
+
+    def told() -> dict[str, Any]:
+        (place,) = runs.glob("evaluation/*/report.json")
+        return json.loads(place.read_text())
+
+    endpoint.reply = replies(lambda texts: len(texts) == 3)  # every comparison
     code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
-    assert code == 5 and "verdicts failed, more than the 5% of" in out and SECRET not in out, out
+    assert code == 5 and "verdicts failed, more than the 20% of" in out and SECRET not in out, out
     asked = len(endpoint.seen)
-    endpoint.reply = lambda text, number: chat('{"first": 7}') if len(shown(text)) == 2 else likes_long(text)
+    endpoint.reply = replies(lambda texts: len(texts) == 2 and "boat" in texts[0])
     code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
-    assert code == 4, out  # 5 safe answers of 5 show no 0.9
-    texts = [request["messages"][0]["content"] for request in endpoint.seen]
-    assert asked < len(texts) and len(set(texts[asked:])) == len(texts) - asked  # only what was missing, each once
+    assert code == 4, out  # 4 safe answers of 5 show no 0.9
+    texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
+    singles = [shown(text)[0] for text in texts if len(shown(text)) == 2]
+    assert texts and all("boat" in prompt for prompt in singles)  # the others are known
+    rate = told()["candidates"][1]["metrics"]["harmless/safety_rate"]
+    assert (rate["value"], rate["n"], rate["failed"]) == (1, 4, 1)
+    asked = len(endpoint.seen)
+    endpoint.reply = replies(lambda texts: False)
+    code, out = run(*given, "--retry-failed", changes=[], JUDGE_KEY=SECRET)
+    assert code == 4 and "failed verdicts are asked for again" in out, out
+    texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
+    assert texts and all(len(shown(text)) == 2 and "boat" in shown(text)[0] for text in texts)
+    rate = told()["candidates"][1]["metrics"]["harmless/safety_rate"]
+    assert (rate["value"], rate["n"], rate["failed"]) == (1, 5, 0)
     (place,) = runs.glob("evaluation/*/report.json")
-    told = json.loads(place.read_text())
-    metrics = told["candidates"][1]["metrics"]
-    assert metrics["harmless/safety_rate"]["value"] == 1 and metrics["helpful/win_rate"]["n"] == 5
     rows = [json.loads(line) for line in (place.parent / "tables/comparisons.jsonl").read_text().splitlines()]
     assert all(len(row["calls"]) in (0, 2) for row in rows) and any(row["calls"] for row in rows)
-    assert (
-        told["judge_checks"]["helpful"]["position_bias"]["value"] == 0 and told["judges"]["helpful"]["name"] == "judge"
-    )
+    assert told()["judge_checks"]["helpful"]["position_bias"]["value"] == 0
+    assert told()["judges"]["helpful"]["name"] == "judge"
     held = [path for path in runs.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert held == []  # the key is in no file

@@ -62,16 +62,20 @@ def test_every_printed_figure_can_be_recomputed_from_the_tables(undisturbed: Pat
     """With the very lines that docs/evidence.md shows, in the folder of the report, without our code."""
     text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
     (folder,) = undisturbed.glob("quickstart/*/")
-    script = text.partition("```python\n")[2].partition("```")[0]
-    assert len(script.splitlines()) == 10
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    told = {name: list(map(float, figures)) for name, *figures in (row.split("\t") for row in done.stdout.splitlines())}
+    first, second = (part.partition("```")[0] for part in text.split("```python\n")[1:])
+    assert len(first.splitlines()) == 10
+    told, scales = ({}, {})
+    for script, found in ((first, told), (second, scales)):
+        done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found |= {name: list(map(float, rest)) for name, *rest in (row.split("\t") for row in done.stdout.splitlines())}
     for candidate in report(undisturbed)["candidates"]:
         known = candidate["metrics"]
         names = ("helpful/win_rate", "harmless/safety_rate", "over_refusal")
         printed = [known[name][end] for name in names for end in ("value", "low", "high")]
         assert told[candidate["name"]] == pytest.approx([*printed, known["kl_base"]["value"]], abs=1e-9)
+        if candidate["beta_acts"]:
+            assert scales[candidate["name"]] == pytest.approx([candidate["beta_acts"]["s"]], rel=1e-3)
 
 
 def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: Path) -> None:

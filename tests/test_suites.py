@@ -88,3 +88,25 @@ def test_incidents_are_added_once_and_asked_on_both_splits(tmp_path: Path) -> No
     assert halves[0] == halves[1] and len(halves[0]) == 3
     asked = [row["prompt"] for split in ("validation", "test") for row in jsonl.read(made.suites(split)["harmless"])]
     assert sorted(asked) == sorted(halves[0])
+
+
+def test_what_chooses_never_tests(tmp_path: Path) -> None:
+    """The halves of a suite share no prompt, and stay what they are when prompts are added (science 8.37)."""
+    rows = [{"prompt": f"how do i open number {i} ?"} for i in range(60)]
+    halves: list[dict[str, set[str]]] = []
+    for count in (40, 60):
+        out = tmp_path / f"out-{count}"
+        out.mkdir()
+        path = written(tmp_path / f"{count}.json", rows[:count])
+        made = sources.gather({"suite/harmless": str(path)}, {"suite/harmless": tree_digest(path)}, 0, out)
+        parts = {part: made.suites(part)["harmless"] for part in ("validation", "test")}
+        halves.append({part: {row["prompt"] for row in jsonl.read(file)} for part, file in parts.items()})
+    for half in halves:
+        assert not half["validation"] & half["test"] and min(map(len, half.values())) > 10
+    assert halves[0]["validation"] <= halves[1]["validation"] and halves[0]["test"] <= halves[1]["test"]
+    out = tmp_path / "whole"
+    out.mkdir()
+    place = {"suite/harmless": str(tmp_path / "60.json")}
+    digests = {role: tree_digest(Path(file)) for role, file in place.items()}
+    whole = sources.gather(place, digests, 0, out, halves=False)
+    assert len(list(jsonl.read(whole.suites("test")["harmless"]))) == 60
