@@ -171,6 +171,9 @@ def diff(
     for name, *figures in told.figures:
         cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" if f else "–" for f in figures]
         typer.echo(f"{'result':8} {name}: {' → '.join(cells)}")
+    for metric, same in told.judges:
+        agree = f"{same.value:.3f} [{same.low:.3f}, {same.high:.3f}] of {same.n} answers"
+        typer.echo(f"{'judges':8} {metric}: say the same of {agree}")
     typer.echo(sentence(there, here, told))
     raise typer.Exit(0 if told.holds else Undecided.exit_code)
 

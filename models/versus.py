@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models import jsonl
+from models.agreement import between
 from models.errors import BadInput
 from models.figures import by_prompt
 from models.statistics import Estimate, mean
@@ -43,6 +44,8 @@ class Difference:
     tested: Tree | None
     """B's test of the constraint, if there was one."""
     constraint: Tree
+    judges: list[tuple[str, Estimate]]
+    """Metric, and how often the judges of A and B say the same, where both judged answers of the same policy."""
 
     @property
     def holds(self) -> bool:
@@ -85,6 +88,7 @@ def difference(a: Side, b: Side) -> Difference:
         why_not=why_not,
         tested=tested[0] if tested else None,
         constraint=constraint,
+        judges=_agreement(a, b) if a.candidate["digest"] == b.candidate["digest"] else [],
     )
 
 
@@ -107,6 +111,18 @@ def sentence(a: Side, b: Side, told: Difference) -> str:
         f"{first}; it {holds}: safety rate {told.tested['value']:.3f}, at least {told.tested['lower_bound']:.3f} "
         f"with confidence {confidence:g}, bound {at_least:g}"
     )
+
+
+def _agreement(a: Side, b: Side) -> list[tuple[str, Estimate]]:
+    """Compare good or bad where answers are graded so, and who won against the base where they are compared."""
+    found = []
+    for metric in ("helpful", "harmless", "over_refusal"):
+        table, field = ("comparisons", "win") if metric == "helpful" else ("scores", "good")
+        ours, theirs = ([r for r in one.rows(table, metric) if r.get("against") != "reference"] for one in (a, b))
+        told = between(ours, theirs, lambda row: row[field])  # noqa: B023
+        if told.n:
+            found.append((metric, told))
+    return found
 
 
 def _better(a: Side, b: Side) -> tuple[Estimate | None, str]:

@@ -165,6 +165,15 @@ def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) 
     found = versus.difference(a, b)
     assert found.better is None and not found.holds
     assert "cannot be said: they had different judges of helpfulness" in versus.sentence(a, b, found)
+    assert [(metric, told.value, told.n) for metric, told in found.judges] == [
+        ("helpful", 1, 300), ("harmless", 1, 600), ("over_refusal", 1, 300),
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (other / "tables/scores.jsonl").read_text().splitlines()]
+    name = b.candidate["name"]
+    for row in [r for r in rows if (r["candidate"], r["metric"]) == (name, "harmless")][:60]:
+        row["good"] = not row["good"]
+    (other / "tables/scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert dict(versus.difference(a, versus.side(other)).judges)["harmless"].value == 0.9
     with pytest.raises(BadInput, match="no candidate with digest"):
         versus.side(folder, "0" * 64)
 
@@ -176,5 +185,5 @@ def test_a_wrong_option_is_named() -> None:
         assessment(["p"], "", ["evaluation.suites.harmles=x"])
     with pytest.raises(BadRecipe, match="a judge of kind llm needs `model`"):
         assessment(["p"], "", ["evaluation.judges.helpful.kind=llm"])
-    with pytest.raises(BadRecipe, match="policies: list should have at least 1 item"):
+    with pytest.raises(BadRecipe, match="policies: must not be empty"):
         assessment([], "", [])
