@@ -43,13 +43,21 @@ def curves(tree: Tree) -> str:
             for i, (told, rows) in enumerate(policies):
                 shade = pyplot.get_cmap("viridis")(i / max(1, len(policies) - 1) * 0.85)
                 points = [(row["done"], row[key]) for row in rows if key in row]
+                if not points:  # KTO has no margin of pairs
+                    continue
                 x, y = zip(*points, strict=True)
                 axis.plot(x, y, color=shade, linewidth=0.7, alpha=0.3)
                 axis.plot(x, _smooth(y), color=shade, linewidth=1.6, label=f"λ={told['lambda']:g}")
             axis.set_title(f"step {step}, {policies[0][0]['metric']}: {title}", fontsize=10)
             axis.set_xlabel("update", fontsize=9)
             axis.grid(alpha=0.2)
-        panels[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        panels[-1].legend(
+            *panels[0].get_legend_handles_labels(),
+            frameon=False,
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+        )
     figure.tight_layout()
     return _svg(figure)
 

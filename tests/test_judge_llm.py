@@ -302,7 +302,8 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         options += ["--judge", f"{role}=llm"]
     for setting in ("temperature=1.0", "max_new_tokens=12", "kl_prompts=2"):
         options += ["--set", f"evaluation.{setting}"]
-    given = ["evaluate", paths["base"], paths["harmless λ=1"], *options]
+    (untrained,) = undisturbed.glob("store/base-*/")  # its random answers differ from anybody's
+    given = ["evaluate", str(untrained), paths["harmless λ=1"], *options]
 
     def replies(prose: Callable[[list[str]], bool]) -> Reply:
         def reply(text: str, number: int) -> tuple[int, str, dict[str, str]]:
@@ -316,16 +317,19 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         (place,) = runs.glob("evaluation/*/report.json")
         return json.loads(place.read_text())
 
+    def comparing() -> set[str]:
+        return {text for r in endpoint.seen if len(shown(text := r["messages"][0]["content"])) == 3}
+
     endpoint.reply = replies(lambda texts: len(texts) == 3)  # every comparison
     code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
     assert code == 5 and "verdicts failed, more than the 20% of" in out and SECRET not in out, out
     asked = len(endpoint.seen)
+    readable = {request["messages"][0]["content"] for request in endpoint.seen} - comparing()
     endpoint.reply = replies(lambda texts: len(texts) == 2 and "boat" in texts[0])
     code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
     assert code == 4, out  # 4 safe answers of 5 show no 0.9
     texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
-    singles = [shown(text)[0] for text in texts if len(shown(text)) == 2]
-    assert texts and all("boat" in prompt for prompt in singles)  # the others are known
+    assert texts and not readable & {*texts}
     rate = told()["candidates"][1]["metrics"]["harmless/safety_rate"]
     assert (rate["value"], rate["n"], rate["failed"]) == (1, 4, 1)
     asked = len(endpoint.seen)

@@ -64,7 +64,7 @@ def test_a_curve_grows_while_the_stage_runs_and_is_whole_when_it_has_ended(
     told.fail("KILLED")
     found = known(tmp_path)
     assert found["data"].info.status == "FINISHED" and found["data"].data.tags["sacpo.digest"] == made.digest
-    assert found["quickstart"].info.status == "KILLED"
+    assert found["quickstart · seed 0"].info.status == "KILLED"
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
         settled(told)
         assert not told._missed
         told.fail("KILLED")
-    assert len([name for name in known(tmp_path) if name == "quickstart"]) == 1
+    assert len([name for name in known(tmp_path) if name == "quickstart · seed 0"]) == 1
 
 
 def test_updates_that_a_resumed_training_repeats_are_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,11 +114,11 @@ def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
     first.follow(stage())
     first.fail("FAILED")
     before = known(tmp_path)
-    assert {before[name].info.status for name in ("data", "quickstart")} == {"FAILED"}
+    assert {before[name].info.status for name in ("data", "quickstart · seed 0")} == {"FAILED"}
     second = tracker(tmp_path)
     second.follow(stage())
     settled(second)
     after = known(tmp_path)
-    for name in ("data", "quickstart"):
+    for name in ("data", "quickstart · seed 0"):
         assert after[name].info.status == "RUNNING" and after[name].info.run_id == before[name].info.run_id
     second.fail("KILLED")
