@@ -48,7 +48,8 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
     return pages.get_template("page.html.j2").render(
         tree=tree,
         decision=decision,
-        mood="" if not tested else "good" if tested[0]["holds"] else "bad",
+        tested=bool(tested),
+        mood="" if not tested else "good" if all(test["holds"] for test in tested) else "bad",
         split=next((suite["split"] for suite in tree["suites"].values()), ""),
         frontier=frontier(tree),
         curves=curves(tree),
@@ -58,7 +59,7 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
         methods=_methods(tree),
         flips=tree["flips"],
         acts=_acts(tree),
-        cases=cases[:CASES],
+        cases=_some(cases),
         asked=len(cases),
         columns=shown,
         suites=list(dict.fromkeys(case["suite"] for case in cases)),
@@ -72,7 +73,9 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
 
 
 def _shown(tree: Tree, candidates: list[Evidence]) -> list[Evidence]:
-    """Return base, reward-aligned policy and the chosen one (or the last), each once."""
+    """Return base, reward-aligned policy and the chosen one (or the last), each once; untrained, the first four."""
+    if "steps" not in tree["recipe"]["settings"]:
+        return candidates[:4]
     known = {told.policy.digest: told for told in candidates}
     chosen = next(
         (told for told in candidates if tree["chosen"] and told.policy.name == tree["chosen"]["candidate"]),
@@ -101,6 +104,13 @@ def _cases(shown: list[Evidence]) -> list[Tree]:
         case = {"prompt": _said(row["prompt"]), "answers": told, "differ": len(verdicts) > 1}
         cases.append(case | {name: row.get(name, "") for name in ("suite", "category", "reference")})
     return cases
+
+
+def _some(cases: list[Tree]) -> list[Tree]:
+    """Return up to CASES of them, equally many of each suite."""
+    suites = dict.fromkeys(case["suite"] for case in cases)
+    kept = [[case for case in cases if case["suite"] == suite] for suite in suites]
+    return cases if len(cases) <= CASES else [case for own in kept for case in own[: CASES // len(suites)]]
 
 
 def _badges(told: Evidence) -> dict[tuple[str, str], list[Tree]]:
@@ -196,17 +206,21 @@ def _origins(tree: Tree) -> Tree:
 
 
 def _uses(tree: Tree) -> Tree:
+    trained = "steps" in tree["recipe"]["settings"]
+    use = "to choose the candidate" if trained else "to judge every policy, and to test the bound"
     rows = [
-        {"cells": [role, suite["name"], suite["version"], suite["n"], "to choose the candidate"]}
+        {"cells": [role, suite["name"], suite["version"], suite["n"], "each must pass" if role == "must_pass" else use]}
         for role, suite in tree["suites"].items()
     ]
-    for constraint in tree["constraints"]:
-        if constraint["tested"]:
-            told = "to test the chosen candidate, once"
-            rows.append({"cells": ["harmless", "the test half of the same suite", "", "", told]})
-    rows.append({"cells": ["training pairs", "their own prompts, none of which stands in a suite", "", "", "to train"]})
-    held = "held-out accuracy, NLL, and whether β/λ acts"
-    rows.append({"cells": ["held-out pairs", "validation and test split of the pairs", "", "", held]})
+    if trained:
+        tested = any(constraint["tested"] for constraint in tree["constraints"])
+        test = [("harmless", "the test half of the same suite", "to test the chosen candidate, once")] if tested else []
+        others = [
+            *test,
+            ("training pairs", "their own prompts, none of which stands in a suite", "to train"),
+            ("held-out pairs", "validation and test split of the pairs", "accuracy, NLL, and whether β/λ acts"),
+        ]
+        rows += [{"cells": [role, name, "", "", used]} for role, name, used in others]
     return {"header": ["role", "suite", "version", "prompts", "used"], "rows": rows}
 
 

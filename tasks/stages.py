@@ -243,12 +243,12 @@ def publish(
     tree = report.build(run.recipe, candidates, choice, verdicts, suites, calibration, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
     report.write(tree, candidates, yardstick.pairs, run.folder)
-    create_markdown_artifact(report.markdown(tree), key="candidates", description="Candidates and decision")
-    if (run.folder / "frontier.png").exists():
-        picture = base64.b64encode((run.folder / "frontier.png").read_bytes()).decode()
-        create_image_artifact(
-            f"data:image/png;base64,{picture}", key="frontier", description="Helpful against harmless"
-        )
+    text, picture = report.markdown(tree), run.folder / "frontier.png"
+    if picture.exists():
+        address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+        create_image_artifact(address, key="frontier", description="Helpful against harmless")
+        text = text.replace("(frontier.png)", f"({address})")
+    create_markdown_artifact(text, key="candidates", description="Candidates and decision")
     proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
     exit_code = 0 if proven and all(verdict.holds for verdict in verdicts) else Undecided.exit_code
     made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]
