@@ -8,13 +8,15 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from models.errors import BadPlace, SacpoError
 
 if TYPE_CHECKING:
+    from models.assessment import Assessment
     from models.plan import Plan
     from models.recipe import Recipe
 
@@ -43,27 +45,10 @@ LEAST_FREE = 64 * 2**20
 @app.command()
 def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
     """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
-    from models.preflight import refuse
     from models.recipe_file import read
-    from tasks.run import finished, forget_failed
 
     chosen = read(recipe, set_)
-    if retry:
-        typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
-    outcome = finished(chosen)
-    if outcome is None:
-        refuse(chosen.evaluation.judges)
-        _settle()
-        from tasks.launch import workers
-        from tasks.run import root
-
-        typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
-        with workers(chosen.compute, root()):  # they import torch while Prefect starts
-            from flows.align import align
-
-            outcome = align(chosen)
-    _show(outcome)
-    raise typer.Exit(outcome["exit_code"])
+    _carry_out(chosen, "align", retry)
 
 
 @app.command()
@@ -102,29 +87,12 @@ def evaluate(
     retry: Retry = False,
 ) -> None:
     """Judge policies as they are, without training, with the same report; tests the bound in the given order."""
-    from models.preflight import refuse
     from models.recipe_file import assessment
-    from tasks.run import finished, forget_failed
 
     shorthand = [f"evaluation.suites.{one}" for one in suite or []]
     shorthand += [f"evaluation.judges.{one.replace('=', '.kind=', 1)}" for one in judge or []]
     chosen = assessment(policies, like, [*shorthand, *(set_ or [])])
-    if retry:
-        typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
-    outcome = finished(chosen)
-    if outcome is None:
-        refuse(chosen.evaluation.judges)
-        _settle()
-        from tasks.launch import workers
-        from tasks.run import root
-
-        typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
-        with workers(chosen.compute, root()):
-            from flows.evaluate import evaluate as flow
-
-            outcome = flow(chosen)
-    _show(outcome)
-    raise typer.Exit(outcome["exit_code"])
+    _carry_out(chosen, "evaluate", retry)
 
 
 suites = typer.Typer(help="Work with suites: files of prompts with a role.", no_args_is_help=True)
@@ -257,6 +225,27 @@ def show_plan(recipe: "Recipe", planned: "Plan") -> None:
         console.print(f"evidence: {sentence}", highlight=False)
     if not any(step.rows >= 0 for step in planned.steps) and not planned.errors:
         console.print("? data or base lie on a hub and are counted when the run fetches them")
+
+
+def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn:
+    """Run a flow unless nothing is left to do, show what it found, and exit as it says."""
+    from models.preflight import refuse
+    from tasks.run import finished, forget_failed
+
+    if retry:
+        typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
+    outcome = finished(chosen)
+    if outcome is None:
+        refuse(chosen.evaluation.judges)
+        _settle()
+        from tasks.launch import workers
+        from tasks.run import root
+
+        typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
+        with workers(chosen.compute, root()):  # they import torch while Prefect starts
+            outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
+    _show(outcome)
+    raise typer.Exit(outcome["exit_code"])
 
 
 def _settle() -> None:

@@ -14,7 +14,7 @@ from models import jsonl
 from models.errors import BadData
 from models.figures import by_prompt, per_prompt
 from models.readers import Unusable, rows
-from models.statistics import Estimate, mean, rate
+from models.statistics import Estimate, mean, rate, win
 
 Row = dict[str, Any]
 DRAWS = 4000
@@ -62,8 +62,8 @@ def repeatability(compared: Sequence[Row]) -> Estimate:
     kept = [row for row in compared if row["status"] == "ok" and max((c[1] for c in row["calls"]), default=0) > 0]
 
     def alike(row: Row) -> float:
-        told = [{_sign(c) for c in row["calls"] if c[0] is first} for first in (True, False)]
-        return sum(len(signs) == 1 for signs in told) / len(told)
+        told = [{win(c[2], c[3]) for c in row["calls"] if c[0] is first} for first in (True, False)]
+        return sum(len(wins) == 1 for wins in told) / len(told)
 
     return mean(*per_prompt(kept, alike))
 
@@ -143,10 +143,5 @@ def _corrected(q: float, sample: Labelled) -> float:
 
 
 def _won(row: Row, first: bool) -> float:
-    told = [0.5 + 0.5 * _sign(call) for call in row["calls"] if call[0] is first]
+    told = [win(call[2], call[3]) for call in row["calls"] if call[0] is first]
     return sum(told) / len(told)
-
-
-def _sign(call: Sequence[float]) -> int:
-    """Return 1, 0 or −1 for (ours first, repeat, our grade, their grade)."""
-    return (call[2] > call[3]) - (call[2] < call[3])

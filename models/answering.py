@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models import generate, jsonl
 from models.answer_table import AnswerTable
@@ -14,7 +14,9 @@ from models.recipe import Compute
 from models.recipe_evaluation import Evaluation
 from models.tokens import Message, messages, prompt_texts
 
-ROLES = ("helpful", "harmless", "over_refusal", "must_pass")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 Row = dict[str, Any]
 
 
@@ -35,9 +37,8 @@ def answer(
     tie (the first token where rounding decides, −1 if none).
     """
     rows = [{**row, "sample": k} for row in asked(sources, pairs, split, config.samples) for k in range(config.answers)]
-    told = answered(
-        policy, [(messages(row["prompt"]), row["sample"]) for row in rows], config, seed, compute, memory, out
-    )
+    turns = [(messages(row["prompt"]), row["sample"]) for row in rows]
+    told = answered(policy, load(policy, compute), turns, config, seed, compute, memory, out)
     jsonl.write(
         out / "answers.jsonl",
         (
@@ -50,6 +51,7 @@ def answer(
 
 def answered(
     policy: Policy,
+    loaded: tuple["PreTrainedModel", "PreTrainedTokenizerBase"],
     dialogues: list[tuple[list[Message], int]],
     config: Evaluation,
     seed: int,
@@ -61,7 +63,7 @@ def answered(
 
     Each batch goes to the table when it is done, and a line to `progress.jsonl` in `out`.
     """
-    model, tokenizer = load(policy, compute)
+    model, tokenizer = loaded
     texts = prompt_texts(tokenizer, [turns for turns, _ in dialogues])
     wanted = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
     device = device_kind(compute.device)

@@ -34,8 +34,9 @@ def measure(
     rows = asked(sources, pairs, split, config.samples)
     turns = [messages(rows[i]["prompt"]) for i in spread(len(rows), config.kl_prompts)]
     sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
-    told = answered(policy, [(prompt, 0) for prompt in turns], sampled, seed, compute, memory, out)
     model, tokenizer = load(policy, compute)
+    asks = [(prompt, 0) for prompt in turns]
+    told = answered(policy, (model, tokenizer), asks, sampled, seed, compute, memory, out)
     texts = prompt_texts(tokenizer, turns)
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]

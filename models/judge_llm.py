@@ -17,6 +17,7 @@ from models.artifacts import content_digest
 from models.errors import BadRecipe, NoVerdict
 from models.judges import Asked, Call, Comparison, Grade, rubric_files
 from models.recipe_evaluation import Judge
+from models.statistics import win
 from models.tokens import Message
 from models.verdict_table import VerdictTable
 
@@ -213,5 +214,5 @@ def _decided(calls: tuple[Call, ...], failed: str) -> Comparison:
         told = [call for call in calls if call.first is ours_first]
         if not told:
             return Comparison(calls=calls, failed=failed)
-        orders.append(sum(0.5 + 0.5 * ((c.ours > c.theirs) - (c.ours < c.theirs)) for c in told) / len(told))
+        orders.append(sum(win(call.ours, call.theirs) for call in told) / len(told))
     return Comparison(sum(orders) / 2, calls)

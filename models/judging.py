@@ -13,6 +13,7 @@ from models.judge_model import Classifier
 from models.judges import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal
 from models.recipe import Compute
 from models.recipe_evaluation import Judge, JudgeKind, Judges
+from models.statistics import win
 from models.verdict_table import VerdictTable
 
 SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_refusal": ("over_refusal",)}
@@ -149,7 +150,7 @@ def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Compar
         if mine.failed or its.failed:
             yield Comparison(failed=mine.failed or its.failed)
         else:
-            yield Comparison(0.5 + 0.5 * ((mine.score > its.score) - (mine.score < its.score)))
+            yield Comparison(win(mine.score, its.score))
 
 
 def _asked(row: Row) -> Asked:

@@ -54,7 +54,7 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
         frontier=frontier(tree),
         curves=curves(tree),
         main=_figures(tree, main),
-        more=_figures(tree, MORE, numbers=True),
+        more=_figures(tree, MORE),
         categories=_figures(tree, {c: f"{SAFE}/{c}" for c in _categories(tree)}),
         methods=_methods(tree),
         flips=tree["flips"],
@@ -136,7 +136,7 @@ def _badges(told: Evidence) -> dict[tuple[str, str], list[Tree]]:
     return found
 
 
-def _figures(tree: Tree, columns: dict[str, str], numbers: bool = False) -> Tree:
+def _figures(tree: Tree, columns: dict[str, str]) -> Tree:
     """Return a table of candidates; columns that no candidate has are left out."""
     told = tree["candidates"]
     columns = {title: name for title, name in columns.items() if any(name in c["metrics"] for c in told)}

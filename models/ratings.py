@@ -12,8 +12,8 @@ from typing import NamedTuple
 import evalica
 import numpy as np
 
-from models.figures import Evidence, by_prompt, comparisons, scores
-from models.statistics import Estimate
+from models.figures import Evidence, comparisons, prompt_means, scores
+from models.statistics import Estimate, win
 
 BASE = 1000.0
 Key = tuple[str, str]
@@ -34,9 +34,9 @@ def matches(candidates: Sequence[Evidence], metric: str) -> Iterator[Match]:
     graded = {told.policy.name: _scores(told, metric) for told in candidates}
     if all(graded.values()):
         for a, b in combinations(graded, 2):
-            for prompt in graded[a].keys() & graded[b].keys():
-                ours, theirs = graded[a][prompt], graded[b][prompt]
-                yield Match(prompt, a, b, 0.5 + 0.5 * ((ours > theirs) - (ours < theirs)))
+            for prompt, ours in graded[a].items():  # in the order of the table: a set's order changes from run to run
+                if prompt in graded[b]:
+                    yield Match(prompt, a, b, win(ours, graded[b][prompt]))
         return
     base, known = candidates[0], {told.policy.digest: told.policy.name for told in candidates}
     for told in candidates[1:]:
@@ -44,10 +44,10 @@ def matches(candidates: Sequence[Evidence], metric: str) -> Iterator[Match]:
         parent = known.get(parents[0], "") if parents else ""
         others = {"base": base.policy.name} | ({"reference": parent} if parent not in ("", base.policy.name) else {})
         for against, name in others.items():
-            for prompt, rows in by_prompt(comparisons(told.verdicts, metric, against)).items():
-                won = [row["win"] for row in rows if row["status"] == "ok"]
-                if won:
-                    yield Match(prompt, told.policy.name, name, sum(won) / len(won))
+            compared = prompt_means(comparisons(told.verdicts, metric, against), lambda row: row["win"])
+            for prompt, won in compared.items():
+                if won is not None:
+                    yield Match(prompt, told.policy.name, name, won)
 
 
 def ratings(
@@ -99,5 +99,6 @@ def _fit(names: list[str], pairs: list[tuple[str, str]], won: np.ndarray, lost: 
 
 def _scores(told: Evidence, metric: str) -> dict[Key, float]:
     """Return prompt → mean score of its answers, of the prompts with a verdict."""
-    rows = [row for row in scores(told.verdicts, metric) if row["suite"] == metric and row["status"] == "ok"]
-    return {key: sum(row["score"] for row in told) / len(told) for key, told in by_prompt(rows).items()}
+    rows = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
+    means = prompt_means(rows, lambda row: row["score"])
+    return {key: score for key, score in means.items() if score is not None}

@@ -1,4 +1,6 @@
-"""The base of all records that a recipe is made of."""
+"""The base of all records that a recipe is made of, and their settings as a flat list."""
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -9,3 +11,14 @@ class Record(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True
     )
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a tree of settings as `steps.1.lambda` → value."""
+    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        tree = {str(i): item for i, item in enumerate(tree)}
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for key, item in tree.items() for k, v in flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

@@ -8,8 +8,9 @@ from typing import Any
 from models import jsonl
 from models.agreement import between
 from models.errors import BadInput
-from models.figures import by_prompt
-from models.statistics import Estimate, mean
+from models.figures import Means, prompt_means
+from models.record import flat
+from models.statistics import Estimate, mean, win
 
 Tree = dict[str, Any]
 
@@ -81,7 +82,7 @@ def difference(a: Side, b: Side) -> Difference:
     tested = [test for test in constraint["tested"] if test["candidate"] == b.candidate["name"]]
     better, why_not = _better(a, b)
     return Difference(
-        recipe=_changed(_flat(a.tree["recipe"]["settings"]), _flat(b.tree["recipe"]["settings"])),
+        recipe=_changed(flat(a.tree["recipe"]["settings"]), flat(b.tree["recipe"]["settings"])),
         data=_changed(a.tree["data"], b.tree["data"]),
         figures=[(name, x, y) for name, x, y in figures if x or y],
         better=better,
@@ -132,42 +133,26 @@ def _better(a: Side, b: Side) -> tuple[Estimate | None, str]:
         return None, "nobody judged helpfulness"
     if judges[0] != judges[1]:
         return None, "they had different judges of helpfulness"
-    scores = [{key: _score(rows) for key, rows in by_prompt(one.rows("scores", "helpful")).items()} for one in (a, b)]
-    shared = [key for key in scores[0] if key in scores[1]]
-    pairs = [(scores[0][key], scores[1][key]) for key in shared]
-    judged = [(x, y) for x, y in pairs if x is not None and y is not None]
+    scores = [prompt_means(one.rows("scores", "helpful"), lambda row: row["score"]) for one in (a, b)]
+    judged, failed = _shared(*scores)
     if judged:
-        return mean([0.5 + 0.5 * ((y > x) - (y < x)) for x, y in judged], len(pairs) - len(judged)), ""
+        return mean([win(y, x) for x, y in judged], failed), ""
     if a.tree["candidates"][0]["digest"] != b.tree["candidates"][0]["digest"]:
         return None, "they share no scores, and their bases differ"
-    wins = [
-        {
-            key: _score(rows, "win")
-            for key, rows in by_prompt(r for r in one.rows("comparisons", "helpful") if r["against"] == "base").items()
-        }
-        for one in (a, b)
-    ]
-    both = [(wins[0][key], wins[1][key]) for key in wins[0] if key in wins[1]]
-    kept = [(x, y) for x, y in both if x is not None and y is not None]
+    compared = [[r for r in one.rows("comparisons", "helpful") if r["against"] == "base"] for one in (a, b)]
+    kept, failed = _shared(*(prompt_means(rows, lambda row: row["win"]) for rows in compared))
     if not kept:
         return None, "they answered no prompt in common"
-    return mean([0.5 + 0.5 * (y - x) for x, y in kept], len(both) - len(kept)), ""
+    return mean([0.5 + 0.5 * (y - x) for x, y in kept], failed), ""
 
 
-def _score(rows: list[Tree], field: str = "score") -> float | None:
-    kept = [row[field] for row in rows if row["status"] == "ok"]
-    return sum(kept) / len(kept) if kept else None
+def _shared(a: Means, b: Means) -> tuple[list[tuple[float, float]], int]:
+    """Return the values of the prompts that both have a verdict for, and of how many shared prompts one has none."""
+    both = [(a[key], b[key]) for key in a if key in b]
+    kept = [(x, y) for x, y in both if x is not None and y is not None]
+    return kept, len(both) - len(kept)
 
 
 def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
     keys = list(dict.fromkeys([*a, *b]))
     return [(key, str(a.get(key, "–")), str(b.get(key, "–"))) for key in keys if a.get(key) != b.get(key)]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a tree of settings as `steps.1.lambda` → value."""
-    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
-        tree = {str(i): item for i, item in enumerate(tree)}
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}.{key}".lstrip(".")).items()}

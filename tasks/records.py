@@ -7,6 +7,7 @@ from typing import Any
 
 from models import jsonl
 from models.artifacts import Preferences
+from models.record import flat
 
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 JUDGED = ("metric", "status", "score", "good", "label", "why")
@@ -52,8 +53,8 @@ def params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
     """Log a tree of settings, flat, without those that are empty."""
     from mlflow.entities import Param
 
-    flat = {key: value for key, value in _flat(tree).items() if value != ""}
-    params = [Param(key, str(value)[:6000]) for key, value in flat.items()]
+    told = {key: value for key, value in flat(tree).items() if value != ""}
+    params = [Param(key, str(value)[:6000]) for key, value in told.items()]
     for start in range(0, len(params), 100):  # MLflow's limit
         mlflow.log_batch(run_id, params=params[start : start + 100])
 
@@ -71,16 +72,6 @@ def dataset(mlflow: Any, run_id: str, title: str, pairs: Preferences) -> None:
     )
     tags = [InputTag("mlflow.data.context", "training"), InputTag("sacpo.digest", pairs.digest)]
     mlflow.log_inputs(run_id, [DatasetInput(dataset, tags)])
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
-        tree = {str(i): item for i, item in enumerate(tree)}
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for key, item in tree.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
 
 
 def curve(mlflow: Any, run_id: str, path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from models import sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
+from models.judges import described
 from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
 from tasks import launch, screen, store
@@ -72,6 +74,11 @@ class Run:
         self.tracker.record(work, noun)
         assert isinstance(noun, makes)
         return noun
+
+    @cached_property
+    def judges(self) -> dict[str, dict[str, str]]:
+        """Name and version of each judge; the folder of a judge is hashed for it, once per run."""
+        return described(self.recipe.evaluation.judges)
 
     @property
     def training(self) -> Recipe:

@@ -19,7 +19,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from models import figures, gate, judges, report
+from models import figures, gate, report
 from models import sources as origins
 from models.artifacts import (
     Answers,
@@ -173,7 +173,7 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     by = run.recipe.evaluation.judges
     if not any(judge.labels for _, judge in by):
         return None
-    given: dict[str, Any] = {"sources": sources, "judges": by, "described": judges.described(by)}
+    given: dict[str, Any] = {"sources": sources, "judges": by, "described": run.judges}
     given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
     return run.make(Calibration, "judging.calibrate", "judges on labelled answers", _Watch(), **given)
 
@@ -295,7 +295,7 @@ def _judged(
     answers = _answer(run, policy, yardstick, split)
     others = {name: _answer(run, other, yardstick, split) for name, other in near.items()}
     by = run.recipe.evaluation.judges
-    given: dict[str, Any] = {"answers": answers, "others": others, "judges": by, "described": judges.described(by)}
+    given: dict[str, Any] = {"answers": answers, "others": others, "judges": by, "described": run.judges}
     given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
     return answers, run.make(Verdicts, "judging.judge", f"judge · {policy.name} · {split}", _Watch(), **given)
 

@@ -65,20 +65,13 @@ def fetch(root: Path, name: str) -> Path:
     Raises:
         BadPolicy: MLflow knows no such version, or it holds no policy.
     """
-    mlflow = client(root)
     import mlflow as api
 
     try:
-        model, _, alias = name.removeprefix("models:/").partition("@")
-        model, _, number = model.partition("/")
-        version = mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+        model, version = _version(client(root), name)
         place = root / "registered" / f"{model}-{version.version}"
-        if not place.exists():
-            new = place.with_name(place.name + ".new")
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(parents=True)
-            api.artifacts.download_artifacts(f"models:/{model}/{version.version}", dst_path=str(new))
-            new.rename(place)
+        address = f"models:/{model}/{version.version}"
+        _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
     except _failures() as error:
         raise BadPolicy(f"base {name!r}: MLflow at {uri(root)} has no such version ({_first_line(error)})") from error
     found = [path.parent for path in place.rglob("*.safetensors")]
@@ -95,17 +88,35 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
     """
     mlflow = client(root)
     try:
-        model, _, alias = name.removeprefix("models:/").partition("@")
-        model, _, number = model.partition("/")
-        version = mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+        model, version = _version(mlflow, name)
         place = root / "registered" / f"{model}-{version.version}-report"
-        if not (place / "tables").exists():
-            place.mkdir(parents=True, exist_ok=True)
+
+        def download(new: Path) -> None:
             for held in ("report.json", "tables"):
-                mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(place))
+                mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(new))
+
+        _once(place, download)
         return place, str(version.tags["sacpo.policy"])
     except _failures() as error:
         raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({_first_line(error)})") from error
+
+
+def _version(mlflow: Any, name: str) -> tuple[str, Any]:
+    """Return the registered model and the version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names."""
+    model, _, alias = name.removeprefix("models:/").partition("@")
+    model, _, number = model.partition("/")
+    return model, mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+
+
+def _once(place: Path, download: Callable[[Path], Any]) -> None:
+    """Download into a folder beside `place` and rename it; a killed download leaves nothing that looks whole."""
+    if place.exists():
+        return
+    new = place.with_name(place.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    download(new)
+    new.rename(place)
 
 
 class Tracker:
