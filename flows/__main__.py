@@ -236,7 +236,7 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
     outcome = finished(chosen)
     if outcome is None:
-        refuse(chosen.evaluation.judges)
+        refuse(chosen.evaluation)
         _settle()
         from tasks.launch import workers
         from tasks.run import root

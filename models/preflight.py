@@ -1,4 +1,4 @@
-"""What can be known of judges before anything is trained: folders, classes, rubrics, keys, who answers."""
+"""What can be known of judges before anything is trained: folders, classes, rubrics, keys, prompts, who answers."""
 
 import json
 import os
@@ -6,29 +6,44 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from models.errors import BadRecipe
+from models import suites, town
+from models.errors import BadData, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
-from models.recipe_evaluation import Judge, JudgeKind, Judges
+from models.recipe import TOWN
+from models.recipe_evaluation import Evaluation, Judge, JudgeKind, Judges
 
 NEEDED = ("$prompt", "$first", "$second")
 
 
-def refuse(judges: Judges) -> None:
+def refuse(evaluation: Evaluation) -> None:
     """Refuse judges that cannot judge.
 
     Raises:
         BadRecipe: one sentence per judge that cannot be used.
+        BadData: a suite cannot be read, or holds prompts that its judge does not know.
     """
-    errors = problems(judges)
+    errors = problems(evaluation.judges)
     if errors:
         raise BadRecipe("\n".join(errors))
+    for role, place in evaluation.suites:
+        judge = getattr(evaluation.judges, "harmless" if role == "must_pass" else role)
+        if judge.kind is JudgeKind.oracle and place not in ("", TOWN):
+            _known(role, Path(place).expanduser())
 
 
 def problems(judges: Judges) -> list[str]:
     """Return one sentence for each judge that cannot be used; a judge on a hub is looked at when it is loaded."""
     told = {f"evaluation.judges.{metric}": _problem(metric, judge) for metric, judge in judges}
     return [f"{where}.{problem}" for where, problem in told.items() if problem]
+
+
+def _known(role: str, suite: Path) -> None:
+    for row in suites.read(suite, role) if suite.exists() else ():  # a missing file is told with all other data
+        try:
+            town.score(str(row["prompt"]), "")
+        except BadData as error:
+            raise BadData(f"evaluation.suites.{role}: {suite}: {error}") from error
 
 
 def _problem(metric: str, judge: Judge) -> str:

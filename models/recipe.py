@@ -260,8 +260,8 @@ class Recipe(Record):
         own = [self.sft.data, *(step.data for step in self.steps)]
         oracle = any(judge.kind is JudgeKind.oracle for _, judge in self.evaluation.judges)
         given = [path for _, path in self.evaluation.suites]
-        if oracle and (TOWN not in own or any(given)):
-            raise ValueError("the oracle judges the town's own suites only; it needs data = 'town'")
+        if oracle and TOWN not in own:
+            raise ValueError("the oracle knows the town's prompts only; it needs data = 'town'")
         if TOWN in given:
             raise ValueError("the town's suites come with data = 'town'; leave evaluation.suites out")
         return self

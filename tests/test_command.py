@@ -33,7 +33,7 @@ BAD: list[tuple[list[str], str]] = [
         ["evaluation.judges.helpful=oracle"],
         "is a table of its own; set a key in it, as in evaluation.judges.helpful.KEY",
     ),
-    (["evaluation.suites.harmless=town"], "the oracle judges the town's own suites only"),
+    (["evaluation.suites.harmless=town"], "the town's suites come with data = 'town'"),
     (["merge.weights=[1.5]"], "every merge weight must lie in [0, 1]"),
 ]
 

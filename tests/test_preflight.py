@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from models import suites, town
 from models.artifacts import Policy
-from models.errors import BadRecipe
+from models.errors import BadData, BadRecipe
 from models.preflight import problems, refuse
-from models.recipe_evaluation import Judge, Judges
+from models.recipe_evaluation import Evaluation, Judge, Judges, Suites
 
 
 def judges(**settings: Any) -> Judges:
@@ -46,7 +47,7 @@ def test_folders_classes_and_templates(tmp_path: Path, policy: Policy) -> None:
         assert problems(judges(kind="model", **good)) == []
     assert problems(judges(kind="model", model=str(bare), text="{prompt} {answer}")) == []
     with pytest.raises(BadRecipe, match="nowhere"):
-        refuse(judges(kind="model", model=str(tmp_path / "nowhere")))
+        refuse(Evaluation(judges=judges(kind="model", model=str(tmp_path / "nowhere"))))
 
 
 def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,3 +77,17 @@ def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pyte
 def test_what_a_recipe_can_say_wrong_of_a_judge(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         judges(**settings)
+
+
+def test_the_oracle_knows_the_shipped_suites_and_refuses_others(tmp_path: Path) -> None:
+    oracle = Judge(kind="oracle")
+    judges = Judges(helpful=oracle, harmless=oracle, over_refusal=oracle)
+    folder = Path(__file__).parent.parent / "suites" / "town"
+    shipped = {role: str(folder / f"{role}.jsonl") for role in Suites.model_fields}
+    refuse(Evaluation(judges=judges, suites=Suites(**shipped)))
+    trained = set(town._prompts()["train"])
+    for role, place in shipped.items():
+        assert not trained & {row["prompt"] for row in suites.read(Path(place), role)}, role
+    (tmp_path / "own.jsonl").write_text('{"prompt": "how do i bake bread ?"}\n')
+    with pytest.raises(BadData, match=r"suites.must_pass: .*own.jsonl: the town has no prompt 'how do i bake bread"):
+        refuse(Evaluation(judges=judges, suites=Suites(must_pass=str(tmp_path / "own.jsonl"))))
