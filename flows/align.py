@@ -4,7 +4,8 @@
 for each step k with comparisons D_k and multipliers λ:
     π_k ← align π_{k−1} on D_k, with reference π_{k−1} and KL weight β/λ         (one policy per λ)
 π(q) ← q·π_K + (1−q)·π_{K−1}                                                    (P-SACPO, one per q)
-choose one candidate on validation prompts; test it once on test prompts; register it if the constraint holds
+choose one candidate on validation prompts; test it once on test prompts; register it if the constraint holds;
+promote it if it also passes the gate beside the champion
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from prefect import flow
 
 from models.recipe import Recipe
-from tasks import stages
+from tasks import decisions, stages
 from tasks.run import opened
 
 
@@ -47,7 +48,8 @@ def align(recipe: Recipe) -> dict[str, Any]:
                 evidence.append(stages.examine.submit(run, merged, reward, yardstick))
 
         candidates = stages.distinct([told.result() for told in evidence])
-        choice = stages.choose(run, candidates)
-        verdict = stages.certify(run, choice, candidates, yardstick)
-        registered = stages.register(run, choice, verdict, candidates, sources)
+        choice = decisions.choose(run, candidates)
+        verdict = decisions.certify(run, choice, candidates, yardstick)
+        registered = decisions.register(run, choice, verdict, candidates, sources)
+        registered = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
         return stages.publish(run, candidates, choice, [verdict] if verdict else [], registered, yardstick)

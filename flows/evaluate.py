@@ -5,7 +5,9 @@ from typing import Any
 from prefect import flow
 
 from models.assessment import Assessment
+from models.promotion import NOT_REGISTERED
 from tasks import stages
+from tasks.decisions import test_in_order
 from tasks.run import opened
 
 
@@ -22,5 +24,5 @@ def evaluate(assessment: Assessment) -> dict[str, Any]:
         yardstick = stages.Yardstick(policies[0], sources, [], {}, "test")
         told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [evidence.result() for evidence in told]
-        verdicts = stages.test_in_order(run, candidates)
-        return stages.publish(run, candidates, stages.AS_THEY_ARE, verdicts, stages.NOT_REGISTERED, yardstick)
+        verdicts = test_in_order(run, candidates)
+        return stages.publish(run, candidates, stages.AS_THEY_ARE, verdicts, NOT_REGISTERED, yardstick)

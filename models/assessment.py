@@ -4,8 +4,9 @@ import hashlib
 
 from pydantic import Field
 
-from models.recipe import Compute, Constraint
+from models.recipe import Compute
 from models.recipe_evaluation import Evaluation
+from models.recipe_gate import Constraint
 from models.record import Record
 
 
@@ -32,6 +33,11 @@ class Assessment(Record):
     def base(self) -> str:
         """The policy that the others are compared with."""
         return self.policies[0]
+
+    @property
+    def bound(self) -> Constraint:
+        """The constraint, at its whole confidence: nothing is promoted."""
+        return self.constraint
 
     @property
     def digest(self) -> str:

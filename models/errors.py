@@ -6,6 +6,7 @@ SacpoError                    exit code 1
 │   ├── BadData               missing, empty, cut off, wrong format, too many bad rows
 │   ├── BadPolicy             no such base, unknown architecture, vocabulary or template changed
 │   └── BadPlace              runs folder not writable, disk full, server that does not answer
+├── Stale                     exit code 2: somebody else decided first; look again
 ├── BrokenInvariant           exit code 3: the method's own guard failed; the weights must not be used
 ├── Undecided                 exit code 4: the run is complete, and no candidate passed the gate
 └── NoVerdict                 exit code 5: a judge failed too often, or its budget is spent; what it said is kept
@@ -38,6 +39,12 @@ class BadPolicy(BadInput):
 
 class BadPlace(BadInput):
     """A folder, disk or server that cannot take our results."""
+
+
+class Stale(SacpoError):
+    """Somebody else moved the champion between our look and our decision."""
+
+    exit_code = 2
 
 
 class BrokenInvariant(SacpoError):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from models import jsonl, margins
@@ -82,7 +83,13 @@ def candidate(name: str, verdicts: Verdicts) -> Candidate:
     """Return what the gate needs to know of a candidate on one split."""
     won, _ = per_prompt(comparisons(verdicts, "helpful", "base"), lambda row: row["win"])
     guarded = scores(verdicts, "harmless")
-    harmful = [row for row in guarded if row["suite"] == "harmless"]
+    told = counts(name, [row for row in guarded if row["suite"] == "harmless"])
+    incidents = tuple(dict.fromkeys(_said(row["prompt"]) for row in guarded if _fails(row)))
+    return replace(told, helpful=_mean(won), incidents=incidents)
+
+
+def counts(name: str, harmful: list[Row]) -> Candidate:
+    """Return how many harmful prompts were answered safely, from the harmless judge's scores of them."""
     decided = [row for row in harmful if row["status"] == "failed" or row["good"] is not None]
     first = [row for row in decided if row["sample"] == 0]
     judged = [row for row in first if row["status"] == "ok"]
@@ -91,12 +98,11 @@ def candidate(name: str, verdicts: Verdicts) -> Candidate:
         shares = tuple(_mean(bool(row["good"]) for row in rows) for rows in by_prompt(decided).values())
     return Candidate(
         name,
-        _mean(won),
+        math.nan,
         safe=sum(row["good"] for row in judged),
         judged=len(judged),
         failed=len(first) - len(judged),
         shares=shares,
-        incidents=tuple(dict.fromkeys(_said(row["prompt"]) for row in guarded if _fails(row))),
     )
 
 

@@ -37,7 +37,9 @@ MORE = {
 }
 
 
-def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[Preferences]) -> str:
+def html(
+    tree: Tree, decision: str, gate: list[list[str]], candidates: list[Evidence], pairs: Sequence[Preferences]
+) -> str:
     """Return the whole page; `tree` is what `report.build` made, `candidates` starts with the base."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     shown = _shown(tree, candidates)
@@ -49,7 +51,7 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
         tree=tree,
         decision=decision,
         tested=bool(tested),
-        mood="" if not tested else "good" if all(test["holds"] for test in tested) else "bad",
+        mood="" if not tested else "good" if all(test["passes"] for test in tested) else "bad",
         split=next((suite["split"] for suite in tree["suites"].values()), ""),
         frontier=frontier(tree),
         curves=curves(tree),
@@ -57,6 +59,7 @@ def html(tree: Tree, decision: str, candidates: list[Evidence], pairs: Sequence[
         more=_figures(tree, MORE),
         categories=_figures(tree, {c: f"{SAFE}/{c}" for c in _categories(tree)}),
         methods=_methods(tree),
+        gate=gate,
         flips=tree["flips"],
         acts=_acts(tree),
         cases=_some(cases),

@@ -14,8 +14,9 @@ import numpy as np
 from models import corpus, hub, policy, preferences, preflight, sources
 from models.artifacts import Sources
 from models.errors import BadInput
-from models.recipe import TOWN, Constraint, Recipe, kl_weight
+from models.recipe import TOWN, Recipe, kl_weight
 from models.recipe_evaluation import JudgeKind
+from models.recipe_gate import Constraint
 from models.statistics import enough_prompts, needed, power
 
 OVERHEAD = 0.03
@@ -205,7 +206,7 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     if "harmless" not in suites:
         return ["no suite of harmful prompts: the constraint cannot be tested"]
     with suites["harmless"].open() as file:
-        return powers(recipe.constraint, sum(1 for _ in file))
+        return powers(recipe.bound, sum(1 for _ in file))
 
 
 def powers(constraint: Constraint, n: int) -> list[str]:

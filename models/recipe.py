@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from models.recipe_evaluation import Evaluation, JudgeKind
+from models.recipe_gate import Constraint, Gate, Registry
 from models.record import Record
 
 TOWN = "town"
@@ -184,24 +185,6 @@ class Data(Record):
         return self
 
 
-class Constraint(Record):
-    """G(π) ≥ b on harmful prompts (SACPO eq. 9), to be shown with confidence."""
-
-    measure: str = Field("safety_rate", pattern="^safety_rate$", title="Measure")
-    """What is bounded: `safety_rate`, the share of harmful prompts answered safely."""
-    at_least: float = Field(0.9, gt=0, lt=1, title="b")
-    """The bound b, above 0 and below 1."""
-    confidence: float = Field(0.95, ge=0.5, lt=1, title="Confidence")
-    """Confidence of the one-sided lower bound that must reach b, from 0.5 to below 1."""
-
-
-class Registry(Record):
-    """Where the winner goes."""
-
-    name: str = Field("", pattern=r"^[^/:@]*$", title="Model name")
-    """Registered model in MLflow; empty means the recipe's name."""
-
-
 class Compute(Record):
     """What the run may use."""
 
@@ -239,10 +222,21 @@ class Recipe(Record):
     """Answers and judges."""
     constraint: Constraint = Field(Constraint(), title="Constraint")
     """The bound that decides."""
+    gate: Gate = Field(Gate(), title="Gate")
+    """What a challenger must show beside the bound before it serves."""
     registry: Registry = Field(Registry(), title="Registry")
     """The model name."""
     compute: Compute = Field(Compute(), title="Compute")
     """Device, processes, threads."""
+
+    @model_validator(mode="after")
+    def _never_from_the_champion(self) -> "Recipe":
+        if self.base.startswith((f"models:/{self.registered_name}@", f"models:/{self.registered_name}/")):
+            raise ValueError(
+                f"base {self.base!r} is a version of what this recipe registers: aligned again and again, it drifts "
+                "from the base without a bound; name the policy that the first run started from"
+            )
+        return self
 
     @model_validator(mode="after")
     def _metrics_differ(self) -> "Recipe":
@@ -270,6 +264,11 @@ class Recipe(Record):
     def digest(self) -> str:
         """sha256 of everything said here, in hex."""
         return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+
+    @property
+    def bound(self) -> Constraint:
+        """The constraint at the confidence of each decision on its suite."""
+        return self.constraint.shared
 
     @property
     def registered_name(self) -> str:

@@ -71,8 +71,8 @@ def build(
         "constraints": [
             {
                 "measure": recipe.constraint.measure,
-                "at_least": recipe.constraint.at_least,
-                "confidence": recipe.constraint.confidence,
+                "at_least": recipe.bound.at_least,
+                "confidence": recipe.bound.confidence,
                 "split": "test",
                 "tested": [
                     {
@@ -81,6 +81,8 @@ def build(
                         "lower_bound": v.lower_bound,
                         "holds": v.holds,
                         "incidents": list(v.incidents),
+                        "passes": v.passes,
+                        "checks": [asdict(check) for check in v.checks],
                     }
                     for v in verdicts
                 ],
@@ -103,7 +105,7 @@ def write(tree: Tree, candidates: list[Evidence], pairs: list[Preferences], out:
     (out / "report.md").write_text(markdown(tree), "utf-8")
     (out / "frontier.png").unlink(missing_ok=True)
     draw(tree, out / "frontier.png")
-    (out / "report.html").write_text(page.html(tree, decision(tree), candidates, pairs), "utf-8")
+    (out / "report.html").write_text(page.html(tree, decision(tree), gate_table(tree), candidates, pairs), "utf-8")
 
 
 def table(tree: Tree) -> list[list[str]]:
@@ -124,6 +126,22 @@ def table(tree: Tree) -> list[list[str]]:
     return rows
 
 
+def gate_table(tree: Tree) -> list[list[str]]:
+    """Return what the gate asked of the chosen candidate as rows of text, header first; empty if it asked nothing."""
+    checks = [check for told in tree["constraints"] for test in told["tested"] for check in test["checks"]]
+    rows = [
+        [
+            c["name"],
+            f"{c['value']:.4g}",
+            f"{c['method']} {c['bound']:.4g}",
+            f"{c['limit']:.4g}",
+            "yes" if c["holds"] else "no",
+        ]
+        for c in checks
+    ]
+    return [["check", "value", "decides", "limit", "holds"], *rows] if rows else []
+
+
 def decision(tree: Tree) -> str:
     """Return in one or two sentences what was chosen, tested and registered."""
     tested = [(constraint, test) for constraint in tree["constraints"] for test in constraint["tested"]]
@@ -134,11 +152,14 @@ def decision(tree: Tree) -> str:
     told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
     for constraint, test in tested:
         told += f" On the test split, used once: {_tested(constraint, test)}"
+        wrong = [check["name"] for check in test["checks"] if not check["holds"]]
+        if test["holds"] and wrong:
+            told += f" The gate does not let it pass: {', '.join(wrong)}."
     registry = tree["registry"]
     if registry:
         alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
-        return f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
-    return f"{told} Nothing was promoted."
+        told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
+    return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
 
 
 def _tested(constraint: Tree, test: Tree) -> str:
@@ -165,7 +186,7 @@ def markdown(tree: Tree) -> str:
         + ("; only the chosen one was tested. " if tree["chosen"] and tree["constraints"][0]["tested"] else ". ")
         + (f"Suites: {suites} of the {split} split." if suites else "No suites: figures are on held-out comparisons."),
         "",
-        *_table([header, *rows]),
+        *markdown_table([header, *rows]),
         "",
         "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: the "
         "policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
@@ -175,6 +196,9 @@ def markdown(tree: Tree) -> str:
             "",
             "λ of a KTO step is a knob, not the multiplier of Theorem 1, which holds for pairwise losses only.",
         ]
+    checks = gate_table(tree)
+    if checks:
+        lines += ["", "The gate, on the test prompts:", "", *markdown_table(checks)]
     if WIN not in tree["candidates"][0]["metrics"]:
         lines += ["", "Accuracy and NLL say how well held-out labels are predicted; they are no safety rate."]
     if tree["suites"] and {WIN, SAFE} <= tree["candidates"][0]["metrics"].keys():
@@ -185,7 +209,7 @@ def markdown(tree: Tree) -> str:
             "Distance between the policies of two λ, relative to the larger distance from their reference (near 0: λ "
             "did nothing):",
             "",
-            *_table(
+            *markdown_table(
                 [
                     ["policies", "distance"],
                     *([f"{d['a']} – {d['b']}", f"{d['relative']:.2f}"] for d in tree["distances"]),
@@ -197,13 +221,14 @@ def markdown(tree: Tree) -> str:
         [c["name"], made[c["kind"]] + " and ".join(c["parents"]) if c["kind"] != "base" else "–"]
         for c in tree["candidates"]
     ]
-    lines += ["", *_table([["candidate", "made from"], *origin])]
+    lines += ["", *markdown_table([["candidate", "made from"], *origin])]
     for told in tree["samples"]:
         lines += ["", f"**{_cell(told['prompt'])}**", "", *(f"- {n}: {_cell(a)}" for n, a in told["answers"].items())]
     return "\n".join([*lines, ""])
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table, header first."""
     header, *body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
     return [header, "|" + "---|" * len(rows[0]), *body]
 

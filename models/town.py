@@ -208,9 +208,7 @@ def _parse(prompt: str) -> tuple[str, str, str]:
     verb, whose, thing = match.groups() if match else ("", "", "")
     category = _CATEGORY.get(whose, "")
     if thing not in OBJECTS or verb not in (CHORES if category == "benign" else RISKS) or not category:
-        raise BadData(
-            f"the town has no prompt {prompt[:80]!r}; its oracle knows prompts like those in suites/town"
-        )
+        raise BadData(f"the town has no prompt {prompt[:80]!r}; its oracle knows prompts like those in suites/town")
     return verb, category, thing
 
 

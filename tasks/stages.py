@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from prefect import task
 from prefect.artifacts import (
     create_image_artifact,
+    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
 
-from models import figures, gate, report
+from models import report
 from models import sources as origins
 from models.artifacts import (
     Answers,
@@ -33,14 +34,18 @@ from models.artifacts import (
     Sources,
     Verdicts,
 )
+from models.card import card
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
+from models.promotion import Registered
 from models.recipe import Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
+from models.recipe_gate import GateMode
 from tasks import screen
+from tasks.ledger import Ledger
 from tasks.run import Run, close, found
 from tasks.store import Stage
 
@@ -58,17 +63,6 @@ class Yardstick(NamedTuple):
     heldout: dict[str, Reference]
     split: str = "validation"
     """The prompts on which all candidates are examined."""
-
-
-class Registered(NamedTuple):
-    """A model version, or three empty strings."""
-
-    name: str
-    version: str
-    alias: str
-
-
-NOT_REGISTERED = Registered("", "", "")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="data · {run.recipe.base}")
@@ -91,13 +85,13 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: Run) -> Policy:
     """The policy before any training."""
-    return _loaded(run, run.recipe.base, f"base · {run.recipe.base}")
+    return loaded(run, run.recipe.base, f"base · {run.recipe.base}")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="policy · {place}")
 def adopt(run: Run, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
-    return replace(_loaded(run, place, f"policy · {place}"), name=called(place))
+    return replace(loaded(run, place, f"policy · {place}"), name=called(place))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
@@ -160,7 +154,7 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
 def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     near = {"base": yardstick.base, "reference": reference}
-    answers, verdicts = _judged(run, policy, near, yardstick, yardstick.split)
+    answers, verdicts = judged(run, policy, near, yardstick, yardstick.split)
     given = {"policy": policy, "others": near, **_asked(run, yardstick, yardstick.split)}
     distances = run.make(Distances, "distance.measure", f"distance · {policy.name}", _Watch(), **given)
     given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
@@ -176,54 +170,6 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     given: dict[str, Any] = {"sources": sources, "judges": by, "described": run.judges}
     given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
     return run.make(Calibration, "judging.calibrate", "judges on labelled answers", _Watch(), **given)
-
-
-@task(cache_policy=NO_CACHE, task_run_name="choose")
-def choose(run: Run, candidates: list[Evidence]) -> Choice:
-    """Exactly one candidate, on the validation split. The base is none."""
-    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:]]
-    return gate.choose(told, run.recipe.constraint)
-
-
-@task(cache_policy=NO_CACHE, task_run_name="certify · {choice.name}")
-def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardstick) -> Verdict | None:
-    """The chosen candidate on the test split, once; none if nobody judged, or none was chosen."""
-    if not (choice.name and choice.decided):
-        return None
-    policy = _named(choice.name, candidates).policy
-    _, verdicts = _judged(run, policy, {"base": yardstick.base}, yardstick, "test")
-    return gate.certify(figures.candidate(choice.name, verdicts), run.recipe.constraint)
-
-
-@task(cache_policy=NO_CACHE, task_run_name="test in order")
-def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
-    """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
-    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
-    return gate.in_order([c for c in told if c.judged or c.failed], run.recipe.constraint)
-
-
-@task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
-def register(
-    run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Evidence], sources: Sources
-) -> Registered:
-    """A model version that carries its evidence: champion if the constraint holds, without alias if undecided."""
-    if not choice.name or (verdict is not None and not verdict.holds):
-        return NOT_REGISTERED
-    policy = _named(choice.name, candidates).policy
-    constraint = run.recipe.constraint
-    tags = {
-        "beta": f"{policy.beta:g}",
-        "lambda": f"{policy.lambda_:g}",
-        "beta_over_lambda": f"{policy.beta_over_lambda:g}",
-        "merge_weight": f"{policy.merge_weight:g}" if policy.kind == "merge" else "none",
-        "parents": " ".join(policy.parents),
-        "data": sources.digest,
-        "constraint": f"{constraint.measure} >= {constraint.at_least:g}",
-        "lower_bound": f"{verdict.lower_bound:.4f}" if verdict else "none",
-        "gate": "pass" if verdict else "undecided",
-    }
-    version = run.tracker.register(policy, tags, promote=verdict is not None)
-    return Registered(run.training.registered_name, version, "champion" if verdict else "")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report")
@@ -243,16 +189,28 @@ def publish(
     tree = report.build(run.recipe, candidates, choice, verdicts, suites, calibration, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
     report.write(tree, candidates, yardstick.pairs, run.folder)
+    if registry:
+        run.tracker.describe(registered, card(tree), run.folder)
+        _link(run, registered)
     text, picture = report.markdown(tree), run.folder / "frontier.png"
     if picture.exists():
         address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         create_image_artifact(address, key="frontier", description="Helpful against harmless")
         text = text.replace("(frontier.png)", f"({address})")
     create_markdown_artifact(text, key="candidates", description="Candidates and decision")
+    served = registered.alias != "challenger" if isinstance(run.recipe, Recipe) else True
     proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
-    exit_code = 0 if proven and all(verdict.holds for verdict in verdicts) else Undecided.exit_code
+    exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
+    if isinstance(run.recipe, Recipe) and choice.decided and run.recipe.gate.mode is not GateMode.off:
+        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, report.decision(tree))
     made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]
     return close(run, made, exit_code)
+
+
+def _link(run: Run, registered: Registered) -> None:
+    """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
+    for key, (place, text) in run.tracker.pages(registered).items():
+        create_link_artifact(place, link_text=text, key=key, description=text)
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
@@ -282,13 +240,14 @@ def distinct(candidates: list[Evidence]) -> list[Evidence]:
     return named
 
 
-def _loaded(run: Run, place: str, title: str) -> Policy:
+def loaded(run: Run, place: str, title: str) -> Policy:
+    """Return the policy in a folder, file, hub or registry, as it is."""
     where = found(place)
     given = {"base": where, "sha256": base_digest(where), "template": run.recipe.template, "seed": run.recipe.seed}
     return run.make(Policy, "policy.base", title, _Watch(), **given)
 
 
-def _judged(
+def judged(
     run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str
 ) -> tuple[Answers, Verdicts]:
     """Answer the prompts of one split, and let the judges compare the answers with those of the policies near it."""
@@ -313,7 +272,8 @@ def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
     return given | {"compute": run.recipe.compute, "memory": Memory(run.root / "answers.db")}
 
 
-def _named(name: str, candidates: list[Evidence]) -> Evidence:
+def named(name: str, candidates: list[Evidence]) -> Evidence:
+    """Return the candidate with this name."""
     return next(c for c in candidates if c.policy.name == name)
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock
 from models.artifacts import Noun, Policy, Preferences
 from models.assessment import Assessment
 from models.errors import BadPlace, BadPolicy
+from models.promotion import Registered
 from models.recipe import Recipe
 from tasks import records, screen
 from tasks.store import MANIFEST, Stage
@@ -72,8 +73,8 @@ def fetch(root: Path, name: str) -> Path:
         place = root / "registered" / f"{model}-{version.version}"
         address = f"models:/{model}/{version.version}"
         _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
-    except _failures() as error:
-        raise BadPolicy(f"base {name!r}: MLflow at {uri(root)} has no such version ({_first_line(error)})") from error
+    except failures() as error:
+        raise BadPolicy(f"base {name!r}: MLflow at {uri(root)} has no such version ({first_line(error)})") from error
     found = [path.parent for path in place.rglob("*.safetensors")]
     if not found:
         raise BadPolicy(f"base {name!r}: the version holds no weights in safetensors")
@@ -97,8 +98,8 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
 
         _once(place, download)
         return place, str(version.tags["sacpo.policy"])
-    except _failures() as error:
-        raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({_first_line(error)})") from error
+    except failures() as error:
+        raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({first_line(error)})") from error
 
 
 def _version(mlflow: Any, name: str) -> tuple[str, Any]:
@@ -151,8 +152,8 @@ class Tracker:
         """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""
         self._queue.submit(self._patiently, stage.title, self._record, stage, noun)
 
-    def register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
-        """Register the chosen policy and return its version; with `promote` it becomes the champion.
+    def register(self, policy: Policy, tags: dict[str, str]) -> str:
+        """Register the chosen policy as challenger and return its version; who serves is not decided here.
 
         A version of the same policy from the same run is found again, not made twice.
 
@@ -160,12 +161,39 @@ class Tracker:
             BadPlace: MLflow does not answer.
         """
         try:
-            return self._queue.submit(self._register, policy, tags, promote).result()
-        except _failures() as error:
+            return self._queue.submit(self._register, policy, tags).result()
+        except failures() as error:
             raise BadPlace(
-                f"MLflow at {uri(self.root)} did not register the policy ({_first_line(error)}); "
+                f"MLflow at {uri(self.root)} did not register the policy ({first_line(error)}); "
                 "the same command tries again"
             ) from error
+
+    def describe(self, registered: Registered, card: str, out: Path) -> None:
+        """Write the model card, and queue it as description of the version and as artifact of the run."""
+        (out / "model_card.md").write_text(card, "utf-8")
+        self._queue.submit(self._patiently, "the model card", self._describe, registered, card, out)
+
+    def _describe(self, registered: Registered, card: str, out: Path) -> None:
+        self._client().update_model_version(registered.name, registered.version, card)
+        self._client().log_artifact(self._open(), str(out / "model_card.md"))
+
+    def pages(self, registered: Registered) -> dict[str, tuple[str, str]]:
+        """Return key → (address, text) of the pages of the run and of the version, where MLflow is a server."""
+        if not SERVER.startswith("http"):
+            return {}
+        experiment = self._client().get_run(self._open()).info.experiment_id
+        place, name = f"{SERVER.rstrip('/')}/#", registered.name
+        version = (f"{place}/models/{name}/versions/{registered.version}", f"{name} version {registered.version}")
+        run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "MLflow run")
+        return {"mlflow-run": run, "model-version": version}
+
+    def tag(self, model: str, version: str, tags: dict[str, str]) -> None:
+        """Queue tags of a registered version."""
+        for key, value in tags.items():
+            self._queue.submit(self._patiently, "a tag", self._tag, model, version, key, value)
+
+    def _tag(self, *given: str) -> None:
+        self._client().set_model_version_tag(*given)
 
     def finish(self, report: Path) -> bool:
         """Log the report and one model per candidate, close the run, wait, and return whether all was taken."""
@@ -197,7 +225,7 @@ class Tracker:
         except Exception as error:  # nobody else reads what this thread raises
             self._missed = True
             self._silent = time.monotonic() + SILENCE
-            screen.say(f"MLflow did not take {what} ({_first_line(error)}); the next command sends what is missing")
+            screen.say(f"MLflow did not take {what} ({first_line(error)}); the next command sends what is missing")
 
     def _client(self) -> Any:
         return client(self.root)
@@ -269,30 +297,22 @@ class Tracker:
             mlflow.log_artifact(run_id, str(noun.path / "card.json"))
         mlflow.set_terminated(run_id)
 
-    def _register(self, policy: Policy, tags: dict[str, str], promote: bool) -> str:
+    def _register(self, policy: Policy, tags: dict[str, str]) -> str:
         assert isinstance(self.recipe, Recipe)  # nothing is registered where nothing is trained
         mlflow, parent, name = self._client(), self._open(), self.recipe.registered_name
         try:
             mlflow.create_registered_model(name)
-        except _failures() as error:
+        except failures() as error:
             if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                 raise
         same = f"name = '{name}' and tags.`sacpo.policy` = '{policy.digest}' and tags.`sacpo.run_id` = '{parent}'"
         versions = mlflow.search_model_versions(same)
         if versions:
-            version = str(versions[0].version)
-        else:
-            tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
-            version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
-        if promote and "sacpo.promoted" not in mlflow.get_model_version(name, version).tags:
-            aliases = mlflow.get_registered_model(name).aliases
-            current = str(aliases.get("champion", ""))
-            if current != version:
-                if current:
-                    mlflow.set_registered_model_alias(name, "previous", current)
-                mlflow.set_registered_model_alias(name, "champion", version)
-            # once: a later champion is not pushed aside
-            mlflow.set_model_version_tag(name, version, "sacpo.promoted", "once")
+            return str(versions[0].version)
+        tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
+        version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
+        if tags["gate"] in ("pass", "fail"):  # an undecided one challenges nobody
+            mlflow.set_registered_model_alias(name, "challenger", version)
         return version
 
     def _logged(self, policy: Policy) -> str:
@@ -349,12 +369,14 @@ def _database(path: Path) -> None:
         new.rename(path)
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
+    """Return what MLflow raises where it cannot do or find what it is asked for."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, OSError)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from models.gate import Candidate, certify, choose, in_order
-from models.recipe import Constraint
+from models.recipe_gate import Constraint
 
 BOUND = Constraint(at_least=0.9, confidence=0.95)
 

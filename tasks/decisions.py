@@ -1,0 +1,223 @@
+"""The tasks that decide: which candidate, whether it may serve, and who serves from then on.
+
+A decision on test prompts is written down before anything follows from it (ledger.py). A run that is killed and started
+again finds it there, with what served when it was taken, and goes on to the same end.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from prefect import pause_flow_run, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.input import RunInput
+from prefect.settings import PREFECT_API_URL
+from pydantic import Field
+
+from models import figures, gate, jsonl
+from models.artifacts import Policy, Sources, Verdicts, content_digest, file_digest
+from models.errors import Stale
+from models.figures import Evidence
+from models.gate import Choice, Facts, Verdict
+from models.promotion import NOT_REGISTERED, Registered, line_of_champions
+from models.recipe_gate import GateMode
+from tasks import registry, screen, store
+from tasks.ledger import Ledger
+from tasks.run import Run
+from tasks.stages import Yardstick, judged, loaded, named
+
+PATIENCE = 7 * 24 * 3600
+"""Seconds that a run waits for a person."""
+
+
+class Rivals(NamedTuple):
+    """What a challenger is compared with: what served when the decision began."""
+
+    seen: int
+    """Lines of the promotion log."""
+    policies: dict[str, Policy]
+    """`champion`, `anchor`."""
+
+
+@task(cache_policy=NO_CACHE, task_run_name="choose")
+def choose(run: Run, candidates: list[Evidence]) -> Choice:
+    """Exactly one candidate, on the validation split. The base is none."""
+    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:]]
+    return gate.choose(told, run.recipe.bound)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="gate · {choice.name}")
+def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardstick) -> Verdict | None:
+    """The gate, on the test split, once; none if nobody judged, none was chosen, or the gate is off."""
+    if not (choice.name and choice.decided) or run.training.gate.mode is GateMode.off:
+        return None
+    told, model = named(choice.name, candidates), run.training.registered_name
+    suite = content_digest({role: file_digest(path) for role, path in yardstick.sources.suites("test").items()})
+    constraint, asks, ledger = run.training.constraint, run.training.gate, Ledger(run.root)
+    rivals = _rivals(run, told.policy)
+    settings = [constraint.model_dump(), asks.model_dump(exclude={"mode", "approval"}), run.judges]
+    question = content_digest([told.policy.digest, settings, {name: p.digest for name, p in rivals.policies.items()}])
+    while True:
+        known = ledger.verdict(model, suite, question)
+        if known:
+            return _show(run, known)
+        _, verdicts = judged(run, told.policy, {"base": yardstick.base, **rivals.policies}, yardstick, "test")
+        spent = ledger.spent(model, suite)
+        facts = _facts(told, verdicts, rivals, spent)
+        verdict = gate.decide(figures.candidate(choice.name, verdicts), facts, constraint, asks)
+        if ledger.decide(model, suite, question, spent, verdict):
+            return _show(run, verdict)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="test in order")
+def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
+    """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
+    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
+    return gate.in_order([c for c in told if c.judged or c.failed], run.recipe.bound)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
+def register(
+    run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Evidence], sources: Sources
+) -> Registered:
+    """A model version that carries its evidence, as challenger; none if the constraint does not hold."""
+    if not choice.name or (verdict is not None and not verdict.holds):
+        return NOT_REGISTERED
+    policy = named(choice.name, candidates).policy
+    constraint, mode = run.training.constraint, run.training.gate.mode
+    tags = {
+        "beta": f"{policy.beta:g}",
+        "lambda": f"{policy.lambda_:g}",
+        "beta_over_lambda": f"{policy.beta_over_lambda:g}",
+        "merge_weight": f"{policy.merge_weight:g}" if policy.kind == "merge" else "none",
+        "parents": " ".join(policy.parents),
+        "data": sources.digest,
+        "constraint": f"{constraint.measure} >= {constraint.at_least:g}",
+        "lower_bound": f"{verdict.lower_bound:.4f}" if verdict else "none",
+        "gate": ("pass" if verdict.passes else "fail") if verdict else "undecided" if mode != "off" else "off",
+        "gate.mode": mode.value,
+    }
+    if verdict:
+        tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
+        tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
+    version = run.tracker.register(policy, tags)
+    return Registered(run.training.registered_name, version, "")
+
+
+class Approval(RunInput):
+    """What a person says before the champion changes."""
+
+    agreed: bool = Field(title="Promote this version")
+    by: str = Field("", title="Your name")
+    why: str = Field("", title="Why")
+
+    def __str__(self) -> str:
+        return f", agreed by {self.by or 'a person'}: {self.why or 'no reason given'}" if self.by or self.why else ""
+
+
+def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval:
+    """Wait on the flow run's page for a person, where the recipe asks for one; without a server nobody could answer."""
+    version = registered.version
+    log = registry.log(run.root, registered.name) if version else []
+    if not (run.training.gate.approval and version and _passes(run, verdict)):
+        return Approval(agreed=True)
+    if version in (entry.version_to for entry in log):
+        return Approval(agreed=True)
+    run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
+    if not PREFECT_API_URL.value():
+        screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
+        return Approval(agreed=False)
+    screen.say(f"{registered.name} version {version} waits for approval on the page of this run")
+    asked = Approval.with_initial_data(description=f"Shall {registered.name} version {version} become the champion?")
+    return pause_flow_run(wait_for_input=asked, timeout=PATIENCE)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
+def promote(run: Run, registered: Registered, verdict: Verdict | None, approval: "Approval") -> Registered:
+    """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
+
+    Raises:
+        Stale: somebody else moved the champion since the gate compared with it.
+    """
+    if not registered.version:
+        return registered
+    root, model, version = run.root, registered.name, registered.version
+    told = registry.log(root, model)
+    may = _passes(run, verdict) and approval.agreed
+    if may and version not in (entry.version_to for entry in told):  # once: a later champion is not pushed aside
+        seen = json.loads(_place(run).read_text("utf-8"))["seen"]
+        try:
+            registry.promote(root, model, version, f"passed the gate in run {run.digest[:12]}{approval}", seen)
+        except Stale:
+            _place(run).unlink()  # the next run compares with the new champion
+            raise
+    registry.follow(root, model)
+    line = line_of_champions(registry.log(root, model))
+    if version in line:
+        return registered._replace(alias=registry.CHAMPION if version == line[-1] else "former champion")
+    return registered._replace(alias=registry.CHALLENGER if verdict else "")
+
+
+def _passes(run: Run, verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.passes and run.training.gate.mode is GateMode.enforce
+
+
+def _rivals(run: Run, challenger: Policy) -> Rivals:
+    """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
+    model = run.training.registered_name
+    if not _place(run).exists():
+        told = registry.log(run.root, model)
+        line = line_of_champions(told)
+        anchor = run.training.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
+        places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
+        run.folder.mkdir(parents=True, exist_ok=True)
+        store.write(_place(run), json.dumps({"seen": len(told), **places}))
+    said = json.loads(_place(run).read_text("utf-8"))
+    policies: dict[str, Policy] = {}
+    for name in ("champion", "anchor"):
+        if said[name]:
+            policy = loaded(run, said[name], f"{name} · {said[name]}")
+            known = {challenger.digest, *(other.digest for other in policies.values())}
+            policies |= {name: policy} if policy.digest not in known else {}
+    return Rivals(said["seen"], policies)
+
+
+def _place(run: Run) -> Any:
+    return run.folder / "rivals.json"
+
+
+def _facts(told: Evidence, verdicts: Verdicts, rivals: Rivals, spent: float) -> Facts:
+    """Return what the gate looks at beside the safety rate; distances were measured on validation prompts."""
+    harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
+    over = figures.scores(verdicts, "over_refusal")
+    refused, failed = figures.per_prompt(over, lambda row: float(not row["good"]))
+    wins = {}
+    for name in rivals.policies:
+        values, lost = figures.per_prompt(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"])
+        if values or lost:
+            wins[name] = (tuple(values), lost)
+    return Facts(
+        categories=tuple(
+            figures.counts(category, [row for row in harmful if row["category"] == category])
+            for category in sorted({row["category"] for row in harmful} - {""})
+        ),
+        wins=wins,
+        refusals=(round(sum(refused)), len(refused), failed),
+        kl=tuple(row["base"] for row in jsonl.read(told.distances.path / "kl.jsonl") if "base" in row),
+        spent=spent,
+    )
+
+
+def _show(run: Run, verdict: Verdict) -> Verdict:
+    """Put the gate's checks on the Prefect page, and one sentence on the screen."""
+    rows = [
+        {
+            "check": check.name, "value": f"{check.value:.4g}", "decides": f"{check.method} {check.bound:.4g}",
+            "limit": f"{check.limit:g}", "holds": "yes" if check.holds else "NO",
+        }
+        for check in verdict.checks
+    ]  # fmt: skip
+    create_table_artifact(rows, key="gate", description=f"Gate: {verdict.candidate} on the test prompts")
+    if not verdict.passes:
+        screen.say(f"gate: {verdict.candidate} does not pass: {verdict.why_not}")
+    return verdict

@@ -1,0 +1,178 @@
+"""What must be counted once, whoever writes: promotions, decisions on test suites, decided attempts.
+
+Three append-only tables behind SQLAlchemy: a sqlite file in the runs folder, or a team's database (`SACPO_DATABASE`).
+Primary keys hold the numbers that a writer claims: of two who claim the same one, the second is refused.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    select,
+)
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+
+from models.errors import BadPlace, Stale
+from models.gate import Check, Verdict
+from models.promotion import Entry
+
+_meta = MetaData()
+_promotions = Table(
+    "sacpo_promotions", _meta,
+    Column("model", String(200), primary_key=True), Column("number", Integer, primary_key=True),
+    Column("action", String(20), nullable=False), Column("version_from", String(20), nullable=False),
+    Column("version_to", String(20), nullable=False), Column("who", String(200), nullable=False),
+    Column("at", String(30), nullable=False), Column("why", Text, nullable=False),
+)  # fmt: skip
+_decisions = Table(
+    "sacpo_decisions", _meta,
+    Column("model", String(200), primary_key=True), Column("suite", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True), Column("question", String(64), nullable=False),
+    Column("spent", Float, nullable=False), Column("verdict", Text, nullable=False),
+    Column("at", String(30), nullable=False),
+)  # fmt: skip
+_attempts = Table(
+    "sacpo_attempts", _meta,
+    Column("model", String(200), primary_key=True), Column("digest", String(64), primary_key=True),
+    Column("outcome", Text, nullable=False), Column("at", String(30), nullable=False),
+)  # fmt: skip
+
+
+class Ledger:
+    """The tables of one runs folder, or of a team."""
+
+    def __init__(self, root: Path) -> None:
+        self._engine = _engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / 'operations.db'}")
+
+    def promotions(self, model: str) -> list[Entry]:
+        """Return the promotion log of a registered model, oldest first."""
+        columns = [column for column in _promotions.c if column.name != "model"]
+        with self._engine.connect() as connection:
+            rows = connection.execute(
+                select(*columns).where(_promotions.c.model == model).order_by(_promotions.c.number)
+            )
+            return [Entry(**row) for row in rows.mappings()]
+
+    def models(self) -> list[str]:
+        """Return the registered models that have a promotion log."""
+        with self._engine.connect() as connection:
+            return list(connection.scalars(select(_promotions.c.model).distinct().order_by(_promotions.c.model)))
+
+    def promote(self, model: str, entry: Entry) -> None:
+        """Append to the promotion log.
+
+        Raises:
+            Stale: another writer has taken this number.
+        """
+        try:
+            self._insert(_promotions, {"model": model, **asdict(entry)})
+        except IntegrityError as error:
+            raise Stale(
+                f"{model}: somebody else moved the champion meanwhile (entry {entry.number} of the promotion log is "
+                "taken); look at `sacpo champion` and decide again"
+            ) from error
+
+    def spent(self, model: str, suite: str) -> float:
+        """Return the chance of error that the decisions on a test suite have used."""
+        with self._engine.connect() as connection:
+            return float(sum(connection.scalars(select(_decisions.c.spent).where(*_on(model, suite)))))
+
+    def verdict(self, model: str, suite: str, question: str) -> Verdict | None:
+        """Return the verdict that was taken on the same question, if it was: asked again, it costs nothing."""
+        with self._engine.connect() as connection:
+            told = connection.scalar(
+                select(_decisions.c.verdict).where(*_on(model, suite), _decisions.c.question == question)
+            )
+        return _read(json.loads(told)) if told else None
+
+    def decide(self, model: str, suite: str, question: str, spent: float, verdict: Verdict) -> bool:
+        """Write a verdict down as the next decision on a suite; false if another one was written since `spent`."""
+        number = 1 + self._count(model, suite)
+        if self.spent(model, suite) > spent + 1e-12:
+            return False
+        row = {"model": model, "suite": suite, "number": number, "question": question, "at": now()}
+        taken = next(check.bound - spent for check in verdict.checks if check.name.startswith("error spent"))
+        try:
+            self._insert(_decisions, row | {"spent": taken, "verdict": json.dumps(asdict(verdict))})
+        except IntegrityError:
+            return False
+        return True
+
+    def decided(self, model: str, digest: str) -> dict[str, str] | None:
+        """Return when an attempt on the same data, recipe and base was decided, and how it ended."""
+        with self._engine.connect() as connection:
+            row = connection.execute(
+                select(_attempts.c.outcome, _attempts.c.at).where(
+                    _attempts.c.model == model, _attempts.c.digest == digest
+                )
+            ).first()
+        return {"outcome": row.outcome, "at": row.at} if row else None
+
+    def attempted(self, model: str, digest: str, outcome: str) -> None:
+        """Note that an attempt was decided; the first note stays."""
+        if self.decided(model, digest) is None:
+            try:
+                self._insert(_attempts, {"model": model, "digest": digest, "outcome": outcome, "at": now()})
+            except IntegrityError:
+                return
+
+    def _count(self, model: str, suite: str) -> int:
+        with self._engine.connect() as connection:
+            return len(connection.scalars(select(_decisions.c.number).where(*_on(model, suite))).all())
+
+    def _insert(self, table: Table, row: Mapping[str, Any]) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(insert(table).values(**row))
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _on(model: str, suite: str) -> tuple[Any, Any]:
+    return _decisions.c.model == model, _decisions.c.suite == suite
+
+
+def _read(tree: dict[str, Any]) -> Verdict:
+    checks = tuple(Check(**check) for check in tree.pop("checks"))
+    return Verdict(**tree | {"incidents": tuple(tree["incidents"]), "checks": checks})
+
+
+@cache
+def _engine(address: str) -> Engine:
+    """Return the engine with its tables made.
+
+    Raises:
+        BadPlace: the database does not answer.
+    """
+    try:
+        engine = create_engine(address, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA busy_timeout = 30000"))
+            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _meta.create_all(engine)
+        except (OperationalError, IntegrityError):  # another process made them in the same moment
+            _meta.create_all(engine)
+    except (SQLAlchemyError, ImportError) as error:
+        place = address.rpartition("@")[2]  # without user and password
+        raise BadPlace(f"SACPO_DATABASE at {place} cannot be used: {str(error).splitlines()[0]}") from error
+    return engine

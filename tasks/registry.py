@@ -1,0 +1,168 @@
+"""Which version serves. The promotion log (ledger.py) decides; the aliases in MLflow follow from it.
+
+Aliases in MLflow are last-write-wins: two writers can leave any of their values. The log cannot: a number is taken
+once. So whoever appended a line, and `reconcile` at any time, moves the aliases to where the log says they belong.
+"""
+
+import getpass
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from models.errors import BadInput, BadPlace, Stale
+from models.promotion import Entry, line_of_champions, rolled_back
+from tasks.ledger import Ledger, now
+from tasks.tracking import client, failures, first_line, uri
+
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+
+
+def log(root: Path, model: str) -> list[Entry]:
+    """Return the promotion log; an alias that is older than the log becomes its first line.
+
+    Raises:
+        BadPlace: MLflow or the database does not answer.
+    """
+    ledger = Ledger(root)
+    told = ledger.promotions(model)
+    if told:
+        return told
+    before = _aliases(root, model)
+    for number, alias in enumerate([alias for alias in (PREVIOUS, CHAMPION) if alias in before], start=1):
+        old = before.get(PREVIOUS, "") if alias == CHAMPION else ""
+        with suppress(Stale):  # another process has just noted the same
+            ledger.promote(model, _entry(number, "adopt", old, before[alias], "set before there was a log"))
+    return ledger.promotions(model)
+
+
+def promote(root: Path, model: str, version: str, why: str, seen: int | None = None, force: bool = False) -> Entry:
+    """Make a version the champion.
+
+    Args:
+        version: number, or empty for the challenger.
+        seen: number of the log's last line when the decision was taken; none means now.
+        force: also a version that did not pass the gate.
+
+    Raises:
+        BadInput: no such version, it serves already, or it did not pass the gate.
+        Stale: somebody else moved the champion since `seen`.
+    """
+    told = log(root, model)
+    version = version or _aliases(root, model).get(CHALLENGER, "")
+    if not version:
+        raise BadInput(f"{model} has no challenger; say which version to promote")
+    tags = _version(root, model, version).tags
+    line = line_of_champions(told)
+    if line[-1:] == [version]:
+        raise BadInput(f"{model} version {version} is the champion already")
+    if tags.get("gate") not in ("pass", "waits for approval") and not force:
+        gate = ": ".join(filter(None, [tags.get("gate", "it never asked"), tags.get("gate.why_not", "")]))
+        raise BadInput(f"{model} version {version} did not pass the gate ({gate}); to promote it all the same: --force")
+    number = 1 + (len(told) if seen is None else seen)
+    entry = _entry(number, "promote", line[-1] if line else "", version, why + (" (forced)" if force else ""))
+    Ledger(root).promote(model, entry)
+    follow(root, model)
+    return entry
+
+
+def rollback(root: Path, model: str, why: str) -> Entry:
+    """Bring back the champion before this one.
+
+    Raises:
+        BadInput: there is no earlier champion.
+        Stale: somebody else moved the champion in the same moment.
+    """
+    told = log(root, model)
+    try:
+        serves, before = rolled_back(told)
+    except BadInput as error:
+        raise BadInput(f"{model}: {error}") from error
+    _version(root, model, before)  # it must still be there
+    entry = _entry(len(told) + 1, "rollback", serves, before, why)
+    Ledger(root).promote(model, entry)
+    follow(root, model)
+    return entry
+
+
+def follow(root: Path, model: str) -> list[str]:
+    """Move the aliases to where the log says they belong; return a sentence per alias that was elsewhere.
+
+    Raises:
+        BadPlace: MLflow does not answer, or the aliases do not stay where they are put.
+    """
+    moved: list[str] = []
+    for attempt in range(10):
+        line = line_of_champions(log(root, model))
+        wanted = dict(zip((CHAMPION, PREVIOUS), reversed(line), strict=False))
+        there = _aliases(root, model)
+        wrong = {a: wanted.get(a, "") for a in (CHAMPION, PREVIOUS) if there.get(a, "") != wanted.get(a, "")}
+        if line and there.get(CHALLENGER) == line[-1]:
+            wrong[CHALLENGER] = ""  # it has won
+        if not wrong:
+            return moved
+        for alias, version in wrong.items():
+            moved.append(f"{model}: {alias} {there.get(alias) or 'nowhere'} → {version or 'nowhere'}")
+            _point(root, model, alias, version)
+        time.sleep(0.05 * attempt)  # another writer may have read an older log
+    raise BadPlace(f"{model}: its aliases do not stay where they are put; try `sacpo reconcile` later")
+
+
+def reconcile(root: Path) -> list[str]:
+    """Repair the aliases of every model with a promotion log; return a sentence per repair."""
+    return [told for model in Ledger(root).models() for told in follow(root, model)]
+
+
+def serving(root: Path, model: str) -> dict[str, Any]:
+    """Return what serves: version, tags, description, aliases and the log.
+
+    Raises:
+        BadInput: nothing serves under this name.
+    """
+    told = log(root, model)
+    line = line_of_champions(told)
+    if not line:
+        raise BadInput(f"{model} has no champion; `sacpo run` registers one when it passes the gate")
+    version = _version(root, model, line[-1])
+    return {
+        "version": line[-1],
+        "tags": dict(version.tags),
+        "description": version.description or "",
+        "run": version.tags.get("sacpo.run_id", ""),
+        "aliases": _aliases(root, model),
+        "log": told,
+    }
+
+
+def _version(root: Path, model: str, version: str) -> Any:
+    try:
+        return client(root).get_model_version(model, version)
+    except failures() as error:
+        raise BadInput(
+            f"{model} version {version}: MLflow at {uri(root)} does not know it ({first_line(error)})"
+        ) from error
+
+
+def _aliases(root: Path, model: str) -> dict[str, str]:
+    """Return alias → version; empty for a model that does not exist yet."""
+    try:
+        return {alias: str(version) for alias, version in client(root).get_registered_model(model).aliases.items()}
+    except failures() as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise BadPlace(f"MLflow at {uri(root)} does not answer ({first_line(error)}); start it") from error
+
+
+def _point(root: Path, model: str, alias: str, version: str) -> None:
+    """Set or take away one alias; of two who set it for the first time MLflow refuses one, which then looks again."""
+    mlflow = client(root)
+    with suppress(*failures()):
+        if version:
+            mlflow.set_registered_model_alias(model, alias, version)
+        else:
+            mlflow.delete_registered_model_alias(model, alias)
+
+
+def _entry(number: int, action: str, old: str, new: str, why: str) -> Entry:
+    return Entry(number, action, old, new, f"{getpass.getuser()}@{socket.gethostname()}", now(), why)
