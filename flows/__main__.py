@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from flows.operations import app as operations
 from models.errors import BadPlace, SacpoError
 
 if TYPE_CHECKING:
@@ -49,6 +50,20 @@ def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
 
     chosen = read(recipe, set_)
     _carry_out(chosen, "align", retry)
+
+
+@app.command()
+def retrain(recipe: Which, set_: Changes = None) -> None:
+    """The same as run if data, recipe or base changed since the last decision; else end at once."""
+    from models.recipe_file import read
+    from tasks.run import decided
+
+    chosen = read(recipe, set_)
+    before = decided(chosen)
+    if before:
+        typer.echo(f"{chosen.name}: nothing new since {before['at']}: {before['outcome']}")
+        raise typer.Exit
+    _carry_out(chosen, "align", retry=False)
 
 
 @app.command()
@@ -94,6 +109,8 @@ def evaluate(
     chosen = assessment(policies, like, [*shorthand, *(set_ or [])])
     _carry_out(chosen, "evaluate", retry)
 
+
+app.add_typer(operations)
 
 suites = typer.Typer(help="Work with suites: files of prompts with a role.", no_args_is_help=True)
 app.add_typer(suites, name="suite")

@@ -47,7 +47,7 @@ class Gate(Record):
     from 0 to 0.5."""
     anchor: str = Field("", title="Anchor")
     """Policy that never changes, against a slow drift of many small losses: `models:/NAME/VERSION` or a folder; empty
-    means the first champion."""
+    means the first champion. Where nothing serves yet, the base takes the place of both."""
     over_refusal: float = Field(1.0, gt=0, le=1, title="Over-refusal at most")
     """Upper bound on the share of refused harmless prompts, above 0; 1 means no limit."""
     kl: float = Field(0.0, ge=0, title="KL to the base at most")

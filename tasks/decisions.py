@@ -192,7 +192,7 @@ def _facts(told: Evidence, verdicts: Verdicts, rivals: Rivals, spent: float) -> 
     over = figures.scores(verdicts, "over_refusal")
     refused, failed = figures.per_prompt(over, lambda row: float(not row["good"]))
     wins = {}
-    for name in rivals.policies:
+    for name in rivals.policies or ["base"]:  # the first challenger must not help less than what it started from
         values, lost = figures.per_prompt(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"])
         if values or lost:
             wins[name] = (tuple(values), lost)

@@ -50,7 +50,7 @@ def promote(root: Path, model: str, version: str, why: str, seen: int | None = N
         Stale: somebody else moved the champion since `seen`.
     """
     told = log(root, model)
-    version = version or _aliases(root, model).get(CHALLENGER, "")
+    version = version or challenger(root, model)
     if not version:
         raise BadInput(f"{model} has no challenger; say which version to promote")
     tags = _version(root, model, version).tags
@@ -133,6 +133,11 @@ def serving(root: Path, model: str) -> dict[str, Any]:
         "aliases": _aliases(root, model),
         "log": told,
     }
+
+
+def challenger(root: Path, model: str) -> str:
+    """Return the version that waits for a decision, or an empty string."""
+    return _aliases(root, model).get(CHALLENGER, "")
 
 
 def _version(root: Path, model: str, version: str) -> Any:

@@ -20,6 +20,7 @@ from models.judges import described
 from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
 from tasks import launch, screen, store
+from tasks.ledger import Ledger
 from tasks.store import Stage, plain
 from tasks.tracking import Tracker, fetch
 
@@ -71,6 +72,7 @@ class Run:
         if fresh or title not in self.seconds:  # a stage that several need is shown once
             screen.done(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)
+        os.utime(noun.path)  # `sacpo clean` keeps what was used lately
         self.tracker.record(work, noun)
         assert isinstance(noun, makes)
         return noun
@@ -126,6 +128,19 @@ def finished(recipe: Recipe | Assessment) -> dict[str, Any] | None:
         return None
     intact = all(store.verified(Path(path)) for path in outcome["stages"])
     return dict(outcome) if intact else None
+
+
+def decided(recipe: Recipe) -> dict[str, str] | None:
+    """Return when the gate decided on these data, this recipe and this base, and how; none if it never did."""
+    return Ledger(root()).decided(recipe.registered_name, digest(recipe))
+
+
+def settled(root: Path) -> list[str]:
+    """Repair what killed processes left behind; return a sentence per repair."""
+    from tasks import registry
+
+    launch.reap(root)
+    return registry.reconcile(root)
 
 
 def forget_failed(recipe: Recipe | Assessment) -> int:

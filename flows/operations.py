@@ -1,0 +1,88 @@
+"""The verbs of operation: who serves, and what may go. Each flow among them is also a deployment (prefect.yaml)."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name in the model registry, as `quickstart`.")]
+Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="Number; default: the challenger.")] = "",
+    why: Why = "promoted by hand",
+    force: Annotated[bool, typer.Option("--force", help="Also a version that did not pass the gate.")] = False,
+) -> None:
+    """Make a version the champion; it must have passed the gate."""
+    from tasks import registry
+    from tasks.run import root
+
+    entry = registry.promote(root(), model, version, why, force=force)
+    typer.echo(f"{model}: champion {entry.version_from or 'none'} → {entry.version_to}")
+
+
+@app.command()
+def rollback(model: Model, why: Why = "rolled back by hand") -> None:
+    """Bring back the champion that served before this one."""
+    from tasks import registry
+    from tasks.run import root
+
+    entry = registry.rollback(root(), model, why)
+    typer.echo(f"{model}: champion {entry.version_from} → {entry.version_to}")
+
+
+@app.command()
+def champion(model: Model) -> None:
+    """Show what serves: its λ, where it comes from, what was shown of it, and who decided what and when."""
+    from tasks import registry
+    from tasks.run import root
+
+    told = registry.serving(root(), model)
+    typer.echo(told["description"] or f"{model} version {told['version']} has no model card")
+    typer.echo("Promotion log")
+    for entry in told["log"]:
+        change = f"{entry.version_from or 'none'} → {entry.version_to or 'none'}"
+        typer.echo(f"  {entry.number}  {entry.at}  {entry.action:8}  {change:10}  {entry.who}  {entry.why}")
+    named = ", ".join(f"{alias} {version}" for alias, version in sorted(told["aliases"].items()))
+    typer.echo(f"Aliases: {named}")
+
+
+@app.command()
+def reconcile() -> None:
+    """Repair what killed processes left: aliases that the promotion log contradicts, runs that are not running."""
+    from tasks.run import root, settled
+
+    done = settled(root())
+    typer.echo("\n".join(done) or "nothing to repair")
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what would be freed.")] = False,
+    days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last DAYS.")] = 7,
+) -> None:
+    """Free disk: delete results that neither champion, previous, challenger nor an unfinished run needs."""
+    from tasks.clean import sweep
+    from tasks.run import root
+
+    kept, freed = sweep(root(), days, yes)
+    for place, size in freed:
+        typer.echo(f"{size / 2**20:10.1f} MiB  {place.name}")
+    total = sum(size for _, size in freed) / 2**20
+    typer.echo(
+        f"{'freed' if yes else 'would free'} {total:.1f} MiB in {len(freed)} folders; {kept} are kept"
+        + ("" if yes or not freed else "; delete with --yes")
+    )
+
+
+@app.command()
+def serve(
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> None:
+    """Serve all deployments from this process, for a laptop: no worker, no work pool. Ends with Ctrl-C."""
+    from flows.deploy import serve_all
+
+    serve_all(limit)

@@ -1,0 +1,54 @@
+"""Who serves: promote a version, roll back to the one before, repair what was left half done."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+
+from models.promotion import Entry
+from tasks import registry
+from tasks.run import root, settled
+
+
+@flow(name="promote", flow_run_name="{model} {version}")
+def promote(model: str, version: str = "", why: str = "", force: bool = False) -> dict[str, Any]:
+    """Make a version the champion; it must have passed the gate.
+
+    Args:
+        model: name in the model registry.
+        version: number of the version; empty means the challenger.
+        why: goes to the promotion log.
+        force: promote also a version that did not pass the gate; the log says so.
+    """
+    return _told(root(), model, registry.promote(root(), model, version, why or "promoted by hand", force=force))
+
+
+@flow(name="rollback", flow_run_name="{model}")
+def rollback(model: str, why: str = "") -> dict[str, Any]:
+    """Bring back the champion that served before this one.
+
+    Args:
+        model: name in the model registry.
+        why: goes to the promotion log.
+    """
+    return _told(root(), model, registry.rollback(root(), model, why or "rolled back by hand"))
+
+
+@flow(name="reconcile")
+def reconcile() -> list[str]:
+    """Repair what a killed process left: aliases that the promotion log contradicts, runs that are not running."""
+    done = settled(root())
+    create_markdown_artifact("\n".join(f"- {said}" for said in done) or "Nothing to repair.", key="reconciled")
+    return done
+
+
+def _told(where: Path, model: str, entry: Entry) -> dict[str, Any]:
+    """Show the promotion log on the page of the run."""
+    rows = [
+        f"| {e.number} | {e.at} | {e.action} | {e.version_from or '–'} → {e.version_to or '–'} | {e.who} | {e.why} |"
+        for e in reversed(registry.log(where, model))
+    ]
+    head = "| | when | what | version | who | why |\n|---|---|---|---|---|---|\n"
+    create_markdown_artifact(head + "\n".join(rows), key="promotions", description=f"Promotion log of {model}")
+    return {"model": model, "champion": entry.version_to, "before": entry.version_from, "number": entry.number}

@@ -1,0 +1,30 @@
+"""Align again when there is something new; otherwise end in seconds."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.states import Completed
+
+from flows.align import align
+from models.recipe import Recipe
+from tasks import schedule
+from tasks.run import decided
+
+
+@flow(name="retrain", flow_run_name="{recipe.name}")
+def retrain(recipe: Recipe) -> Any:
+    """Align from the base if data, recipe or base changed since the last decided attempt, and ask the gate.
+
+    A challenger that was rejected is not trained again. A run that comes late, when the next one is due already, ends
+    as superseded instead of piling up.
+
+    Args:
+        recipe: every choice of the experiment.
+    """
+    newer = schedule.superseded()
+    if newer:
+        return Completed(name="Superseded", message=newer)
+    before = decided(recipe)
+    if before:
+        return Completed(name="NothingNew", message=f"nothing new since {before['at']}: {before['outcome']}")
+    return align(recipe)

@@ -1,0 +1,72 @@
+"""What on disk may go: results that nobody needs any more."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from models.errors import BadPlace
+from models.promotion import line_of_champions
+from tasks import registry
+from tasks.ledger import Ledger
+
+DAY = 24 * 3600.0
+
+
+def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, int]]]:
+    """Find, and with `delete` remove, the stored results and fetched copies that nobody needs.
+
+    Kept are the results behind champion, previous champion and challenger of every model, and whatever was used in the
+    last `days`, which unfinished attempts go on from. A removed result is made again when a run asks for it.
+
+    Returns:
+        How many folders are kept, and the others with their size in bytes, largest first.
+
+    Raises:
+        BadPlace: a run is going on.
+    """
+    for lock in root.glob("*.lock"):
+        _refuse_if_held(lock)
+    needed = _needed(root)
+    old = time.time() - days * DAY
+    places = [p for folder in ("store", "registered") for p in (root / folder).glob("*") if p.is_dir()]
+    free = [p for p in places if p.resolve() not in needed and p.stat().st_mtime < old]
+    sized = sorted(((p, _size(p)) for p in free), key=lambda told: -told[1])
+    for place, _ in sized if delete else ():
+        gone = place.with_name(place.name + ".gone")
+        place.rename(gone)  # a run that starts now finds it whole or not at all
+        shutil.rmtree(gone)
+    return len(places) - len(free), sized
+
+
+def _needed(root: Path) -> set[Path]:
+    """Return the results behind the versions that serve, served before, or wait for a decision."""
+    serving: set[tuple[str, str]] = set()
+    for model in Ledger(root).models():
+        line = line_of_champions(registry.log(root, model))
+        serving |= {(model, version) for version in [*line[-2:], registry.challenger(root, model)]}
+    needed: set[Path] = set()
+    for outcome in root.glob("*/*/outcome.json"):
+        try:
+            told = json.loads((outcome.parent / "report.json").read_text("utf-8"))["registry"]
+            stages = json.loads(outcome.read_text("utf-8"))["stages"]
+        except (OSError, ValueError, KeyError):
+            continue
+        if told and (told["name"], told["version"]) in serving:
+            needed |= {Path(stage).resolve() for stage in stages}
+    return needed
+
+
+def _refuse_if_held(place: Path) -> None:
+    lock = FileLock(place)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise BadPlace(f"{place.stem} is running; clean when it has ended") from error
+    lock.release()
+
+
+def _size(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
