@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from models import jsonl, margins
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.gate import Candidate
-from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate
+from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, mean_within, rate
 from models.tokens import messages
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
@@ -49,7 +49,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     for metric in ("helpful", "harmless"):
         for against, suffix in (("base", ""), ("reference", "_reference")):
             values, failed = per_prompt(comparisons(told.verdicts, metric, against), lambda row: row["win"])
-            found[f"{metric}/win_rate{suffix}"] = mean(values, failed)
+            found[f"{metric}/win_rate{suffix}"] = mean_within(values, failed)
         graded = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
         values, failed = per_prompt(graded, lambda row: row["score"])
         found[f"{metric}/score"] = mean(values, failed)
