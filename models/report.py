@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from models import jsonl, margins, page, tables
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
-from models.artifacts import Calibration, Policy, Preferences, file_digest
+from models.artifacts import Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
 from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, metrics
 from models.flips import flips
@@ -22,7 +21,7 @@ from models.sources import digests
 from models.statistics import Estimate
 from models.tokens import messages
 
-SCHEMA = 1
+SCHEMA = 2
 DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
@@ -33,7 +32,7 @@ def build(
     candidates: list[Evidence],
     choice: Choice,
     verdicts: list[Verdict],
-    suites: dict[str, Path],
+    sources: Sources,
     calibration: Calibration | None,
     registry: Tree | None,
     seconds: dict[str, float],
@@ -41,7 +40,7 @@ def build(
     """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
-    counts = Counter(row["suite"] for row in base.answered() if row["sample"] == 0)
+    split = base.answers.split
     sampled = {}
     if calibration:
         sampled = {metric: labelled(calibration.path / f"{metric}.jsonl") for metric in calibration.metrics}
@@ -55,15 +54,7 @@ def build(
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
         "data": digests(recipe),
-        "suites": {
-            role: {
-                "name": path.stem,
-                "version": file_digest(path)[:12],
-                "split": base.answers.split,
-                "n": counts[role],
-            }
-            for role, path in suites.items()
-        },
+        "suites": {role: {**suite, "split": split} for role, suite in _suites(sources, split).items()},
         "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
         "judges": base.verdicts.judges,
         "judge_checks": _checks(candidates, sampled),
@@ -74,18 +65,8 @@ def build(
                 "at_least": recipe.bound.at_least,
                 "confidence": recipe.bound.confidence,
                 "split": "test",
-                "tested": [
-                    {
-                        "candidate": v.candidate,
-                        "value": v.value,
-                        "lower_bound": v.lower_bound,
-                        "holds": v.holds,
-                        "incidents": list(v.incidents),
-                        "passes": v.passes,
-                        "checks": [asdict(check) for check in v.checks],
-                    }
-                    for v in verdicts
-                ],
+                "suites": _suites(sources, "test") if verdicts else {},
+                "tested": [_verdict(verdict) for verdict in verdicts],
             }
         ],
         "flips": _flips(candidates, choice),
@@ -98,9 +79,9 @@ def build(
     }
 
 
-def write(tree: Tree, candidates: list[Evidence], pairs: list[Preferences], out: Path) -> None:
+def write(tree: Tree, candidates: list[Evidence], tested: Evidence | None, pairs: list[Preferences], out: Path) -> None:
     """Write `report.json`, `report.md`, `report.html`, `frontier.png`, and the tables behind them under `tables/`."""
-    tables.write(candidates, out / "tables")
+    tables.write(candidates, tested, out / "tables")
     (out / "report.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), "utf-8")
     (out / "report.md").write_text(markdown(tree), "utf-8")
     (out / "frontier.png").unlink(missing_ok=True)
@@ -287,6 +268,20 @@ def _candidate(
         "beta_acts": acts,
         "metrics": {name: _told(figure) for name, figure in figures.items()},
     }
+
+
+def _suites(sources: Sources, split: str) -> Tree:
+    return {
+        role: {"name": path.stem, "version": file_digest(path)[:12], "n": sum(1 for _ in jsonl.read(path))}
+        for role, path in sources.suites(split).items()
+    }
+
+
+def _verdict(verdict: Verdict) -> Tree:
+    """Return what was tested, found and decided."""
+    told = {key: _number(value) for key, value in asdict(verdict).items() if key != "at_least"}
+    checks = [{key: _number(value) for key, value in check.items()} for check in told["checks"]]
+    return told | {"incidents": list(verdict.incidents), "checks": checks, "passes": verdict.passes}
 
 
 def _turned(estimate: Estimate, good: bool) -> Estimate:

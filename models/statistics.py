@@ -107,9 +107,9 @@ def mean_within(
     then show no more than ⅓, and six are the fewest that show more than ½ at 0.95, as in a two-sided sign test.
 
     By simulation (400 to 1500 draws a case): a one-sided bound at 0.95 exceeds the truth in at most 7 % of samples of
-    2 to 300 coins or ties, where resampling alone does in up to 96 %. On 400 prompts of 0, ½, 1 with mean ½ and standard
-    deviation 0.35 it exceeds 0.45 in 88 % (resampling alone 89 %, Student's t 89 %, betting 62 %); on 800 in 99.7 %
-    (betting 91 %).
+    2 to 300 coins or ties, where resampling alone does in up to 96 %. On 400 prompts of 0, ½, 1 with mean ½ and
+    standard deviation 0.35 it exceeds 0.45 in 88 % (resampling alone 89 %, Student's t 89 %, betting 62 %); on 800 in
+    99.7 % (betting 91 %).
     """
     method = "bootstrap over prompts, one imaginary prompt at the end"
     if not len(values):

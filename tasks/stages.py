@@ -189,15 +189,15 @@ def publish(
     verdicts: list[Verdict],
     registered: Registered,
     yardstick: Yardstick,
+    tested: Evidence | None = None,
 ) -> dict[str, Any]:
     """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
     sources = yardstick.sources
     calibration = calibrate(run, sources)
     registry = registered._asdict() if registered.version else None
-    suites = sources.suites(yardstick.split)
-    tree = report.build(run.recipe, candidates, choice, verdicts, suites, calibration, registry, run.seconds)
+    tree = report.build(run.recipe, candidates, choice, verdicts, sources, calibration, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
-    report.write(tree, candidates, yardstick.pairs, run.folder)
+    report.write(tree, candidates, tested, yardstick.pairs, run.folder)
     if registry:
         run.tracker.describe(registered, card(tree), run.folder)
         _link(run, registered)
@@ -212,7 +212,8 @@ def publish(
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
     if isinstance(run.recipe, Recipe) and choice.decided and run.recipe.gate.mode is not GateMode.off:
         Ledger(run.root).attempted(run.recipe.registered_name, run.digest, report.decision(tree))
-    made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]
+    known = [*candidates, *([tested] if tested else [])]
+    made = [sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
     return close(run, made, exit_code)
 
 

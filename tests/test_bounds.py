@@ -154,8 +154,9 @@ def test_a_mean_of_wins_never_collapses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "chances"), [((0, 1), (0.5, 0.5)), ((0, 1), (0.1, 0.9)), ((0, 0.5), (0.05, 0.95)), ((0, 0.5, 1), (0.1, 0.8, 0.1))]
-)  # fmt: skip
+    ("values", "chances"),
+    [((0, 1), (0.5, 0.5)), ((0, 1), (0.1, 0.9)), ((0, 0.5), (0.05, 0.95)), ((0, 0.5, 1), (0.1, 0.8, 0.1))],
+)
 def test_a_bound_on_wins_exceeds_the_truth_seldom(values: tuple[float, ...], chances: tuple[float, ...]) -> None:
     draw, truth = np.random.default_rng(9), np.dot(values, chances)
     for n in (2, 5, 10, 20, 60):

@@ -6,7 +6,12 @@ import evalica
 import numpy as np
 import pytest
 
-from models.ratings import BASE, Match, expected, ratings
+from models.ratings import BASE, Match, ratings
+
+
+def expected(ours: float, theirs: float) -> float:
+    """Return the expected score of one rating against another (Elo 1978); it depends on their difference only."""
+    return 1 / (1 + 10 ** ((theirs - ours) / 400))
 
 
 def played(wins: dict[tuple[str, str], tuple[int, int]]) -> list[Match]:
