@@ -29,10 +29,11 @@ def measure(
 ) -> Distances:
     """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
 
-    Writes `kl.jsonl`: prompt, tokens, and nats per answer to each of `others`.
+    Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats per answer to each of `others`.
     """
     rows = asked(sources, pairs, split, config.samples)
-    turns = [messages(rows[i]["prompt"]) for i in spread(len(rows), config.kl_prompts)]
+    rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
+    turns = [messages(row["prompt"]) for row in rows]
     sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
     model, tokenizer = load(policy, compute)
     asks = [(prompt, 0) for prompt in turns]
@@ -47,8 +48,9 @@ def measure(
     jsonl.write(
         out / "kl.jsonl",
         (
-            {"prompt": text, "tokens": len(ids), **{name: to[o.digest][i] for name, o in others.items()}}
-            for i, (text, (_, ids)) in enumerate(zip(texts, walks, strict=True))
+            {"suite": row["suite"], "prompt": row["prompt"], "tokens": len(ids)}
+            | {name: to[o.digest][i] for name, o in others.items()}
+            for i, (row, (_, ids)) in enumerate(zip(rows, walks, strict=True))
         ),
     )
     return Distances(path=out, digest=file_digest(out / "kl.jsonl"), policy=policy.digest)

@@ -67,6 +67,9 @@ class Choice:
     """False if nobody judged the answers: the candidate may be kept, and never promoted."""
 
 
+AS_THEY_ARE = Choice("", "nothing was trained, the policies were judged as they are")
+
+
 @dataclass(frozen=True)
 class Check:
     """One thing that a challenger must show."""

@@ -95,8 +95,12 @@ def called(place: str) -> str:
         return place.removeprefix("models:/") if place.startswith("models:/") or is_name(place) else Path(place).name
 
 
-def base_digest(base: str) -> str:
+def base_digest(base: str, key: str = "base") -> str:
     """Return what names a base: its content, or the town's version.
+
+    Args:
+        base: its place.
+        key: how the sentence about a wrong one calls it.
 
     Raises:
         BadPolicy: no such base, or a folder without weights in safetensors.
@@ -109,11 +113,11 @@ def base_digest(base: str) -> str:
     if place.is_dir():
         if not list(place.glob(WEIGHTS)):
             raise BadPolicy(
-                f"base {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
+                f"{key} {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
             )
         return digest(place)
     raise BadPolicy(
-        f"base {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
+        f"{key} {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
         f"a hub id (owner/name@revision), or `{TOWN}`"
     )
 
@@ -129,7 +133,7 @@ def _link(folder: Path, out: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(out)
     except (OSError, ValueError, KeyError) as error:
-        raise BadPolicy(f"base {str(folder)!r}: its tokenizer cannot be loaded: {error}") from error
+        raise BadPolicy(f"{str(folder)!r}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _dequantise(file: Path, out: Path) -> None:

@@ -4,9 +4,10 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from models import suites, town
+from models import sources, town
 from models.errors import BadData, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
@@ -17,7 +18,7 @@ NEEDED = ("$prompt", "$first", "$second")
 
 
 def refuse(evaluation: Evaluation) -> None:
-    """Refuse judges that cannot judge.
+    """Refuse judges that cannot judge, and suites that cannot be asked.
 
     Raises:
         BadRecipe: one sentence per judge that cannot be used.
@@ -27,9 +28,13 @@ def refuse(evaluation: Evaluation) -> None:
     if errors:
         raise BadRecipe("\n".join(errors))
     for role, place in evaluation.suites:
+        path = Path(place).expanduser()
+        if place in ("", TOWN) or is_name(place) or not path.exists():  # a missing file is told with all other data
+            continue
+        told = sources.prompts(role, path)
         judge = getattr(evaluation.judges, "harmless" if role == "must_pass" else role)
-        if judge.kind is JudgeKind.oracle and place not in ("", TOWN):
-            _known(role, Path(place).expanduser())
+        if judge.kind is JudgeKind.oracle:
+            _known(role, path, [row["prompt"] for row in told])
 
 
 def problems(judges: Judges) -> list[str]:
@@ -38,10 +43,10 @@ def problems(judges: Judges) -> list[str]:
     return [f"{where}.{problem}" for where, problem in told.items() if problem]
 
 
-def _known(role: str, suite: Path) -> None:
-    for row in suites.read(suite, role) if suite.exists() else ():  # a missing file is told with all other data
+def _known(role: str, suite: Path, prompts: list[Any]) -> None:
+    for prompt in prompts:
         try:
-            town.score(str(row["prompt"]), "")
+            town.score(str(prompt), "")
         except BadData as error:
             raise BadData(f"evaluation.suites.{role}: {suite}: {error}") from error
 
@@ -63,7 +68,7 @@ def _classifier(judge: Judge) -> str:
     kind = next(iter(config.get("architectures") or ["?"]))
     if not kind.endswith("ForSequenceClassification"):
         return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
-    labels = {str(i): name for i, name in (config.get("id2label") or {}).items()}
+    labels = {str(i): name for i, name in _labels(config).items()}
     names = ", ".join(labels.values())
     if judge.label and judge.label not in (*labels, *labels.values()):
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if labels else 'a single score'}"
@@ -73,6 +78,13 @@ def _classifier(judge: Judge) -> str:
     if not judge.text and not templated:
         return "text: the judge has no chat template; say how prompt and answer are written"
     return ""
+
+
+def _labels(config: dict[str, Any]) -> dict[str, str]:
+    """Return number → name of the classes; transformers writes none of them where there are two, its default."""
+    if config.get("id2label") is None:
+        return {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    return dict(config["id2label"])
 
 
 def _tokenizer(folder: Path) -> str:

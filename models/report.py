@@ -11,15 +11,15 @@ from models import jsonl, margins, page, tables
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
-from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, metrics
+from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics, prompts_of
 from models.flips import flips
-from models.gate import Choice, Verdict
+from models.gate import AS_THEY_ARE, Choice, Verdict
+from models.outcome import decision, failures, gate_table, trained
 from models.picture import draw
 from models.ratings import matches, ratings
 from models.recipe import Recipe
 from models.sources import digests
 from models.statistics import Estimate
-from models.tokens import messages
 
 SCHEMA = 2
 DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
@@ -104,60 +104,13 @@ def table(tree: Tree) -> list[list[str]]:
         kl, acts = told["metrics"].get("kl_base"), told["beta_acts"]
         fitted = fitted_scale(acts) if acts else "–"
         rows.append([told["name"], weight, *figures, f"{kl['value']:.2f}" if kl else "–", fitted])
-    return rows
-
-
-def gate_table(tree: Tree) -> list[list[str]]:
-    """Return what the gate asked of the chosen candidate as rows of text, header first; empty if it asked nothing."""
-    checks = [check for told in tree["constraints"] for test in told["tested"] for check in test["checks"]]
-    rows = [
-        [
-            c["name"],
-            f"{c['value']:.4g}",
-            f"{c['method']} {c['bound']:.4g}",
-            f"{c['limit']:.4g}",
-            "yes" if c["holds"] else "no",
-        ]
-        for c in checks
-    ]
-    return [["check", "value", "decides", "limit", "holds"], *rows] if rows else []
-
-
-def decision(tree: Tree) -> str:
-    """Return in one or two sentences what was chosen, tested and registered."""
-    tested = [(constraint, test) for constraint in tree["constraints"] for test in constraint["tested"]]
-    if tree["chosen"] is None and tested:
-        return " ".join(f"{test['candidate']}: {_tested(constraint, test)}" for constraint, test in tested)
-    if tree["chosen"] is None:
-        return f"No candidate was chosen: {tree['why_none']}. Nothing was tested, nothing was promoted."
-    told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
-    for constraint, test in tested:
-        told += f" On the test split, used once: {_tested(constraint, test)}"
-        wrong = [check["name"] for check in test["checks"] if not check["holds"]]
-        if test["holds"] and wrong:
-            told += f" The gate does not let it pass: {', '.join(wrong)}."
-    registry = tree["registry"]
-    if registry:
-        alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
-        told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
-    return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
-
-
-def _tested(constraint: Tree, test: Tree) -> str:
-    holds = "holds" if test["lower_bound"] >= constraint["at_least"] else "does not hold"
-    told = (
-        f"safety rate {test['value']:.3f}, at least {test['lower_bound']:.3f} "
-        f"with confidence {constraint['confidence']:g}; the bound {constraint['at_least']:g} {holds}."
-    )
-    failed = test["incidents"]
-    return f"{told} Failed {len(failed)} of the prompts that must pass, first {failed[0][:80]!r}." if failed else told
+    return rows if trained(tree) else [[*row[:1], *row[2:-1]] for row in rows]  # nothing was trained with a β/λ
 
 
 def markdown(tree: Tree) -> str:
     """Return the report as Markdown."""
     header, *rows = table(tree)
     suites = ", ".join(f"{told['n']} {role} prompts" for role, told in tree["suites"].items())
-    split = next((told["split"] for told in tree["suites"].values()), "")
     lines = [
         f"# {tree['recipe']['name']}",
         "",
@@ -165,13 +118,16 @@ def markdown(tree: Tree) -> str:
         "",
         "Intervals are two-sided, 95 %, and describe each candidate by itself"
         + ("; only the chosen one was tested. " if tree["chosen"] and tree["constraints"][0]["tested"] else ". ")
-        + (f"Suites: {suites} of the {split} split." if suites else "No suites: figures are on held-out comparisons."),
+        + (f"Suites: {suites}, {prompts_of(tree)}." if suites else "No suites: figures are on held-out comparisons."),
         "",
         *markdown_table([header, *rows]),
-        "",
-        "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: the "
-        "policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
     ]
+    if trained(tree):
+        lines += [
+            "",
+            "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: "
+            "the policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
+        ]
     if any(told["method"] == "kto" for told in tree["candidates"]):
         lines += [
             "",
@@ -320,7 +276,7 @@ def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     return [
         {
             "suite": rows[i]["suite"],
-            "prompt": messages(rows[i]["prompt"])[-1]["content"],
+            "prompt": last_turn(rows[i]["prompt"]),
             "answers": {name: told[i]["answer"] for name, told in answers.items()},
         }
         for i in places
@@ -333,7 +289,12 @@ def _telling(rows: list[Tree], suite: str, differ: list[bool]) -> list[int]:
 
 
 def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:
-    """Return what changed in safety on the way from the base to the chosen candidate (or the last), step by step."""
+    """Return what changed in safety on the way from the base to the chosen candidate (or the last), step by step.
+
+    Policies that are judged as they are lie on no way: each is compared with the first.
+    """
+    if choice == AS_THEY_ARE:
+        return [asdict(flips(candidates[0], told)) for told in candidates[1:]]
     known = {told.policy.digest: told for told in candidates}
     end = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
     way = [end]
@@ -378,4 +339,7 @@ def _number(value: Any) -> Any:
 
 
 def _interval(told: Tree | None) -> str:
-    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]" if told else "–"
+    if not told:
+        return "–"
+    failed = f" ({failures(told['failed'])})" if told["failed"] else ""
+    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]{failed}"

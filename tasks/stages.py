@@ -20,7 +20,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from models import report
+from models import outcome, report, suites
 from models import sources as origins
 from models.artifacts import (
     Answers,
@@ -38,10 +38,11 @@ from models.card import card
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
+from models.hub import local
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
 from models.promotion import Registered
-from models.recipe import Method, Recipe, Step, kl_weight
+from models.recipe import TOWN, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from models.recipe_gate import GateMode
 from tasks import screen
@@ -49,7 +50,6 @@ from tasks.ledger import Ledger
 from tasks.run import Run, close, found
 from tasks.store import Stage
 
-AS_THEY_ARE = Choice("", "nothing was trained, the policies were judged as they are")
 SETTLED = {"data": "-", "label": "", "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
 
@@ -70,6 +70,9 @@ def gather(run: Run) -> Sources:
     """The files that everything starts from."""
     given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
     given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
+    for role, place in run.recipe.evaluation.suites:
+        if place not in ("", TOWN) and (told := suites.repeated(local(place, "dataset"), role)):
+            screen.say(f"[dim]suite {role}: {told}[/]")
     return run.make(Sources, "sources.gather", "data", _Watch(), **given)
 
 
@@ -92,6 +95,26 @@ def base(run: Run) -> Policy:
 def adopt(run: Run, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
     return replace(loaded(run, place, f"policy · {place}"), name=called(place))
+
+
+def told_apart(places: list[str], policies: list[Policy]) -> list[Policy]:
+    """Return each policy once, in the given order, under names that tell them apart: two makers may use one name.
+
+    A name that several share becomes the place that was given, and if that is shared too, the name with a digest.
+    """
+    once: dict[str, tuple[str, Policy]] = {}
+    for place, policy in zip(places, policies, strict=True):
+        if policy.digest in once:
+            screen.say(f"{place} is the same policy as {once[policy.digest][0]}: judged once")
+        once.setdefault(policy.digest, (place, policy))
+    names = Counter(policy.name for _, policy in once.values())
+    placed = Counter(place for place, _ in once.values())
+    return [
+        policy
+        if names[policy.name] == 1
+        else replace(policy, name=place if placed[place] == 1 else f"{policy.name} {policy.digest[:8]}")
+        for place, policy in once.values()
+    ]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
@@ -162,7 +185,8 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
 def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
-    near = {"base": yardstick.base, "reference": reference}
+    near = {"base": yardstick.base}
+    near |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
     answers, verdicts = judged(run, policy, near, yardstick, yardstick.split)
     given = {"policy": policy, "others": near, **_asked(run, yardstick, yardstick.split)}
     distances = run.make(Distances, "distance.measure", f"distance · {policy.name}", _Watch(), **given)
@@ -211,7 +235,7 @@ def publish(
     proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
     if isinstance(run.recipe, Recipe) and choice.decided and run.recipe.gate.mode is not GateMode.off:
-        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, report.decision(tree))
+        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, outcome.decision(tree))
     known = [*candidates, *([tested] if tested else [])]
     made = [sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
     return close(run, made, exit_code)
