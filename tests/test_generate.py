@@ -151,3 +151,13 @@ def test_a_killed_run_goes_on_after_its_last_batch(
     rows = [json.loads(line) for line in (straight.path / "answers.jsonl").read_text().splitlines()]
     assert [row["suite"] for row in rows] == ["helpful"] * len(PROMPTS) + ["over_refusal"] * 2
     assert rows[0]["answer"] == rows[len(PROMPTS)]["answer"] and rows[-1]["prompt"][-1]["content"] == "my lamp ?"
+
+
+def test_a_caller_who_stops_asking_leaves_the_model_as_it_was(policy: Policy, compute: Compute) -> None:
+    asked, model, tokenizer = asks(policy, compute)
+    own = model.generation_config
+    told = generate.answer(model, tokenizer, asked, Evaluation(max_new_tokens=2, batch=1), 0)
+    next(told)
+    assert model.generation_config is not own
+    told.close()
+    assert model.generation_config is own
