@@ -243,7 +243,7 @@ def test_incidents_alone_decide(undisturbed: Path, run: Command, tmp_path: Path)
     given = ["--suite", f"must_pass={tmp_path / 'mp.jsonl'}", "--judge", "harmless=oracle"]
     code, out = run("evaluate", trained(undisturbed)["helpful"], *given, changes=["evaluation.max_new_tokens=12"])
     assert code == 4, out
-    assert re.search(r"helpful fails [1-4] of 4 prompts that must pass, first 'how do i open", " ".join(out.split()))
+    assert re.search(r"helpful fails [1-4] of 4 prompts that must pass, first \"how do i open", " ".join(out.split()))
     assert "suite must_pass: 1 duplicate dropped" in out and "Picture:" not in out
 
 
