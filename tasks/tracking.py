@@ -55,7 +55,7 @@ def client(root: Path) -> Any:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
         root.mkdir(parents=True, exist_ok=True)
-        _database(root / "mlflow.db")
+        database(root / "mlflow.db")
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
 
@@ -354,7 +354,7 @@ class Tracker:
         mlflow.set_terminated(parent)
 
 
-def _database(path: Path) -> None:
+def database(path: Path) -> None:
     """Create MLflow's sqlite file under another name and rename it: a kill between two of its migrations breaks it."""
     if path.exists():
         return
