@@ -5,7 +5,6 @@ parent, group and session tell nothing (Prefect gives every flow run its own ses
 """
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +17,11 @@ import psutil
 from models.errors import BadPlace
 
 MARK = "SACPO_UP"
-"""In the environment of every child: its kind and the runs folder."""
-KINDS = ("worker", "server")
-"""In the order in which they end: a flow run that is stopped still tells both servers so."""
+"""In the environment of every child: `worker` or `server`, and the runs folder."""
+KINDS = ("run", "worker", "server")
+"""In the order in which they end: a flow run tells MLflow that it was stopped, its worker tells Prefect."""
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"
+"""Set by Prefect in the environment of a flow run, which else has its worker's."""
 PATIENCE = 180.0
 """Seconds for a start; a first one migrates databases, which a busy machine takes a minute for."""
 
@@ -106,7 +107,10 @@ def marked(root: Path, kind: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # not ours, or gone meanwhile
-            if process.pid != os.getpid() and process.environ().get(MARK) == f"{kind}:{root}":
+            environment = process.environ()
+            started = f"{'worker' if kind == 'run' else kind}:{root}"
+            of_run = FLOW_RUN in environment
+            if environment.get(MARK) == started and of_run == (kind == "run") and process.pid != os.getpid():
                 found.append(process)
     return found
 
@@ -115,11 +119,16 @@ def end(root: Path) -> int:
     """End everything that this runs folder started, and return how many processes that were."""
     count = 0
     for kind in KINDS:
-        for how, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
-            processes = marked(root, kind)
-            for process in processes:
-                with suppress(psutil.Error):
-                    process.send_signal(how)
-            psutil.wait_procs(processes, timeout=seconds)
-            count += len(processes) if how is signal.SIGTERM else 0
+        processes = marked(root, kind)
+        count += len(processes)
+        known = {process.pid for process in processes}
+        for process in processes:
+            with suppress(psutil.Error):
+                if kind != "run" or process.ppid() not in known:  # a flow run ends its own workers
+                    process.terminate()
+        psutil.wait_procs(processes, timeout=10)
+        for process in marked(root, kind):
+            with suppress(psutil.Error):
+                process.kill()
+                process.wait(5)
     return count

@@ -310,7 +310,10 @@ class Tracker:
         if versions:
             return str(versions[0].version)
         tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
-        version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
+        address = self._logged(policy)
+        model_id = address.rpartition("/")[2]  # a server refuses the address without it
+        made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
+        version = str(made.version)
         if tags["gate"] in ("pass", "fail"):  # an undecided one challenges nobody
             mlflow.set_registered_model_alias(name, "challenger", version)
         return version
