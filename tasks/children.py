@@ -45,7 +45,7 @@ def start(
     root: Path, kind: str, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> Child:
     """Start a process in its own session, out of reach of the terminal's Ctrl-C, with its output in `root/logs`."""
-    log = root / "logs" / f"{name.lower()}.log"
+    log = root / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))

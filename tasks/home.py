@@ -1,11 +1,15 @@
 """The runs folder as the home of Prefect and MLflow: it can be written, it is quiet, and named servers answer."""
 
+import base64
 import http.client
+import json
 import os
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from models.errors import BadPlace
 from tasks.launch import reap
@@ -22,14 +26,22 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Nothing is sent anywhere, and servers say only what matters."""
+VERSIONS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
+"""Where each server tells its version, to those whom it lets in."""
+PASSWORDS = {
+    "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "PREFECT_API_URL": ("PREFECT_API_AUTH_STRING",),
+}
+"""What lets us in, where a server asks for it."""
 
 
 def settle() -> None:
     """Give Prefect and MLflow a home in the runs folder, and keep them quiet; what the user set stays."""
     runs = writable()
     reap(runs)
-    for name, health in (("PREFECT_API_URL", "/health"), ("MLFLOW_TRACKING_URI", "/health")):
-        _answers(name, os.environ.get(name, ""), health)
+    for name, path in VERSIONS.items():
+        if os.environ.get(name, "").startswith("http"):  # before anything is trained
+            ask(name, path, os.environ)
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # errors are told in one line; the pages have all
     for name, value in {"PREFECT_HOME": str(runs / "prefect"), **quiet, **QUIET}.items():
         os.environ.setdefault(name, value)
@@ -58,14 +70,30 @@ def writable() -> Path:
     return runs
 
 
-def _answers(name: str, address: str, health: str) -> None:
-    """Refuse a server address that does not answer, before anything is trained."""
-    if not address.startswith("http"):
-        return
+def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) -> Any:
+    """Ask the server that an environment variable names, with the password that the environment holds for it.
+
+    Raises:
+        BadPlace: it does not answer, or does not let us in.
+    """
+    address = environment[name].rstrip("/")
+    given = ":".join(environment.get(secret, "") for secret in PASSWORDS[name])
+    headers = {"Content-Type": "application/json"}
+    if given.strip(":"):
+        headers["Authorization"] = f"Basic {base64.b64encode(given.encode()).decode()}"
+    data = None if body is None else json.dumps(body).encode()
     try:
-        urllib.request.urlopen(address.rstrip("/") + health, timeout=5).close()
-    except urllib.error.HTTPError:
-        return  # something answers; whether it lets us in is its own message
+        with urllib.request.urlopen(urllib.request.Request(address + path, data, headers), timeout=30) as answer:
+            text = answer.read().decode()
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise BadPlace(f"{name} = {address} refuses us; set {' and '.join(PASSWORDS[name])}") from error
+        told = error.read().decode("utf-8", "replace")[:200]
+        raise BadPlace(f"{name} = {address} answers {error.code} to {path}: {told}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", error)
         raise BadPlace(f"{name} = {address} does not answer ({why}); start that server, or unset {name}") from error
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

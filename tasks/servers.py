@@ -5,21 +5,18 @@ servers keep their records in PostgreSQL and MLflow its artifacts where it is to
 PREFECT_API_URL names is used as it is.
 """
 
-import base64
 import json
 import os
 import secrets
 import signal
 import socket
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from filelock import FileLock, Timeout
@@ -27,7 +24,7 @@ from filelock import FileLock, Timeout
 from models.errors import BadPlace
 from tasks import children
 from tasks.children import Child
-from tasks.home import QUIET
+from tasks.home import QUIET, VERSIONS, ask
 
 CHECKOUT = Path(__file__).parent.parent
 POOL = "sacpo"
@@ -158,43 +155,50 @@ def _tell(addresses: dict[str, str], say: Callable[[str], None]) -> None:
 
 
 def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> list[Child]:
-    """Start what is ours, wait until all is healthy, and register everything with Prefect."""
-    started = []
+    """Look first, then start what is ours, wait until all is healthy, and register everything with Prefect."""
     if wanted.postgres:
         _look(wanted)
-    if wanted.starts_mlflow:
-        _free(wanted.mlflow_port, "--mlflow-port")
-    if wanted.starts_prefect:
-        _free(wanted.prefect_port, "--prefect-port")
+    for ours, port, option in (
+        (wanted.starts_mlflow, wanted.mlflow_port, "--mlflow-port"),
+        (wanted.starts_prefect, wanted.prefect_port, "--prefect-port"),
+    ):
+        if ours:
+            _free(port, option)
+    servers = {"mlflow": wanted.starts_mlflow, "prefect": wanted.starts_prefect}
+    for name in (name for name, ours in servers.items() if not ours):
+        _greet(name, wanted, environment, say)
+    say(f"starting; logs are in {root / 'logs'}")
+    started = []
     if wanted.starts_mlflow:
         started.append(_mlflow(root, wanted, environment))
     if wanted.starts_prefect:
-        server = {**environment, "PREFECT_SERVER_UI_API_URL": wanted.prefect}  # else its pages ask port 4200
-        del server["PREFECT_API_URL"]
-        if wanted.postgres:
-            server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = wanted.database("prefect", "asyncpg")
-        command = [_tool("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(wanted.prefect_port)]
-        started.append(children.start(root, "server", "Prefect", command, server, root))
+        started.append(_prefect(root, wanted, environment))
     for child in started:
-        health = {"MLflow": f"{wanted.mlflow}/health", "Prefect": f"{wanted.prefect}/health"}[child.name]
-        children.until(child, lambda health=health: _answers(health))  # type: ignore[misc]
-    for name, address in (
-        ("mlflow", f"{wanted.mlflow}/version"),
-        ("prefect", f"{wanted.prefect}/admin/version"),
-    ):
-        there, here = str(_ask(address, environment)), version(name)
-        if there.split(".")[:2] != here.split(".")[:2]:
-            say(f"warning: {address} is {name} {there}; tested with {here} only")
-    _pool(wanted, environment)
+        address = f"{getattr(wanted, child.name)}/health"
+        children.until(child, lambda address=address: _answers(address))  # type: ignore[misc]
+        _greet(child.name, wanted, environment, say)
+    _pool(environment)
+    registering = _deploy(root, environment)
     if wanted.worker:
-        started.append(_worker(root, wanted, environment))
-    if (CHECKOUT / "prefect.yaml").exists():
-        deploy = [_tool("prefect"), "--no-prompt", "deploy", "--all"]
-        children.finish(children.start(root, "server", "deploy", deploy, environment, CHECKOUT))
-    known = _ask(f"{wanted.prefect}/automations/filter", environment, {})
+        started.append(_worker(root, environment))
+    if registering:
+        children.finish(registering)
+    known = ask("PREFECT_API_URL", "/automations/filter", environment, {})
     if ZOMBIES["name"] not in [one["name"] for one in known]:
-        _ask(f"{wanted.prefect}/automations/", environment, ZOMBIES)
+        ask("PREFECT_API_URL", "/automations/", environment, ZOMBIES)
     return started
+
+
+def _greet(name: str, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> None:
+    """Ask a server for its version, with our password; warn of one that was not tested.
+
+    Raises:
+        BadPlace: it does not answer, or does not let us in.
+    """
+    address = {"mlflow": "MLFLOW_TRACKING_URI", "prefect": "PREFECT_API_URL"}[name]
+    there, here = str(ask(address, VERSIONS[address], environment)), version(name)
+    if there.split(".")[:2] != here.split(".")[:2]:
+        say(f"warning: {address} = {environment[address]} is {name} {there}; tested with {here}")
 
 
 def _environment(root: Path, wanted: Wanted) -> dict[str, str]:
@@ -220,14 +224,16 @@ def _environment(root: Path, wanted: Wanted) -> dict[str, str]:
 
 
 def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
-    from tasks.tracking import database
-
     server = dict(environment)
     del server["MLFLOW_TRACKING_URI"]
+    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
+        os.environ.setdefault(name, value)  # of this process, before it imports mlflow
     # by environment, since a command line is for all to see
     if wanted.postgres:
         server["MLFLOW_BACKEND_STORE_URI"] = wanted.database("mlflow", "psycopg")
     else:
+        from tasks.tracking import database
+
         database(root / "mlflow.db")
         server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / 'mlflow.db'}"
     if wanted.postgres or wanted.artifacts:
@@ -244,15 +250,32 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
             settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users.replace('%', '%%')}\n")
             server["MLFLOW_AUTH_CONFIG_PATH"] = str(settings)
             server.setdefault("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
-    return children.start(root, "server", "MLflow", command, server, root)
+    return children.start(root, "server", "mlflow", command, server, root)
 
 
-def _worker(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
+def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
+    server = {**environment, "PREFECT_SERVER_UI_API_URL": wanted.prefect}  # else its pages ask port 4200
+    del server["PREFECT_API_URL"]
+    if wanted.postgres:
+        server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = wanted.database("prefect", "asyncpg")
+    command = [_tool("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(wanted.prefect_port)]
+    return children.start(root, "server", "prefect", command, server, root)
+
+
+def _deploy(root: Path, environment: dict[str, str]) -> Child | None:
+    """Start to register what prefect.yaml names."""
+    if not (CHECKOUT / "prefect.yaml").exists():
+        return None
+    command = [_tool("prefect"), "--no-prompt", "deploy", "--all"]
+    return children.start(root, "server", "deploy", command, environment, CHECKOUT)
+
+
+def _worker(root: Path, environment: dict[str, str]) -> Child:
     """Start a worker from the checkout, and wait until the server has heard of it."""
     name = f"sacpo-{socket.gethostname()}"
 
     def heard() -> str:
-        workers = _ask(f"{wanted.prefect}/work_pools/{POOL}/workers/filter", environment, {})
+        workers = ask("PREFECT_API_URL", f"/work_pools/{POOL}/workers/filter", environment, {})
         return str({worker["name"]: worker["last_heartbeat_time"] for worker in workers}.get(name, ""))
 
     before = heard()
@@ -262,10 +285,10 @@ def _worker(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     return child
 
 
-def _pool(wanted: Wanted, environment: dict[str, str]) -> None:
-    known = _ask(f"{wanted.prefect}/work_pools/filter", environment, {})
+def _pool(environment: dict[str, str]) -> None:
+    known = ask("PREFECT_API_URL", "/work_pools/filter", environment, {})
     if POOL not in [pool["name"] for pool in known]:
-        _ask(f"{wanted.prefect}/work_pools/", environment, {"name": POOL, "type": "process"})
+        ask("PREFECT_API_URL", "/work_pools/", environment, {"name": POOL, "type": "process"})
 
 
 def _look(wanted: Wanted) -> None:
@@ -281,7 +304,7 @@ def _look(wanted: Wanted) -> None:
                 password=password, dbname=name, connect_timeout=10,
             ).close()  # fmt: skip
         except psycopg.OperationalError as error:
-            why = str(error).strip().splitlines()[-1]
+            why = str(error).strip().splitlines()[0].removeprefix("connection failed: ")
             remedy = f"; createdb -h {parts.hostname} -p {parts.port or 5432} {name}" if "does not exist" in why else ""
             raise BadPlace(f"PostgreSQL, database {name}: {why}{remedy}") from error
 
@@ -301,34 +324,6 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _ask(address: str, environment: dict[str, str], body: Any = None) -> Any:
-    """Ask a server, with the password that the environment holds for it.
-
-    Raises:
-        BadPlace: it does not answer, or does not let us in.
-    """
-    prefect = "/api" in address
-    names = ("PREFECT_API_AUTH_STRING",) if prefect else ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    given = ":".join(environment.get(name, "") for name in names)
-    headers = {"Content-Type": "application/json"}
-    if given.strip(":"):
-        headers["Authorization"] = f"Basic {base64.b64encode(given.encode()).decode()}"
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=30) as answer:
-            text = answer.read().decode()
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise BadPlace(f"{address} refuses the password; set {' and '.join(names)}") from error
-        raise BadPlace(f"{address} answers {error.code}: {error.read().decode('utf-8', 'replace')[:200]}") from error
-    except (OSError, ValueError) as error:
-        raise BadPlace(f"{address} does not answer ({getattr(error, 'reason', error)})") from error
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _named(name: str) -> str:
