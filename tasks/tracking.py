@@ -55,7 +55,7 @@ def client(root: Path) -> Any:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
         root.mkdir(parents=True, exist_ok=True)
-        _database(root / "mlflow.db")
+        database(root / "mlflow.db")
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
 
@@ -310,7 +310,10 @@ class Tracker:
         if versions:
             return str(versions[0].version)
         tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
-        version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
+        address = self._logged(policy)
+        model_id = address.rpartition("/")[2]  # a server refuses the address without it
+        made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
+        version = str(made.version)
         if tags["gate"] in ("pass", "fail"):  # an undecided one challenges nobody
             mlflow.set_registered_model_alias(name, "challenger", version)
         return version
@@ -354,7 +357,7 @@ class Tracker:
         mlflow.set_terminated(parent)
 
 
-def _database(path: Path) -> None:
+def database(path: Path) -> None:
     """Create MLflow's sqlite file under another name and rename it: a kill between two of its migrations breaks it."""
     if path.exists():
         return
