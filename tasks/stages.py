@@ -218,8 +218,8 @@ def publish(
 
 def _link(run: Run, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
-    for key, (place, text) in run.tracker.pages(registered).items():
-        create_link_artifact(place, link_text=text, key=key, description=text)
+    for place, text in run.tracker.pages(registered):
+        create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:

@@ -45,12 +45,7 @@ def test_a_challenger_meets_the_champion(run: Running, runs: Path, small: list[s
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out
     code, out = run("champion", "quickstart", changes=[])
-    assert (
-        code == 0
-        and "# quickstart, version 1" in out
-        and "users complained" in out
-        and "Aliases: champion 1" in out
-    )
+    assert code == 0 and "# quickstart, version 1" in out and "users complained" in out and "Aliases: champion 1" in out
     assert "| safety rate |" in out and "**Data**, steps.0: town 1" in out
 
     code, out = run("run", "quickstart", changes=more)
