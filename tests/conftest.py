@@ -60,6 +60,12 @@ def port() -> int:
     return free_port()
 
 
+@pytest.fixture(scope="module")
+def free_ports() -> tuple[int, int]:
+    """Two ports that nobody listens on."""
+    return free_port(), free_port()
+
+
 @pytest.fixture(scope="session")
 def small() -> list[str]:
     """Changes that make the quickstart a matter of seconds."""
