@@ -23,7 +23,7 @@ from models.statistics import Estimate
 from models.tokens import messages
 
 SCHEMA = 1
-DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
+DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
 
