@@ -1,4 +1,4 @@
-"""What can be known of an evaluation before anything is trained: engine, folders, classes, rubrics, keys, prompts."""
+"""What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from models import generate_vllm, suites, town
+from models import generate_vllm, harness, suites, town
 from models.errors import BadData, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
@@ -17,7 +17,7 @@ NEEDED = ("$prompt", "$first", "$second")
 
 
 def refuse(evaluation: Evaluation) -> None:
-    """Refuse judges that cannot judge, and an engine that is not there.
+    """Refuse judges that cannot judge, and an engine or tasks that are not there.
 
     Raises:
         BadRecipe: one sentence for each that cannot be used.
@@ -33,9 +33,12 @@ def refuse(evaluation: Evaluation) -> None:
 
 
 def missing(evaluation: Evaluation) -> list[str]:
-    """Return one sentence for each package that the evaluation needs and that is not there."""
-    without_engine = generate_vllm.problem() if evaluation.engine is Engine.vllm else ""
-    return [f"evaluation.engine: {without_engine}"] if without_engine else []
+    """Return one sentence for the engine, and one for the tasks, if they are not there."""
+    found = {
+        "engine": generate_vllm.problem() if evaluation.engine is Engine.vllm else "",
+        "tasks": harness.problem(evaluation.tasks),
+    }
+    return [f"evaluation.{key}: {problem}" for key, problem in found.items() if problem]
 
 
 def problems(judges: Judges) -> list[str]:

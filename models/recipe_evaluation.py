@@ -1,6 +1,7 @@
 """The part of a recipe that says how candidates answer and who judges them."""
 
 from enum import StrEnum
+from operator import not_
 
 from pydantic import Field, model_validator
 
@@ -155,6 +156,10 @@ class Evaluation(Record):
     """Without suites: this many held-out prompts per metric are answered, to be read."""
     kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
     """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
+    tasks: list[str] = Field([], exclude_if=not_, title="Tasks")
+    """Tasks of lm-evaluation-harness, by name, or YAML files of your own: what alignment cost on them is reported."""
+    task_limit: int = Field(0, ge=0, exclude_if=not_, title="Items per task")
+    """Measure on at most this many items of each task, the first ones; 0 means all."""
 
     @model_validator(mode="after")
     def _answers_differ(self) -> "Evaluation":
