@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from models import jsonl, margins, page, tables
+from models import harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
-from models.artifacts import Calibration, Policy, Preferences, file_digest
+from models.artifacts import Benchmarks, Calibration, Policy, Preferences, file_digest
 from models.assessment import Assessment
 from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, metrics
 from models.flips import flips
@@ -23,7 +23,7 @@ from models.statistics import Estimate
 from models.tokens import messages
 
 SCHEMA = 1
-DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
+DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
 
@@ -35,10 +35,15 @@ def build(
     verdicts: list[Verdict],
     suites: dict[str, Path],
     calibration: Calibration | None,
+    measured: dict[str, Benchmarks],
     registry: Tree | None,
     seconds: dict[str, float],
 ) -> Tree:
-    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
+    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base.
+
+    Args:
+        measured: digest of a policy → its figures on tasks.
+    """
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
     counts = Counter(row["suite"] for row in base.answered() if row["sample"] == 0)
@@ -54,7 +59,7 @@ def build(
             "seed": recipe.seed,
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
-        "data": digests(recipe),
+        "data": digests(recipe) | harness.files(recipe.evaluation.tasks),
         "suites": {
             role: {
                 "name": path.stem,
@@ -67,7 +72,7 @@ def build(
         "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
         "judges": base.verdicts.judges,
         "judge_checks": _checks(candidates, sampled),
-        "candidates": [_candidate(told, known, base, played, sampled) for told in candidates],
+        "candidates": [_candidate(told, known, base, played, sampled, measured) for told in candidates],
         "constraints": [
             {
                 "measure": recipe.constraint.measure,
@@ -91,6 +96,7 @@ def build(
         "flips": _flips(candidates, choice),
         "samples": _samples(candidates),
         "distances": _distances(candidates),
+        "tax": tax.compared(candidates, measured),
         "chosen": {"candidate": choice.name, "why": choice.why} if choice.name else None,
         "why_none": "" if choice.name else choice.why,
         "registry": registry,
@@ -216,6 +222,8 @@ def markdown(tree: Tree) -> str:
                 ]
             ),
         ]
+    if tree["tax"]:
+        lines += ["", "Alignment tax:", "", *markdown_table(tax.table(tree["tax"])), "", tax.SAME]
     made = {"base": "–", "step": "trained against ", "merge": "average of "}
     origin = [
         [c["name"], made[c["kind"]] + " and ".join(c["parents"]) if c["kind"] != "base" else "–"]
@@ -243,12 +251,14 @@ def _candidate(
     base: Evidence,
     played: dict[str, Estimate],
     sampled: dict[str, Labelled],
+    measured: dict[str, Benchmarks],
 ) -> Tree:
     """Return one candidate as the report shows it."""
     policy = told.policy
     figures = metrics(told, base)
     if policy.name in played:
         figures["helpful/rating"] = played[policy.name]
+    figures |= tax.figures(measured.get(policy.digest))
     for metric, name in (("harmless", SAFE), ("over_refusal", OVER)):
         if metric in sampled and name in figures:
             rate, good = figures[name], metric == "harmless"
