@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from models.recipe_evaluation import Evaluation, JudgeKind
 from models.recipe_gate import Constraint, Gate, Registry
-from models.record import Record
+from models.record import Record, first
 
 TOWN = "town"
 
@@ -89,6 +89,8 @@ class Sft(Training):
 
 class Step(Training):
     """One constraint or objective: its data, its loss, and its KL weight β/λ."""
+
+    model_config = first("metric", "method", "lambda", "data")  # in forms, before how the weights are moved
 
     metric: str = Field(pattern="^[a-z][a-z0-9_]*$", title="Metric")
     """What the step aligns for: `helpful`, `harmless`, or a name of your own (small letters, digits, _); each once."""
@@ -204,26 +206,26 @@ class Recipe(Record):
     """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
     base: str = Field(title="Base policy")
     """Folder of weights and tokenizer, `.gguf` file, hub id (`owner/name@revision`), `models:/NAME@ALIAS` or `town`."""
-    template: str = Field("", title="Chat template")
-    """Jinja template that renders messages; empty means the tokenizer's own."""
     beta: float = Field(0.1, gt=0, title="β")
     """KL weight of the first step (SACPO eq. 9), above 0."""
-    seed: int = Field(0, ge=0, title="Seed")
-    """Seeds data order, initial weights and sampled answers."""
-    sft: Sft = Field(Sft(), title="Supervised fine-tuning")
-    """Optional step before the others."""
     steps: list[Step] = Field(min_length=1, title="Steps")
     """In order. The first step's reference is the base, each later one's is the policy of the step before."""
     merge: Merge = Field(Merge(), title="Merge")
     """Weight averages between the last two policies."""
-    data: Data = Field(Data(), title="Data")
-    """Splits and limits."""
-    evaluation: Evaluation = Field(Evaluation(), title="Evaluation")
-    """Answers and judges."""
     constraint: Constraint = Field(Constraint(), title="Constraint")
     """The bound that decides."""
     gate: Gate = Field(Gate(), title="Gate")
     """What a challenger must show beside the bound before it serves."""
+    evaluation: Evaluation = Field(Evaluation(), title="Evaluation")
+    """Answers and judges."""
+    data: Data = Field(Data(), title="Data")
+    """Splits and limits."""
+    sft: Sft = Field(Sft(), title="Supervised fine-tuning")
+    """Optional step before the others."""
+    seed: int = Field(0, ge=0, title="Seed")
+    """Seeds data order, initial weights and sampled answers."""
+    template: str = Field("", title="Chat template")
+    """Jinja template that renders messages; empty means the tokenizer's own."""
     registry: Registry = Field(Registry(), title="Registry")
     """The model name."""
     compute: Compute = Field(Compute(), title="Compute")

@@ -13,6 +13,16 @@ class Record(BaseModel):
     )
 
 
+def first(*names: str) -> ConfigDict:
+    """Return the setting that shows these keys before the inherited ones, wherever a schema is drawn as a form."""
+
+    def reorder(schema: dict[str, Any]) -> None:
+        told = schema["properties"]
+        schema["properties"] = {name: told[name] for name in (*names, *(name for name in told if name not in names))}
+
+    return ConfigDict(json_schema_extra=reorder)
+
+
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Return a tree of settings as `steps.1.lambda` → value."""
     if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):

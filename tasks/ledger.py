@@ -172,7 +172,7 @@ def _engine(address: str) -> Engine:
             _meta.create_all(engine)
         except (OperationalError, IntegrityError):  # another process made them in the same moment
             _meta.create_all(engine)
-    except (SQLAlchemyError, ImportError) as error:
+    except (SQLAlchemyError, ImportError, OSError) as error:
         place = address.rpartition("@")[2]  # without user and password
         raise BadPlace(f"SACPO_DATABASE at {place} cannot be used: {str(error).splitlines()[0]}") from error
     return engine

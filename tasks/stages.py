@@ -131,13 +131,22 @@ def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]
     return Yardstick(base, sources, pairs, heldout)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="{step.metric} · {step.method.value} · λ={lambda_}")
+def _aligning(parameters: dict[str, Any]) -> str:
+    """Name an alignment as the method does: `harmless · dpo · λ=0.4 (β/λ=0.25)`."""
+    return _aligned(parameters["run"].training.beta, parameters["step"], parameters["lambda_"])
+
+
+def _aligned(beta: float, step: Step, lambda_: float) -> str:
+    weight = f"β/λ={kl_weight(beta, lambda_):g}" if lambda_ else "skipped"
+    return f"{step.metric} · {step.method} · λ={lambda_:g} ({weight})"
+
+
+@task(cache_policy=NO_CACHE, task_run_name=_aligning)  # type: ignore[arg-type]
 def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:
         return policy
-    weight = kl_weight(run.training.beta, lambda_)
-    title = f"{step.metric} · {step.method} · λ={lambda_:g} (β/λ={weight:g})"
+    title = _aligned(run.training.beta, step, lambda_)
     one = step.model_copy(update={"lambda_": [lambda_], **SETTLED})
     given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.training.beta}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
@@ -209,8 +218,8 @@ def publish(
 
 def _link(run: Run, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
-    for key, (place, text) in run.tracker.pages(registered).items():
-        create_link_artifact(place, link_text=text, key=key, description=text)
+    for place, text in run.tracker.pages(registered):
+        create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:

@@ -177,15 +177,18 @@ class Tracker:
         self._client().update_model_version(registered.name, registered.version, card)
         self._client().log_artifact(self._open(), str(out / "model_card.md"))
 
-    def pages(self, registered: Registered) -> dict[str, tuple[str, str]]:
-        """Return key → (address, text) of the pages of the run and of the version, where MLflow is a server."""
+    def pages(self, registered: Registered) -> list[tuple[str, str]]:
+        """Return (address, text) of the pages of the run and of the version, where MLflow is a server."""
         if not SERVER.startswith("http"):
-            return {}
+            return []
         experiment = self._client().get_run(self._open()).info.experiment_id
         place, name = f"{SERVER.rstrip('/')}/#", registered.name
-        version = (f"{place}/models/{name}/versions/{registered.version}", f"{name} version {registered.version}")
-        run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "MLflow run")
-        return {"mlflow-run": run, "model-version": version}
+        version = (
+            f"{place}/models/{name}/versions/{registered.version}",
+            f"{name} version {registered.version} in MLflow",
+        )
+        run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "Run in MLflow")
+        return [run, version]
 
     def tag(self, model: str, version: str, tags: dict[str, str]) -> None:
         """Queue tags of a registered version."""

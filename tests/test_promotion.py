@@ -1,0 +1,185 @@
+"""The promotion log, the ledger of decisions, and the aliases that follow, on a real MLflow registry in sqlite."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import BadInput, BadPlace, Stale
+from models.gate import Candidate, Facts, decide
+from models.promotion import Entry, line_of_champions, rolled_back
+from models.recipe_gate import Constraint, Gate
+from tasks import registry
+from tasks.ledger import Ledger
+from tasks.tracking import client
+
+
+def entries(*told: tuple[str, str]) -> list[Entry]:
+    return [Entry(i, action, "", version, "me", "now", "") for i, (action, version) in enumerate(told, start=1)]
+
+
+UP = [("promote", "1"), ("promote", "2"), ("promote", "3")]
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ([], []),
+        (UP, ["1", "2", "3"]),
+        ([*UP, ("rollback", "2")], ["1", "2"]),
+        ([*UP, ("rollback", "2"), ("rollback", "1")], ["1"]),
+        ([*UP, ("rollback", "2"), ("promote", "4")], ["1", "2", "4"]),
+        ([("adopt", "7"), ("promote", "8")], ["7", "8"]),
+    ],
+)
+def test_the_log_says_who_serves(told: list[tuple[str, str]], line: list[str]) -> None:
+    assert line_of_champions(entries(*told)) == line
+
+
+def test_after_three_promotions_a_rollback_goes_back_one_by_one() -> None:
+    log = UP
+    assert rolled_back(entries(*log)) == ("3", "2")
+    assert rolled_back(entries(*log, ("rollback", "2"))) == ("2", "1")
+    with pytest.raises(BadInput, match="version 1 is the first champion, so there is nothing to roll back to"):
+        rolled_back(entries(*log, ("rollback", "2"), ("rollback", "1")))
+    with pytest.raises(BadInput, match="nothing serves"):
+        rolled_back([])
+
+
+@pytest.fixture
+def versions(runs: Path) -> Path:
+    """Four versions in a registry; the third did not pass the gate."""
+    mlflow = client(runs)
+    mlflow.create_registered_model("m")
+    for number in range(1, 5):
+        gate = {"gate": "fail", "gate.why_not": "helpful against the champion"} if number == 3 else {"gate": "pass"}
+        mlflow.create_model_version("m", f"file:///nowhere/{number}", tags=gate)
+    return runs
+
+
+def aliases(runs: Path) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client(runs).get_registered_model("m").aliases.items()}
+
+
+def test_aliases_follow_promotions_and_rollbacks(versions: Path) -> None:
+    client(versions).set_registered_model_alias("m", "challenger", "2")
+    registry.promote(versions, "m", "1", "first")
+    assert aliases(versions) == {"champion": "1", "challenger": "2"}
+    assert registry.promote(versions, "m", "", "the challenger").version_to == "2"
+    assert aliases(versions) == {"champion": "2", "previous": "1"}  # it challenges no more
+    registry.promote(versions, "m", "4", "third")
+    assert aliases(versions) == {"champion": "4", "previous": "2"}
+    assert registry.rollback(versions, "m", "bad answers").version_to == "2"
+    assert aliases(versions) == {"champion": "2", "previous": "1"}
+    registry.rollback(versions, "m", "worse")
+    assert aliases(versions) == {"champion": "1"}
+    with pytest.raises(BadInput, match="m: version 1 is the first champion"):
+        registry.rollback(versions, "m", "")
+    log = registry.log(versions, "m")
+    assert [(e.number, e.action, e.version_from, e.version_to) for e in log] == [
+        (1, "promote", "", "1"),
+        (2, "promote", "1", "2"),
+        (3, "promote", "2", "4"),
+        (4, "rollback", "4", "2"),
+        (5, "rollback", "2", "1"),
+    ]
+    assert log[3].why == "bad answers" and "@" in log[3].who
+    assert registry.serving(versions, "m")["version"] == "1"
+
+
+def test_what_may_not_be_promoted(versions: Path) -> None:
+    with pytest.raises(BadInput, match=r"version 3 did not pass the gate \(fail: helpful against the champion\)"):
+        registry.promote(versions, "m", "3", "")
+    assert registry.promote(versions, "m", "3", "I know better", force=True).why == "I know better (forced)"
+    with pytest.raises(BadInput, match="version 3 is the champion already"):
+        registry.promote(versions, "m", "3", "")
+    with pytest.raises(BadInput, match=r"version 9: MLflow at .* does not know it"):
+        registry.promote(versions, "m", "9", "")
+    with pytest.raises(BadInput, match="has no challenger"):
+        registry.promote(versions, "m", "", "")
+    with pytest.raises(BadInput, match="nobody has no champion"):
+        registry.serving(versions, "nobody")
+
+
+def test_who_decides_on_what_is_no_longer_true_is_refused(versions: Path) -> None:
+    registry.promote(versions, "m", "1", "", seen=0)
+    with pytest.raises(Stale, match=r"entry 1 of the promotion log is taken"):
+        registry.promote(versions, "m", "2", "", seen=0)
+    assert aliases(versions) == {"champion": "1"}
+    registry.promote(versions, "m", "2", "", seen=1)
+    assert aliases(versions) == {"champion": "2", "previous": "1"}
+
+
+def test_a_half_moved_alias_is_repaired(versions: Path) -> None:
+    """Killed between the log and the aliases, or after one of two; or somebody moved them by hand."""
+    Ledger(versions).promote("m", Entry(1, "promote", "", "1", "me", "now", ""))
+    assert registry.reconcile(versions) == ["m: champion nowhere → 1"]
+    Ledger(versions).promote("m", Entry(2, "promote", "1", "2", "me", "now", ""))
+    client(versions).set_registered_model_alias("m", "previous", "1")
+    assert registry.reconcile(versions) == ["m: champion 1 → 2"]
+    client(versions).set_registered_model_alias("m", "champion", "4")
+    assert registry.reconcile(versions) == ["m: champion 4 → 2"]
+    assert registry.reconcile(versions) == [] and aliases(versions) == {"champion": "2", "previous": "1"}
+
+
+def test_aliases_that_are_older_than_the_log_become_its_first_lines(versions: Path) -> None:
+    client(versions).set_registered_model_alias("m", "champion", "2")
+    client(versions).set_registered_model_alias("m", "previous", "1")
+    registry.promote(versions, "m", "4", "")
+    assert [(e.action, e.version_to) for e in registry.log(versions, "m")] == [
+        ("adopt", "1"),
+        ("adopt", "2"),
+        ("promote", "4"),
+    ]
+    assert aliases(versions) == {"champion": "4", "previous": "2"}
+
+
+def test_of_many_who_promote_at_once_one_wins_each_number(versions: Path) -> None:
+    """The first setting of an alias races in MLflow; the log does not."""
+    told: list[Any] = []
+
+    def go(version: str) -> None:
+        try:
+            told.append(registry.promote(versions, "m", version, "", seen=0).version_to)
+        except Stale:
+            told.append(None)
+
+    threads = [threading.Thread(target=go, args=(version,)) for version in ("1", "2", "4")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [version for version in told if version]
+    assert len(told) == 3 and aliases(versions) == {"champion": winner}
+
+
+def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: Path) -> None:
+    ledger, chosen = Ledger(runs), Candidate("a", 0.7, 990, 1000, 0)
+    constraint, gate = Constraint(at_least=0.9, decisions=2), Gate()
+    for number in range(3):
+        spent = ledger.spent("m", "suite")
+        verdict = decide(chosen, Facts(spent=spent), constraint, gate)
+        assert ledger.verdict("m", "suite", f"question {number}") is None
+        assert ledger.decide("m", "suite", f"question {number}", spent, verdict)
+        assert ledger.verdict("m", "suite", f"question {number}") == verdict
+        assert verdict.passes is (number < 2)
+    assert ledger.spent("m", "suite") == pytest.approx(0.075) and ledger.spent("m", "fresh suite") == 0
+    assert not ledger.decide("m", "suite", "too late", 0.0, verdict)  # somebody decided since we looked
+
+
+def test_an_attempt_is_remembered_with_its_end(runs: Path) -> None:
+    ledger = Ledger(runs)
+    assert ledger.decided("m", "x") is None
+    ledger.attempted("m", "x", "rejected")
+    ledger.attempted("m", "x", "again")
+    assert ledger.decided("m", "x")["outcome"] == "rejected" and ledger.decided("m", "y") is None  # type: ignore[index]
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password(
+    runs: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SACPO_DATABASE", f"postgresql+psycopg://me:secret@127.0.0.1:{port}/sacpo")
+    with pytest.raises(BadPlace, match=f"SACPO_DATABASE at 127.0.0.1:{port}/sacpo cannot be used") as told:
+        Ledger(runs)
+    assert "secret" not in str(told.value)
