@@ -267,7 +267,6 @@ def _show(outcome: dict[str, Any]) -> None:
     from rich.table import Table
 
     from models.report import decision, table
-    from tasks.run import root
     from tasks.tracking import SERVER
 
     folder = Path(outcome["report"])
@@ -297,16 +296,12 @@ def _show(outcome: dict[str, Any]) -> None:
     if tree["registry"]:
         name, version = tree["registry"]["name"], tree["registry"]["version"]
         console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
-    mlflow = SERVER or (
-        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {here}/mlflow server --workers 1 "
-        f"--backend-store-uri sqlite:///{root()}/mlflow.db --port 5000"
-    )
-    prefect = os.environ.get("PREFECT_API_URL") or f"PREFECT_HOME={root()}/prefect {here}/prefect server start"
-    console.print(
-        f"MLflow:  {mlflow}\nPrefect: {prefect}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    named = {"MLflow": SERVER, "Prefect": prefect} if SERVER or prefect else {"Pages": f"{here}/sacpo up"}
+    for name, place in named.items():
+        console.print(
+            f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
+        )
 
 
 def main() -> None:

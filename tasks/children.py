@@ -25,6 +25,9 @@ FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 PATIENCE = 180.0
 """Seconds for a start; a first one migrates databases, which a busy machine takes a minute for."""
 
+GRACE = 10.0
+"""Seconds for a process to end by itself."""
+
 
 @dataclass(frozen=True)
 class Child:
@@ -126,7 +129,7 @@ def end(root: Path) -> int:
             with suppress(psutil.Error):
                 if kind != "run" or process.ppid() not in known:  # a flow run ends its own workers
                     process.terminate()
-        psutil.wait_procs(processes, timeout=10)
+        psutil.wait_procs(processes, timeout=GRACE)
         for process in marked(root, kind):
             with suppress(psutil.Error):
                 process.kill()

@@ -13,7 +13,6 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -114,26 +113,32 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
     Raises:
         BadPlace: a port is taken, a named server does not answer, something does not start or ends by itself.
     """
-    told = root / "servers.json"
+    told = root / "servers.json"  # there while all is up
     lock = FileLock(root / "servers.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        with suppress(OSError, ValueError):
+        try:
+            addresses = json.loads(told.read_text("utf-8"))
+        except (OSError, ValueError):
+            say("another `sacpo up` is starting or stopping here")
+        else:
             say("already up:")
-            _tell(json.loads(told.read_text("utf-8")), say)
+            _tell(addresses, say)
         return
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background job ignores the first
         if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(name, signal.default_int_handler)
     try:
+        told.unlink(missing_ok=True)
         left = children.end(root)
         if left:
             say(f"ended {left} processes that a killed `sacpo up` left behind")
         environment = _environment(root, wanted)
-        addresses = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
-        told.write_text(json.dumps(addresses), "utf-8")
         started = _start(root, wanted, environment, say)
+        named = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
+        addresses = {name: address for name, address in named.items() if not urlsplit(address).password}
+        told.write_text(json.dumps(addresses), "utf-8")
         say("up:")
         _tell(addresses, say)
         say(f"Logs:    {root / 'logs'}\nCtrl-C stops all of it")
@@ -243,14 +248,20 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(wanted.mlflow_port), "--workers", "1"]
     if {"MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"} & {*server}:
         command += ["--app-name", "basic-auth"]
-        server.setdefault("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(32))
-        if "MLFLOW_AUTH_CONFIG_PATH" not in server:
-            users = server["MLFLOW_BACKEND_STORE_URI"] if wanted.postgres else f"sqlite:///{root / 'mlflow-users.db'}"
-            settings = root / "mlflow-auth.ini"
-            settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users.replace('%', '%%')}\n")
-            server["MLFLOW_AUTH_CONFIG_PATH"] = str(settings)
-            server.setdefault("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
+        server = {**_locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"]), **server}
     return children.start(root, "server", "mlflow", command, server, root)
+
+
+def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
+    """Return the settings with which MLflow asks for passwords; its users stand beside the records of a team."""
+    users = records if wanted.postgres else f"sqlite:///{root / 'mlflow-users.db'}"
+    settings = root / "mlflow-auth.ini"
+    settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users.replace('%', '%%')}\n", "utf-8")
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
 
 
 def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
