@@ -6,6 +6,9 @@ INSTALLED := $(VENV)/.installed
 run: $(INSTALLED)  ## align, evaluate and register the embedded quickstart
 	$(VENV)/bin/sacpo run quickstart
 
+up: $(INSTALLED)  ## MLflow, Prefect, a worker and the deployments, until Ctrl-C
+	$(VENV)/bin/sacpo up
+
 test: $(INSTALLED)  ## the whole test suite
 	$(VENV)/bin/python -m pytest
 
@@ -20,4 +23,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-.PHONY: run test lint help
+.PHONY: run up test lint help

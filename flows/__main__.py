@@ -1,12 +1,8 @@
 """The command line: `sacpo run RECIPE`, one verb per flow. Heavy imports come after parsing."""
 
 import errno
-import http.client
 import os
-import shutil
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -38,9 +34,6 @@ Retry = Annotated[
     bool, typer.Option("--retry-failed", help="Ask judges again for the verdicts that failed in a finished run.")
 ]
 Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sacpo recipes`) or a TOML file.")]
-
-LEAST_FREE = 64 * 2**20
-"""Bytes; on less, Prefect's own server fails without a word that would help."""
 
 
 @app.command()
@@ -256,63 +249,16 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
     outcome = finished(chosen)
     if outcome is None:
         refuse(chosen.evaluation)
-        _settle()
+        from tasks.home import settle
         from tasks.launch import workers
         from tasks.run import root
 
+        settle()
         typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
         with workers(chosen.compute, root()):  # they import torch while Prefect starts
             outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
     _show(outcome)
     raise typer.Exit(outcome["exit_code"])
-
-
-def _settle() -> None:
-    """Give Prefect and MLflow a home in the runs folder, and keep them quiet; what the user set stays."""
-    from tasks.launch import reap
-    from tasks.run import root
-
-    runs = root()
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        probe = runs / ".writable"
-        probe.write_text("")
-        probe.unlink()
-        free = shutil.disk_usage(runs).free
-    except OSError as error:
-        raise BadPlace(f"{runs}: cannot be written ({error.strerror}); set SACPO_RUNS to a folder that can") from error
-    if free < LEAST_FREE:
-        raise BadPlace(
-            f"{runs}: only {free / 2**20:.0f} MiB free; Prefect and MLflow alone need "
-            f"{LEAST_FREE / 2**20:.0f}; free space, or set SACPO_RUNS to another disk"
-        )
-    reap(runs)
-    for name, health in (("PREFECT_API_URL", "/health"), ("MLFLOW_TRACKING_URI", "/health")):
-        _answers(name, os.environ.get(name, ""), health)
-    for name, value in {
-        "PREFECT_HOME": str(runs / "prefect"),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are told in one line; the pages have the rest
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
-def _answers(name: str, address: str, health: str) -> None:
-    """Refuse a server address that does not answer, before anything is trained."""
-    if not address.startswith("http"):
-        return
-    try:
-        urllib.request.urlopen(address.rstrip("/") + health, timeout=5).close()
-    except urllib.error.HTTPError:
-        return  # something answers; whether it lets us in is its own message
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        why = getattr(error, "reason", error)
-        raise BadPlace(f"{name} = {address} does not answer ({why}); start that server, or unset {name}") from error
 
 
 def _show(outcome: dict[str, Any]) -> None:
@@ -325,7 +271,6 @@ def _show(outcome: dict[str, Any]) -> None:
     from models.figures import prompts_of
     from models.outcome import decision, trained
     from models.report import table
-    from tasks.run import root
     from tasks.tracking import SERVER
 
     folder = Path(outcome["report"])
@@ -352,16 +297,12 @@ def _show(outcome: dict[str, Any]) -> None:
     if tree["registry"]:
         name, version = tree["registry"]["name"], tree["registry"]["version"]
         console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
-    mlflow = SERVER or (
-        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {here}/mlflow server --workers 1 "
-        f"--backend-store-uri sqlite:///{root()}/mlflow.db --port 5000"
-    )
-    prefect = os.environ.get("PREFECT_API_URL") or f"PREFECT_HOME={root()}/prefect {here}/prefect server start"
-    console.print(
-        f"MLflow:  {mlflow}\nPrefect: {prefect}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    named = {"MLflow": SERVER, "Prefect": prefect} if SERVER or prefect else {"Pages": f"{here}/sacpo up"}
+    for name, place in named.items():
+        console.print(
+            f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
+        )
 
 
 def main() -> None:

@@ -86,3 +86,30 @@ def serve(
     from flows.deploy import serve_all
 
     serve_all(limit)
+
+
+@app.command()
+def up(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow on 127.0.0.1.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect on 127.0.0.1.")] = 4200,
+    postgres: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="SACPO_POSTGRES",
+            help="postgresql://user@host:port with databases mlflow, prefect and sacpo; password in PGPASSWORD.",
+        ),
+    ] = "",
+    artifacts: Annotated[
+        str,
+        typer.Option(
+            metavar="PLACE", envvar="SACPO_ARTIFACTS", help="Where MLflow keeps artifacts, for instance s3://bucket."
+        ),
+    ] = "",
+    worker: Annotated[bool, typer.Option(" /--no-worker", help="Only the servers and the deployments.")] = True,
+) -> None:
+    """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
+    from tasks.home import writable
+    from tasks.servers import Wanted, up
+
+    up(writable(), Wanted(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

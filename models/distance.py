@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models import jsonl
-from models.answering import answered, asked
+from models.answering import answered, asked, own_model
 from models.artifacts import Distances, Memory, Policy, Preferences, Sources, file_digest
 from models.policy import frozen, load, project
 from models.recipe import Compute
@@ -35,9 +35,9 @@ def measure(
     rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
     turns = [messages(row["prompt"]) for row in rows]
     sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
-    model, tokenizer = load(policy, compute)
-    asks = [(prompt, 0) for prompt in turns]
-    told = answered(policy, (model, tokenizer), asks, sampled, seed, compute, memory, out)
+    own = own_model(policy, sampled, compute)
+    told = answered(policy, own, [(prompt, 0) for prompt in turns], sampled, seed, compute, memory, out)
+    model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]

@@ -46,7 +46,7 @@ def decoding(config: Evaluation, seed: int, compute: Any) -> str:
     Args:
         compute: what computes: device, dtype, versions of the libraries.
     """
-    settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop"})
+    settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop", "engine"})
     return content_digest({"settings": settings, "seed": seed if config.temperature else 0, "compute": compute})
 
 
@@ -95,7 +95,7 @@ def answer(
                 )[:, width:].tolist()
                 near = torch.stack(pick.near, dim=1).tolist()
                 for i, row, ties in zip(block, written, near, strict=True):
-                    text, kept = _ended(tokenizer, row, config.stop)
+                    text, kept = ended(tokenizer, row, config.stop)
                     yield i, Answer(text, kept, next((t for t, close in enumerate(ties[: len(kept)]) if close), -1))
     finally:  # also where the caller stops asking, or a batch fails
         model.generation_config = own
@@ -144,7 +144,7 @@ def _stops(tokenizer: "PreTrainedTokenizerBase", stop: list[str], width: int) ->
     return Stops()
 
 
-def _ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:
+def ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:
     """Return the text and the ids of one answer, without what padded it and without the string that stopped it."""
     eos = tokenizer.eos_token_id
     end = row.index(eos) if eos in row else len(row)

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from models import tax
 from models.artifacts import Preferences
 from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, prompts_of, scores
 from models.picture import curves, frontier
@@ -72,6 +73,8 @@ def html(
         gate=gate,
         flips=tree["flips"],
         acts=_acts(tree),
+        tax=_tax(tree),
+        same=tax.SAME,
         cases=_some(cases),
         printed=PRINTED,
         asked=len(cases),
@@ -205,6 +208,11 @@ def _acts(tree: Tree) -> Tree:
             rows.append({"cells": [*cells, f"{acts['moved']:.2f}", f"{acts['clipped']:.0%}"]})
     header = ["candidate", "β/λ", "s", "λ", "β/s", "margins moved (nats)", "updates clipped"]
     return {"header": header, "rows": rows}
+
+
+def _tax(tree: Tree) -> Tree:
+    header, *rows = tax.table(tree["tax"])
+    return {"header": header, "rows": [{"cells": row} for row in rows]}
 
 
 def _origins(tree: Tree) -> Tree:

@@ -163,20 +163,36 @@ def load(
         BrokenInvariant: the files changed since the policy was made.
         BadPolicy: transformers cannot load the folder.
     """
-    found = digest(policy.path)
-    if found != policy.digest:
-        raise BrokenInvariant(f"{policy.path}: weights have digest {found[:12]}, the record says {policy.digest[:12]}")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(policy)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(policy.path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(policy.path, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise BadPolicy(f"{policy.path}: cannot be loaded as a causal language model: {error}") from error
+    return model.to(device_kind(compute.device)).train(train), tokenizer
+
+
+def load_tokenizer(policy: Policy) -> "PreTrainedTokenizerBase":
+    """Load a policy's tokenizer, after checking that its files are the ones its digest names.
+
+    Raises:
+        BrokenInvariant: the files changed since the policy was made.
+        BadPolicy: transformers cannot load it.
+    """
+    found = digest(policy.path)
+    if found != policy.digest:
+        raise BrokenInvariant(f"{policy.path}: weights have digest {found[:12]}, the record says {policy.digest[:12]}")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(policy.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadPolicy(f"{policy.path}: its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device_kind(compute.device)).train(train), tokenizer
+    return tokenizer
 
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be known of judges before anything is trained: folders, classes, rubrics, keys, prompts, who answers."""
+"""What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
 import json
 import os
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from models import sources, town
+from models import generate_vllm, harness, sources, town
 from models.errors import BadData, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
 from models.recipe import TOWN
-from models.recipe_evaluation import Evaluation, Judge, JudgeKind, Judges
+from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 
 NEEDED = ("$prompt", "$first", "$second")
 
 
 def refuse(evaluation: Evaluation) -> None:
-    """Refuse judges that cannot judge, and suites that cannot be asked.
+    """Refuse judges that cannot judge, suites that cannot be asked, and an engine or tasks that are not there.
 
     Raises:
-        BadRecipe: one sentence per judge that cannot be used.
+        BadRecipe: one sentence for each that cannot be used.
         BadData: a suite cannot be read, or holds prompts that its judge does not know.
     """
-    errors = problems(evaluation.judges)
+    errors = missing(evaluation) + problems(evaluation.judges)
     if errors:
         raise BadRecipe("\n".join(errors))
     for role, place in evaluation.suites:
@@ -35,6 +35,15 @@ def refuse(evaluation: Evaluation) -> None:
         judge = getattr(evaluation.judges, "harmless" if role == "must_pass" else role)
         if judge.kind is JudgeKind.oracle:
             _known(role, path, [row["prompt"] for row in told])
+
+
+def missing(evaluation: Evaluation) -> list[str]:
+    """Return one sentence for the engine, and one for the tasks, if they are not there."""
+    found = {
+        "engine": generate_vllm.problem() if evaluation.engine is Engine.vllm else "",
+        "tasks": harness.problem(evaluation.tasks),
+    }
+    return [f"evaluation.{key}: {problem}" for key, problem in found.items() if problem]
 
 
 def problems(judges: Judges) -> list[str]:

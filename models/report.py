@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from models import jsonl, margins, page, tables
+from models import harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
-from models.artifacts import Calibration, Policy, Preferences, Sources, file_digest
+from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
 from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics, prompts_of
 from models.flips import flips
@@ -22,7 +22,7 @@ from models.sources import digests
 from models.statistics import Estimate
 
 SCHEMA = 2
-DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
+DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
 
@@ -34,10 +34,15 @@ def build(
     verdicts: list[Verdict],
     sources: Sources,
     calibration: Calibration | None,
+    measured: dict[str, Benchmarks],
     registry: Tree | None,
     seconds: dict[str, float],
 ) -> Tree:
-    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
+    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base.
+
+    Args:
+        measured: digest of a policy → its figures on tasks.
+    """
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
     split = base.answers.split
@@ -53,12 +58,12 @@ def build(
             "seed": recipe.seed,
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
-        "data": digests(recipe),
+        "data": digests(recipe) | harness.files(recipe.evaluation.tasks),
         "suites": {role: {**suite, "split": split} for role, suite in _suites(sources, split).items()},
         "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
         "judges": base.verdicts.judges,
         "judge_checks": _checks(candidates, sampled),
-        "candidates": [_candidate(told, known, base, played, sampled) for told in candidates],
+        "candidates": [_candidate(told, known, base, played, sampled, measured) for told in candidates],
         "constraints": [
             {
                 "measure": recipe.constraint.measure,
@@ -72,6 +77,7 @@ def build(
         "flips": _flips(candidates, choice),
         "samples": _samples(candidates),
         "distances": _distances(candidates),
+        "tax": tax.compared(candidates, measured),
         "chosen": {"candidate": choice.name, "why": choice.why} if choice.name else None,
         "why_none": "" if choice.name else choice.why,
         "registry": registry,
@@ -136,7 +142,7 @@ def markdown(tree: Tree) -> str:
     checks = gate_table(tree)
     if checks:
         lines += ["", "The gate, on the test prompts:", "", *markdown_table(checks)]
-    if WIN not in tree["candidates"][0]["metrics"]:
+    if any("NLL" in title for title in header):
         lines += ["", "Accuracy and NLL say how well held-out labels are predicted; they are no safety rate."]
     if tree["suites"] and {WIN, SAFE} <= tree["candidates"][0]["metrics"].keys():
         lines += ["", "![frontier](frontier.png)"]
@@ -153,6 +159,8 @@ def markdown(tree: Tree) -> str:
                 ]
             ),
         ]
+    if tree["tax"]:
+        lines += ["", "Alignment tax:", "", *markdown_table(tax.table(tree["tax"])), "", tax.SAME]
     made = {"base": "–", "step": "trained against ", "merge": "average of "}
     origin = [
         [c["name"], made[c["kind"]] + " and ".join(c["parents"]) if c["kind"] != "base" else "–"]
@@ -180,12 +188,14 @@ def _candidate(
     base: Evidence,
     played: dict[str, Estimate],
     sampled: dict[str, Labelled],
+    measured: dict[str, Benchmarks],
 ) -> Tree:
     """Return one candidate as the report shows it."""
     policy = told.policy
     figures = metrics(told, base)
     if policy.name in played:
         figures["helpful/rating"] = played[policy.name]
+    figures |= tax.figures(measured.get(policy.digest))
     for metric, name in (("harmless", SAFE), ("over_refusal", OVER)):
         if metric in sampled and name in figures:
             rate, good = figures[name], metric == "harmless"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from models import sources
+from models import harness, sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
 from models.judges import described
@@ -41,6 +41,7 @@ VERSIONS = {
     "judging.calibrate": 1,
     "distance.measure": 2,
     "margins.weigh": 1,
+    "harness.measure": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
 
@@ -106,15 +107,9 @@ def digest(recipe: Recipe | Assessment) -> str:
     """Return what names a run: the recipe, its data, and what computes."""
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
-    return content_digest(
-        [
-            plain(same),
-            plain(recipe.compute),
-            sources.digests(recipe),
-            [base_digest(found(p), key) for p in places],
-            VERSIONS,
-        ]
-    )
+    read = sources.digests(recipe) | harness.files(recipe.evaluation.tasks)
+    bases = [base_digest(found(place), key) for place in places]
+    return content_digest([plain(same), plain(recipe.compute), read, bases, VERSIONS])
 
 
 def found(place: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -20,10 +21,11 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from models import outcome, report, suites
+from models import harness, outcome, report, suites
 from models import sources as origins
 from models.artifacts import (
     Answers,
+    Benchmarks,
     Calibration,
     Distances,
     Margins,
@@ -150,6 +152,8 @@ def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
 def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
     """Everything that candidates are measured with; the metrics are scored side by side."""
     scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
+    if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
+        measure(run, base)
     heldout = {comparisons.metric: told.result() for comparisons, told in zip(pairs, scored, strict=True)}
     return Yardstick(base, sources, pairs, heldout)
 
@@ -195,6 +199,30 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
     return Evidence(policy, answers, verdicts, distances, margins)
 
 
+@task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
+def measure(run: Run, policy: Policy) -> Benchmarks:
+    """What one policy can do on the tasks that the recipe names."""
+    asked = run.recipe.evaluation
+    given = {"policy": policy, "tasks": asked.tasks, "sha256": harness.files(asked.tasks), "limit": asked.task_limit}
+    given |= {
+        "batch": asked.batch,
+        "seed": run.recipe.seed,
+        "version": version("lm-eval"),
+        "compute": run.recipe.compute,
+    }
+    return run.make(Benchmarks, "harness.measure", f"tasks · {policy.name}", _Watch(), **given)
+
+
+def taxed(run: Run, candidates: list[Evidence], choice: Choice) -> dict[str, Benchmarks]:
+    """What the base can do on tasks, and the chosen candidate, or all where nothing was trained; by digest."""
+    if not run.recipe.evaluation.tasks:
+        return {}
+    base, *others = [told.policy for told in candidates]
+    after = [p for p in others if p.name == choice.name or not isinstance(run.recipe, Recipe)]
+    told = {policy.digest: measure.submit(run, policy) for policy in [base, *after]}
+    return {digest: measured.result() for digest, measured in told.items()}
+
+
 def calibrate(run: Run, sources: Sources) -> Calibration | None:
     """What the judges say of answers that people have judged; none if the recipe names no such sample."""
     by = run.recipe.evaluation.judges
@@ -218,8 +246,9 @@ def publish(
     """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
     sources = yardstick.sources
     calibration = calibrate(run, sources)
+    measured = taxed(run, candidates, choice)
     registry = registered._asdict() if registered.version else None
-    tree = report.build(run.recipe, candidates, choice, verdicts, sources, calibration, registry, run.seconds)
+    tree = report.build(run.recipe, candidates, choice, verdicts, sources, calibration, measured, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
     report.write(tree, candidates, tested, yardstick.pairs, run.folder)
     if registry:
@@ -238,13 +267,13 @@ def publish(
         Ledger(run.root).attempted(run.recipe.registered_name, run.digest, outcome.decision(tree))
     known = [*candidates, *([tested] if tested else [])]
     made = [sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
-    return close(run, made, exit_code)
+    return close(run, [*made, *measured.values()], exit_code)
 
 
 def _link(run: Run, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
-    for key, (place, text) in run.tracker.pages(registered).items():
-        create_link_artifact(place, link_text=text, key=key, description=text)
+    for place, text in run.tracker.pages(registered):
+        create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
@@ -300,9 +329,10 @@ def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answe
 
 
 def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
-    """Return what is asked, and how answers are drawn; the judges have no part in it."""
+    """Return what is asked, and how answers are drawn; judges and tasks have no part in it."""
     given: dict[str, Any] = {"sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
-    given |= {"config": run.recipe.evaluation.model_copy(update={"judges": Judges()}), "seed": run.recipe.seed}
+    drawn = run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
+    given |= {"config": drawn, "seed": run.recipe.seed}
     return given | {"compute": run.recipe.compute, "memory": Memory(run.root / "answers.db")}
 
 

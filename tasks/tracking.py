@@ -55,7 +55,7 @@ def client(root: Path) -> Any:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
         root.mkdir(parents=True, exist_ok=True)
-        _database(root / "mlflow.db")
+        database(root / "mlflow.db")
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
 
@@ -177,15 +177,18 @@ class Tracker:
         self._client().update_model_version(registered.name, registered.version, card)
         self._client().log_artifact(self._open(), str(out / "model_card.md"))
 
-    def pages(self, registered: Registered) -> dict[str, tuple[str, str]]:
-        """Return key → (address, text) of the pages of the run and of the version, where MLflow is a server."""
+    def pages(self, registered: Registered) -> list[tuple[str, str]]:
+        """Return (address, text) of the pages of the run and of the version, where MLflow is a server."""
         if not SERVER.startswith("http"):
-            return {}
+            return []
         experiment = self._client().get_run(self._open()).info.experiment_id
         place, name = f"{SERVER.rstrip('/')}/#", registered.name
-        version = (f"{place}/models/{name}/versions/{registered.version}", f"{name} version {registered.version}")
-        run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "MLflow run")
-        return {"mlflow-run": run, "model-version": version}
+        version = (
+            f"{place}/models/{name}/versions/{registered.version}",
+            f"{name} version {registered.version} in MLflow",
+        )
+        run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "Run in MLflow")
+        return [run, version]
 
     def tag(self, model: str, version: str, tags: dict[str, str]) -> None:
         """Queue tags of a registered version."""
@@ -310,7 +313,10 @@ class Tracker:
         if versions:
             return str(versions[0].version)
         tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
-        version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
+        address = self._logged(policy)
+        model_id = address.rpartition("/")[2]  # a server refuses the address without it
+        made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
+        version = str(made.version)
         if tags["gate"] in ("pass", "fail"):  # an undecided one challenges nobody
             mlflow.set_registered_model_alias(name, "challenger", version)
         return version
@@ -354,7 +360,7 @@ class Tracker:
         mlflow.set_terminated(parent)
 
 
-def _database(path: Path) -> None:
+def database(path: Path) -> None:
     """Create MLflow's sqlite file under another name and rename it: a kill between two of its migrations breaks it."""
     if path.exists():
         return

@@ -25,6 +25,8 @@ from models import policy as policies
 from models import preferences, reference, town
 from models.artifacts import Policy, Preferences, Reference, content_digest
 from models.recipe import Compute, Data
+from tasks import children
+from tasks.home import VERSIONS
 
 SMALL = [
     "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
@@ -58,6 +60,18 @@ def one_thread() -> Iterator[None]:
 def port() -> int:
     """A port that nobody listens on."""
     return free_port()
+
+
+@pytest.fixture(scope="module")
+def free_ports() -> tuple[int, int]:
+    """Two ports that nobody listens on."""
+    return free_port(), free_port()
+
+
+@pytest.fixture(scope="session")
+def free() -> Callable[[], int]:
+    """`free()` names a port that nobody listens on."""
+    return free_port
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +153,61 @@ def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[in
         return process.returncode, out
 
     return running
+
+
+def unnamed() -> dict[str, str]:
+    """The environment without the servers that mlflow itself names there."""
+    return {name: value for name, value in os.environ.items() if name not in VERSIONS}
+
+
+class Up:
+    """A `sacpo up` of its own, in a process group of its own, waited for until it says where everything is."""
+
+    def __init__(self, runs: Path, *options: str, **environment: str) -> None:
+        self.runs, self.ports = runs, {"mlflow": free_port(), "prefect": free_port()}
+        ports = [part for name, port in self.ports.items() for part in (f"--{name}-port", str(port))]
+        self.mlflow, self.prefect = (f"http://127.0.0.1:{port}" for port in self.ports.values())
+        self.log = runs.with_name(f"{runs.name}-{self.ports['mlflow']}.log")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "flows", "up", *ports, *options], stdout=log, stderr=log,
+                env=unnamed() | {"SACPO_RUNS": str(runs)} | environment, cwd=Path(__file__).parent.parent,
+                start_new_session=True,
+            )  # fmt: skip
+        while "Ctrl-C" not in self.said and self.process.poll() is None:
+            time.sleep(0.2)
+        assert self.process.poll() is None, self.said
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text("utf-8")
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """What another process needs in its environment."""
+        return {"MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_API_URL": f"{self.prefect}/api"}
+
+    def end(self, how: int = signal.SIGINT) -> int:
+        """End it, and return its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Callable[..., Up]]:
+    """`up(runs, *options, **environment)` starts the servers; what is left of them ends with the module."""
+    started: list[Up] = []
+
+    def starting(runs: Path, *options: str, **environment: str) -> Up:
+        started.append(Up(runs, *options, **environment))
+        return started[-1]
+
+    yield starting
+    for one in started:
+        one.end()
+        children.end(one.runs)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import __main__ as cli
 from models.errors import BadPlace
 from models.recipe_file import shipped
+from tasks import home
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,9 +69,9 @@ def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
 
 
 def test_a_disk_that_is_nearly_full_is_refused_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "LEAST_FREE", 2**62)
+    monkeypatch.setattr(home, "LEAST_FREE", 2**62)
     with pytest.raises(BadPlace, match=f"^{runs}: only .* MiB free; .* or set SACPO_RUNS to another disk$"):
-        cli._settle()
+        home.settle()
 
 
 @pytest.mark.parametrize("name", shipped())

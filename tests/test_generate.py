@@ -58,7 +58,7 @@ def test_an_answer_ends_before_a_stop_string_and_never_at_a_blank_line(policy: P
         assert stopped[i].ids == free[i].ids[: len(stopped[i].ids)]
     assert stopped[0].text != free[0].text and len(stopped[0].ids) == 4
     ids = tokenizer("clean\n\nlamp")["input_ids"]
-    text, kept = generate._ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [])
+    text, kept = generate.ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [])
     assert kept == [*ids, tokenizer.eos_token_id] and text == tokenizer.decode(ids)
 
 

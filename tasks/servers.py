@@ -1,0 +1,353 @@
+"""MLflow, Prefect, a worker and the deployments on one machine: what is started, where it keeps things, who may in.
+
+For one person everything lies in the runs folder, where `sacpo run` without servers keeps it too. For a team both
+servers keep their records in PostgreSQL and MLflow its artifacts where it is told. A server that MLFLOW_TRACKING_URI or
+PREFECT_API_URL names is used as it is.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from filelock import FileLock, Timeout
+
+from models.errors import BadPlace
+from tasks import children
+from tasks.children import Child
+from tasks.home import QUIET, VERSIONS, ask
+
+CHECKOUT = Path(__file__).parent.parent
+POOL = "sacpo"
+DATABASES = ("mlflow", "prefect", "sacpo")
+"""On a team's PostgreSQL: MLflow's, Prefect's, and our own."""
+SILENCE = 90
+"""Seconds without a heartbeat after which a flow run counts as crashed; Prefect allows no beat under 30 s."""
+ZOMBIES = {
+    "name": "sacpo: a flow run without a heartbeat has crashed",
+    "description": "A flow run whose process and worker were killed would stay Running for ever.",
+    "enabled": True,
+    "trigger": {
+        "type": "event",
+        "posture": "Proactive",
+        "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "for_each": ["prefect.resource.id"],
+        "after": ["prefect.flow-run.heartbeat"],
+        # any news of it will do: a run that is suspended or waits for a retry has no process, and is no zombie
+        "expect": ["prefect.flow-run.*"],
+        "threshold": 1,
+        "within": SILENCE,
+    },
+    "actions": [
+        {
+            "type": "change-flow-run-state",
+            "state": "CRASHED",
+            "message": f"No heartbeat for {SILENCE} seconds: its process is gone; a new run of the recipe goes on.",
+        }
+    ],
+}
+"""An automation of Prefect's server; made once."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for."""
+
+    mlflow_port: int = 5000
+    prefect_port: int = 4200
+    postgres: str = field(default="", repr=False)  # may hold a password
+    artifacts: str = ""
+    worker: bool = True
+
+    @property
+    def mlflow(self) -> str:
+        """The address of MLflow: one that the user named, else ours."""
+        return _named("MLFLOW_TRACKING_URI") or f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def prefect(self) -> str:
+        """The address of Prefect's API: one that the user named, else ours."""
+        return _named("PREFECT_API_URL") or f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @property
+    def starts_mlflow(self) -> bool:
+        """Whether MLflow is ours to start; the address that we print may stand in the environment."""
+        return self.mlflow == f"http://127.0.0.1:{self.mlflow_port}"
+
+    @property
+    def starts_prefect(self) -> bool:
+        """Whether Prefect is ours to start."""
+        return self.prefect == f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @property
+    def server(self) -> SplitResult:
+        """The team's PostgreSQL, taken apart.
+
+        Raises:
+            BadPlace: it is no such address; what was given is not repeated, since it may hold a password.
+        """
+        parts = urlsplit(self.postgres)
+        if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or parts.path.strip("/"):
+            raise BadPlace("--postgres must be postgresql://user@host:port, without the name of a database")
+        return parts
+
+    def database(self, name: str, driver: str) -> str:
+        """Return the address of a database on the team's PostgreSQL, without the password: that is PGPASSWORD."""
+        user, _, place = self.server.netloc.rpartition("@")
+        return f"postgresql+{driver}://{user.partition(':')[0] + '@' if user else ''}{place}/{name}"
+
+
+def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
+    """Start what is wanted, say where it is, and wait; Ctrl-C or a termination ends all of it.
+
+    A second one beside it only says where the first one is.
+
+    Raises:
+        BadPlace: a port is taken, a named server does not answer, something does not start or ends by itself.
+    """
+    told = root / "servers.json"  # there while all is up
+    lock = FileLock(root / "servers.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        try:
+            addresses = json.loads(told.read_text("utf-8"))
+        except (OSError, ValueError):
+            say("another `sacpo up` is starting or stopping here")
+        else:
+            say("already up:")
+            _tell(addresses, say)
+        return
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background job ignores the first
+        if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(name, signal.default_int_handler)
+    try:
+        told.unlink(missing_ok=True)
+        left = children.end(root)
+        if left:
+            say(f"ended {left} processes that a killed `sacpo up` left behind")
+        environment = _environment(root, wanted)
+        started = _start(root, wanted, environment, say)
+        named = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
+        addresses = {name: address for name, address in named.items() if not urlsplit(address).password}
+        told.write_text(json.dumps(addresses), "utf-8")
+        say("up:")
+        _tell(addresses, say)
+        say(f"Logs:    {root / 'logs'}\nCtrl-C stops all of it")
+        children.watch(started)
+    except KeyboardInterrupt:
+        say("stopping")
+    finally:
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.SIG_IGN)  # it takes seconds, and nothing may be left behind
+        children.end(root)
+        told.unlink(missing_ok=True)
+        lock.release()
+
+
+def _tell(addresses: dict[str, str], say: Callable[[str], None]) -> None:
+    say(f"MLflow:  {addresses['MLFLOW_TRACKING_URI']}")
+    say(f"Prefect: {addresses['PREFECT_API_URL'].removesuffix('/api')}")
+    say(f"In another terminal: export {' '.join(f'{name}={value}' for name, value in addresses.items())}")
+
+
+def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> list[Child]:
+    """Look first, then start what is ours, wait until all is healthy, and register everything with Prefect."""
+    if wanted.postgres:
+        _look(wanted)
+    for ours, port, option in (
+        (wanted.starts_mlflow, wanted.mlflow_port, "--mlflow-port"),
+        (wanted.starts_prefect, wanted.prefect_port, "--prefect-port"),
+    ):
+        if ours:
+            _free(port, option)
+    servers = {"mlflow": wanted.starts_mlflow, "prefect": wanted.starts_prefect}
+    for name in (name for name, ours in servers.items() if not ours):
+        _greet(name, wanted, environment, say)
+    say(f"starting; logs are in {root / 'logs'}")
+    started = []
+    if wanted.starts_mlflow:
+        started.append(_mlflow(root, wanted, environment))
+    if wanted.starts_prefect:
+        started.append(_prefect(root, wanted, environment))
+    for child in started:
+        address = f"{getattr(wanted, child.name)}/health"
+        children.until(child, lambda address=address: _answers(address))  # type: ignore[misc]
+        _greet(child.name, wanted, environment, say)
+    _pool(environment)
+    registering = _deploy(root, environment)
+    if wanted.worker:
+        started.append(_worker(root, environment))
+    if registering:
+        children.finish(registering)
+    known = ask("PREFECT_API_URL", "/automations/filter", environment, {})
+    if ZOMBIES["name"] not in [one["name"] for one in known]:
+        ask("PREFECT_API_URL", "/automations/", environment, ZOMBIES)
+    return started
+
+
+def _greet(name: str, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> None:
+    """Ask a server for its version, with our password; warn of one that was not tested.
+
+    Raises:
+        BadPlace: it does not answer, or does not let us in.
+    """
+    address = {"mlflow": "MLFLOW_TRACKING_URI", "prefect": "PREFECT_API_URL"}[name]
+    there, here = str(ask(address, VERSIONS[address], environment)), version(name)
+    if there.split(".")[:2] != here.split(".")[:2]:
+        say(f"warning: {address} = {environment[address]} is {name} {there}; tested with {here}")
+
+
+def _environment(root: Path, wanted: Wanted) -> dict[str, str]:
+    """Return what the servers, the worker and its flow runs find in their environment; what the user set stays."""
+    given = {
+        **QUIET,
+        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that we have no work for
+        "SACPO_DATABASE": f"sqlite:///{root / 'operations.db'}",
+    }
+    if wanted.postgres:
+        given["SACPO_DATABASE"] = wanted.database("sacpo", "psycopg")
+        if wanted.server.password:
+            given["PGPASSWORD"] = unquote(wanted.server.password)
+    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
+        given["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"]
+    if "MLFLOW_AUTH_ADMIN_PASSWORD" in os.environ:
+        given["MLFLOW_TRACKING_USERNAME"] = os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
+        given["MLFLOW_TRACKING_PASSWORD"] = os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    ours = {"SACPO_RUNS": str(root), "MLFLOW_TRACKING_URI": wanted.mlflow, "PREFECT_API_URL": wanted.prefect}
+    return {**given, **os.environ, **ours}
+
+
+def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
+    server = dict(environment)
+    del server["MLFLOW_TRACKING_URI"]
+    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
+        os.environ.setdefault(name, value)  # of this process, before it imports mlflow
+    # by environment, since a command line is for all to see
+    if wanted.postgres:
+        server["MLFLOW_BACKEND_STORE_URI"] = wanted.database("mlflow", "psycopg")
+    else:
+        from tasks.tracking import database
+
+        database(root / "mlflow.db")
+        server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / 'mlflow.db'}"
+    if wanted.postgres or wanted.artifacts:
+        server["MLFLOW_ARTIFACTS_DESTINATION"] = wanted.artifacts or (root / "artifacts").as_uri()
+    else:  # as without servers: no client without a server can read what goes through one
+        server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
+    command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(wanted.mlflow_port), "--workers", "1"]
+    if {"MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"} & {*server}:
+        command += ["--app-name", "basic-auth"]
+        server = {**_locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"]), **server}
+    return children.start(root, "server", "mlflow", command, server, root)
+
+
+def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
+    """Return the settings with which MLflow asks for passwords; its users stand beside the records of a team."""
+    users = records if wanted.postgres else f"sqlite:///{root / 'mlflow-users.db'}"
+    settings = root / "mlflow-auth.ini"
+    settings.write_text(f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users.replace('%', '%%')}\n", "utf-8")
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+    }
+
+
+def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
+    server = {**environment, "PREFECT_SERVER_UI_API_URL": wanted.prefect}  # else its pages ask port 4200
+    del server["PREFECT_API_URL"]
+    if wanted.postgres:
+        server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = wanted.database("prefect", "asyncpg")
+    command = [_tool("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(wanted.prefect_port)]
+    return children.start(root, "server", "prefect", command, server, root)
+
+
+def _deploy(root: Path, environment: dict[str, str]) -> Child | None:
+    """Start to register what prefect.yaml names."""
+    if not (CHECKOUT / "prefect.yaml").exists():
+        return None
+    command = [_tool("prefect"), "--no-prompt", "deploy", "--all"]
+    return children.start(root, "server", "deploy", command, environment, CHECKOUT)
+
+
+def _worker(root: Path, environment: dict[str, str]) -> Child:
+    """Start a worker from the checkout, and wait until the server has heard of it."""
+    name = f"sacpo-{socket.gethostname()}"
+
+    def heard() -> str:
+        workers = ask("PREFECT_API_URL", f"/work_pools/{POOL}/workers/filter", environment, {})
+        return str({worker["name"]: worker["last_heartbeat_time"] for worker in workers}.get(name, ""))
+
+    before = heard()
+    command = [_tool("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
+    child = children.start(root, "worker", "worker", command, environment, CHECKOUT)
+    children.until(child, lambda: heard() != before)
+    return child
+
+
+def _pool(environment: dict[str, str]) -> None:
+    known = ask("PREFECT_API_URL", "/work_pools/filter", environment, {})
+    if POOL not in [pool["name"] for pool in known]:
+        ask("PREFECT_API_URL", "/work_pools/", environment, {"name": POOL, "type": "process"})
+
+
+def _look(wanted: Wanted) -> None:
+    """Refuse a PostgreSQL that does not let us in, or lacks a database."""
+    import psycopg
+
+    parts = wanted.server
+    password = unquote(parts.password) if parts.password else None
+    for name in DATABASES:
+        try:
+            psycopg.connect(
+                host=parts.hostname, port=parts.port or 5432, user=unquote(parts.username or "") or None,
+                password=password, dbname=name, connect_timeout=10,
+            ).close()  # fmt: skip
+        except psycopg.OperationalError as error:
+            why = str(error).strip().splitlines()[0].removeprefix("connection failed: ")
+            remedy = f"; createdb -h {parts.hostname} -p {parts.port or 5432} {name}" if "does not exist" in why else ""
+            raise BadPlace(f"PostgreSQL, database {name}: {why}{remedy}") from error
+
+
+def _free(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that closed a moment ago is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BadPlace(f"port {port} is taken by another program; choose one with {option}") from error
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _named(name: str) -> str:
+    """Return the server that an environment variable names, if any.
+
+    Raises:
+        BadPlace: it names no server.
+    """
+    address = os.environ.get(name, "").rstrip("/")
+    if address and not address.startswith(("http://", "https://")):
+        raise BadPlace(f"{name} = {address} is no server; unset it, and `sacpo up` starts one")
+    return address
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

@@ -1,0 +1,100 @@
+"""Who serves, from end to end: challengers beside the champion, retraining, promotion, rollback, cleaning."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows import deploy
+from models.recipe import Recipe
+from tasks import registry
+from tasks.ledger import Ledger
+
+Running = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def more(small: list[str]) -> list[str]:
+    """A recipe that trains other policies than the first one."""
+    return [*small, "steps.1.updates=20", "gate.margin=0.3"]
+
+
+def test_a_challenger_meets_the_champion(run: Running, runs: Path, small: list[str], more: list[str]) -> None:
+    assert run("run", "quickstart")[0] == 0
+    assert [check["name"] for check in decisions(runs)[0]["checks"]][-1] == "helpful against the base"
+
+    code, out = run("retrain", "quickstart")
+    assert code == 0 and "nothing new since" in out and "Registered as quickstart version 1" in out
+
+    proud = [*more, "gate.margin=0"]  # nobody can be shown to be no worse at all
+    code, out = run("run", "quickstart", changes=proud)
+    assert code == 4 and "The gate does not let it pass: helpful against the champion" in out
+    assert "Registered as quickstart version 2, alias challenger. Nothing was promoted." in " ".join(out.split())
+    code, out = run("retrain", "quickstart", changes=proud)
+    assert code == 0 and "nothing new" in out  # a rejected challenger is not trained again
+    code, out = run("promote", "quickstart", changes=[])
+    assert code == 2 and "version 2 did not pass the gate (fail: helpful against the champion" in out
+
+    code, out = run("run", "quickstart", changes=more)  # the same policy, with another margin: a version of its own
+    assert code == 0 and serving(runs) == ["1", "3"]
+    assert registry.serving(runs, "quickstart")["aliases"] == {"champion": "3", "previous": "1"}
+
+    code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
+    assert code == 0 and "champion 3 → 1" in out
+    code, out = run("champion", "quickstart", changes=[])
+    assert code == 0 and "# quickstart, version 1" in out and "users complained" in out and "Aliases: champion 1" in out
+    assert "| safety rate |" in out and "**Data**, steps.0: town 1" in out
+
+    code, out = run("run", "quickstart", changes=more)
+    assert serving(runs) == ["1"]  # a finished run is shown; what was rolled back does not come again by itself
+    code, out = run("clean", "--days", "0", "--yes", changes=[])
+    assert code == 0 and "freed" in out
+    assert run("run", "quickstart")[0] == 0 and serving(runs) == ["1"]  # what the champion stands on was kept
+
+
+def test_a_dry_run_decides_and_moves_nothing(run: Running, runs: Path, small: list[str]) -> None:
+    code, out = run("run", "quickstart", changes=[*small, "gate.mode=dry-run"])
+    assert code == 4 and "version 1, alias challenger. Nothing was promoted" in " ".join(out.split())
+    assert decisions(runs)[0]["holds"] and registry.log(runs, "quickstart") == []
+    code, out = run("promote", "quickstart", "--why", "seen", changes=[])  # it passed: a person may
+    assert code == 0 and serving(runs) == ["1"]
+
+
+def test_deployments_are_the_shipped_recipes_whole() -> None:
+    told = {entry["name"]: entry for entry in deploy.deployments()}
+    assert {"quickstart", "smollm2-135m", "sacpo-alpaca-7b", "evaluate", "nightly", "promote", "rollback"} < told.keys()
+    for name in ("quickstart", "smollm2-135m", "sacpo-alpaca-7b", "nightly"):
+        recipe = told[name]["parameters"]["recipe"]
+        assert Recipe.model_validate(recipe).model_dump(mode="json", by_alias=True) == recipe
+    for entry in told.values():
+        assert entry["enforce_parameter_schema"] and entry["description"] and entry["concurrency_limit"]["limit"] == 1
+
+
+def test_forms_show_what_decides_first_and_no_field_without_a_name() -> None:
+    """The Prefect page draws anyOf as `Field`, and fields in the order of the schema."""
+    schema = Recipe.model_json_schema()
+    assert "anyOf" not in json.dumps(schema)
+    assert list(schema["properties"])[:7] == ["name", "base", "beta", "steps", "merge", "constraint", "gate"]
+    assert list(schema["$defs"]["Step"]["properties"])[:4] == ["metric", "method", "lambda", "data"]
+    for record in [schema, *(told for told in schema["$defs"].values() if "properties" in told)]:
+        for key, told in record["properties"].items():
+            assert told.get("title") and told.get("description"), key
+
+
+def test_the_schedule_of_retraining_lies_in_prefect_yaml() -> None:
+    tree = yaml.safe_load((deploy.CHECKOUT / "prefect.yaml").read_text("utf-8"))
+    nightly = next(entry for entry in tree["deployments"] if entry["name"] == "nightly")
+    assert nightly["schedules"][0]["cron"] == "0 3 * * *" and nightly["triggers"][0]["expect"] == ["sacpo.data.updated"]
+
+
+def decisions(runs: Path) -> list[dict[str, Any]]:
+    with Ledger(runs)._engine.connect() as connection:
+        rows = connection.exec_driver_sql("select verdict from sacpo_decisions order by number").scalars().all()
+    return [json.loads(row) for row in rows]
+
+
+def serving(runs: Path) -> list[str]:
+    return registry.line_of_champions(registry.log(runs, "quickstart"))

@@ -1,0 +1,200 @@
+"""`sacpo up` for one person: healthy together, ended together, found again, and closed to a wrong password."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from models.errors import BadPlace
+from tasks import children, servers, tracking
+from tasks.home import VERSIONS
+from tasks.servers import Wanted
+
+ROOT = Path(__file__).parent.parent
+SECRETS = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
+
+
+def ask(address: str, body: Any = None, user: str = "") -> Any:
+    headers = {"Content-Type": "application/json"}
+    if user:
+        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=30) as answer:
+        text = answer.read().decode()
+    return json.loads(text) if text[:1] in "[{" else text
+
+
+def code(address: str, user: str) -> int:
+    try:
+        ask(address, user=user)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
+
+
+def sacpo(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    unnamed = {name: value for name, value in os.environ.items() if name not in VERSIONS}  # mlflow sets one itself
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        env=unnamed | environment, cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def finished(api: str, deployment: str, user: str = "") -> dict[str, Any]:
+    """Run a deployment, and return the flow run when it has ended."""
+    (found,) = [one for one in ask(f"{api}/deployments/filter", {}, user) if one["name"] == deployment]
+    run = ask(f"{api}/deployments/{found['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}}, user)
+    end = time.monotonic() + 120
+    while (run := ask(f"{api}/flow_runs/{run['id']}", user=user))["state"]["type"] in (
+        "SCHEDULED", "PENDING", "RUNNING",
+    ):  # fmt: skip
+        assert time.monotonic() < end, run["state"]
+        time.sleep(0.5)
+    return dict(run)
+
+
+def block(title: str, number: int) -> str:
+    """Return the Python of a section of docs/operations.md, as it stands between the marks."""
+    section = (ROOT / "docs" / "operations.md").read_text("utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(r"<<'END'\n(.*?)\nEND\n", section, re.S)[number]
+
+
+def test_one_person_from_up_to_a_restored_backup(
+    up: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One long test, since every start takes seconds: what is up is used, killed, started again with passwords."""
+    runs = tmp_path / "home" / "runs"
+    first = up(runs)
+    api = first.addresses["PREFECT_API_URL"]
+    assert ask(f"{first.mlflow}/health") == "OK"
+    assert ask(f"{first.prefect}/ui-settings")["api_url"] == api  # else the pages ask port 4200
+    assert [pool["type"] for pool in ask(f"{api}/work_pools/filter", {}) if pool["name"] == "sacpo"] == ["process"]
+    assert finished(api, "reconcile")["state"]["type"] == "COMPLETED"
+
+    beside = sacpo("up", SACPO_RUNS=str(runs))
+    assert beside.returncode == 0 and first.mlflow in beside.stdout and first.prefect in beside.stdout
+    elsewhere = {"SACPO_RUNS": str(tmp_path / "other")}
+    taken = sacpo("up", "--mlflow-port", str(first.ports["mlflow"]), **elsewhere)
+    assert taken.returncode == 2 and re.fullmatch(r"sacpo: port \d+ is taken .* --mlflow-port\n", taken.stderr)
+
+    monkeypatch.setattr(tracking, "SERVER", first.mlflow)
+    client = tracking.client(runs)
+    experiment = client.create_experiment("through the server")
+    run = client.create_run(experiment).info.run_id
+    client.log_text(run, "kept", "note.txt")
+    client.create_registered_model("policy")
+
+    first.end(signal.SIGKILL)
+    left = children.marked(runs, "server") + children.marked(runs, "worker")
+    assert len(left) > 3
+    second = up(runs, "--no-worker", **SECRETS)
+    assert f"ended {len(left)} processes" in second.said
+    assert not any(process.is_running() for process in left)
+
+    api = second.addresses["PREFECT_API_URL"]
+    for address, user in (
+        (f"{api}/admin/version", "team:correct-horse"),
+        (f"{second.mlflow}/version", "admin:battery-staple"),
+    ):
+        assert [code(address, given) for given in (user, user + "?", "")] == [200, 401, 401]
+    for name, address in second.addresses.items():
+        refused = sacpo("run", "quickstart", **{name: address, "PREFECT_API_AUTH_STRING": "team:wrong"}, **elsewhere)
+        assert refused.returncode == 2 and re.match(
+            rf"sacpo: {name} = .* refuses us; set [A-Z_a-z ]+\n", refused.stderr
+        )
+    states = [one["state"]["type"] for one in ask(f"{api}/flow_runs/filter", {}, "team:correct-horse")]
+    assert "COMPLETED" in states  # the history of the first
+    automations = [one["name"] for one in ask(f"{api}/automations/filter", {}, "team:correct-horse")]
+    assert automations.count(str(servers.ZOMBIES["name"])) == 1
+
+    backup = tmp_path / "elsewhere" / "runs"
+    subprocess.run([sys.executable, "-c", block("Back up", 0), str(runs), str(backup)], check=True)
+    assert second.end() == 0 and second.said.endswith("stopping\n")
+    assert not children.marked(runs, "server") + children.marked(runs, "worker") + children.marked(runs, "run")
+
+    monkeypatch.setattr(tracking, "SERVER", "")
+    assert Path(tracking.client(runs).download_artifacts(run, "note.txt")).read_text() == "kept"  # without any server
+    shutil.rmtree(runs)
+    subprocess.run([sys.executable, "-c", block("Back up", 1), str(runs), str(backup)], check=True)
+    restored = tracking.client(backup)
+    assert [model.name for model in restored.search_registered_models()] == ["policy"]
+    assert Path(restored.download_artifacts(run, "note.txt")).read_text() == "kept"
+
+
+def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Path, port: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+    done = sacpo("up", "--mlflow-port", str(port), PREFECT_API_URL=nobody)
+    assert done.returncode == 2 and f"PREFECT_API_URL = {nobody} does not answer" in done.stderr
+    assert not (runs / "mlflow.db").exists() and not (runs / "servers.json").exists()
+    done = sacpo("up", MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
+    assert done.returncode == 2 and "is no server; unset it" in done.stderr
+
+
+def test_a_child_that_dies_is_told_with_the_last_line_of_its_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('no such table'); print('---'); raise SystemExit(1)"]
+    child = children.start(tmp_path, "server", "prefect", command, os.environ, tmp_path)
+    told = rf"no such table \(see {tmp_path}/logs/prefect.log\)"
+    with pytest.raises(BadPlace, match=f"prefect did not start: {told}"):
+        children.until(child, lambda: False)
+    with pytest.raises(BadPlace, match=f"prefect failed: {told}"):
+        children.finish(child)
+    with pytest.raises(BadPlace, match=f"prefect ended: {told}"):
+        children.watch([child])
+
+
+def test_grandchildren_die_too_even_those_that_ignore_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect gives flow runs a session of their own: no process group reaches them."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(99)"
+    )
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
+    child = children.start(tmp_path, "worker", "worker", [sys.executable, "-c", parent], os.environ, tmp_path)
+    children.finish(child)
+    while "on" not in child.log.read_text():
+        time.sleep(0.05)
+    monkeypatch.setattr(children, "GRACE", 0.5)
+    assert not children.marked(tmp_path / "another", "worker")
+    assert children.end(tmp_path) == 1
+    assert not children.marked(tmp_path, "worker")
+
+
+def test_passwords_stand_in_no_address() -> None:
+    wanted = Wanted(postgres="postgresql://ada:p%40ss@127.0.0.1:5433")
+    assert wanted.database("sacpo", "psycopg") == "postgresql+psycopg://ada@127.0.0.1:5433/sacpo"
+    assert "p%40ss" not in repr(wanted)
+    assert servers._environment(Path("/runs"), wanted)["PGPASSWORD"] == "p@ss"
+    for given in ("mysql://ada@127.0.0.1", "postgresql://ada:secret@127.0.0.1/mlflow", "ada"):
+        with pytest.raises(BadPlace, match=r"^--postgres must be") as refused:
+            Wanted(postgres=given).database("sacpo", "psycopg")
+        assert "secret" not in str(refused.value)
+
+
+def test_compose_publishes_on_loopback_and_holds_no_secret() -> None:
+    text = (ROOT / "mlflow" / "compose.yaml").read_text("utf-8")
+    compose = yaml.safe_load(text)
+    assert "NOT RUN" in text
+    assert set(compose["services"]) == {"postgres", "store", "mlflow", "prefect", "worker"}
+    for name, service in compose["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert service["healthcheck"]["test"], name
+        assert set(service.get("depends_on", {})) <= set(compose["services"]), name
+        for key, value in service["environment"].items():
+            if re.search("PASSWORD|SECRET|AUTH_STRING", key):
+                assert re.fullmatch(r"\$\{[A-Z_]+:\?set it\}", value), key
+            assert not re.search(r"//[^/@]*:[^/@]*@", value), key
+    assert not re.search(r"password|//[^/@\s]*:[^/@\s]*@", json.dumps(compose["configs"]))
