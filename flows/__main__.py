@@ -4,6 +4,7 @@ import errno
 import http.client
 import os
 import shutil
+import signal
 import sys
 import urllib.error
 import urllib.request
@@ -346,16 +347,30 @@ def _show(outcome: dict[str, Any]) -> None:
     )
 
 
+class Terminated(BaseException):
+    """The command was told to end (SIGTERM): spot machines and schedulers do that."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while we clean up
+    raise Terminated
+
+
 def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except SacpoError as error:
         print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("sacpo: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except Terminated:
+        print("sacpo: terminated; the same command goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT:  # typer has made it of Ctrl-C
+            print("sacpo: interrupted; the same command goes on", file=sys.stderr)
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise

@@ -6,9 +6,11 @@ from prefect import flow
 
 from models.assessment import Assessment
 from tasks import stages
+from tasks.leases import watched
 from tasks.run import opened
 
 
+@watched
 @flow(name="evaluate", flow_run_name="{assessment.name}")
 def evaluate(assessment: Assessment) -> dict[str, Any]:
     """Judge policies side by side, and test the bound on them in the order in which they are given.

@@ -40,7 +40,7 @@ from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
 from models.recipe import Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
-from tasks import screen
+from tasks import events, screen
 from tasks.run import Run, close, found
 from tasks.store import Stage
 
@@ -192,7 +192,9 @@ def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yar
         return None
     policy = _named(choice.name, candidates).policy
     _, verdicts = _judged(run, policy, {"base": yardstick.base}, yardstick, "test")
-    return gate.certify(figures.candidate(choice.name, verdicts), run.recipe.constraint)
+    verdict = gate.certify(figures.candidate(choice.name, verdicts), run.recipe.constraint)
+    events.decided(run.training.registered_name, verdict)
+    return verdict
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
@@ -223,6 +225,8 @@ def register(
         "gate": "pass" if verdict else "undecided",
     }
     version = run.tracker.register(policy, tags, promote=verdict is not None)
+    if verdict:
+        events.champion(run.training.registered_name, version, policy)
     return Registered(run.training.registered_name, version, "champion" if verdict else "")
 
 

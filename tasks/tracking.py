@@ -101,6 +101,17 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
         raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({_first_line(error)})") from error
 
 
+def close_killed(root: Path, experiment: str, digest: str) -> None:
+    """Close as KILLED what a run that died left running, its stages included; the same command opens it again."""
+    mlflow = client(root)
+    known = mlflow.get_experiment_by_name(experiment)
+    for parent in mlflow.search_runs([known.experiment_id], f"tags.`sacpo.run` = '{digest}'") if known else ():
+        stages = mlflow.search_runs([known.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        for run in (*stages, parent):
+            if run.info.status == "RUNNING":
+                mlflow.set_terminated(run.info.run_id, "KILLED")
+
+
 def _version(mlflow: Any, name: str) -> tuple[str, Any]:
     """Return the registered model and the version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names."""
     model, _, alias = name.removeprefix("models:/").partition("@")
