@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from flows import ending
 from models.errors import BadPlace, SacpoError
 
 if TYPE_CHECKING:
@@ -244,7 +245,15 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
 
         typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
         with workers(chosen.compute, root()):  # they import torch while Prefect starts
-            outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
+            try:
+                outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
+            except SacpoError:
+                raise
+            except Exception:
+                outcome = finished(chosen)  # Prefect may have died after the last stage
+                if outcome is None:
+                    _answers("PREFECT_API_URL", os.environ.get("PREFECT_API_URL", ""), "/health")
+                    raise
     _show(outcome)
     raise typer.Exit(outcome["exit_code"])
 
@@ -274,6 +283,7 @@ def _settle() -> None:
     for name, value in {
         "PREFECT_HOME": str(runs / "prefect"),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors are told in one line; the pages have the rest
+        "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",  # a line per event that a dead server did not take
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -347,26 +357,17 @@ def _show(outcome: dict[str, Any]) -> None:
     )
 
 
-class Terminated(BaseException):
-    """The command was told to end (SIGTERM): spot machines and schedulers do that."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while we clean up
-    raise Terminated
-
-
 def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    ending.listen()
     try:
         app()
     except SacpoError as error:
         print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except Terminated:
+    except ending.Terminated as told:
         print("sacpo: terminated; the same command goes on", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(told.exit_code)
     except SystemExit as end:
         if end.code == 128 + signal.SIGINT:  # typer has made it of Ctrl-C
             print("sacpo: interrupted; the same command goes on", file=sys.stderr)
@@ -376,6 +377,8 @@ def main() -> None:
             raise
         print(f"sacpo: {error.filename or 'runs'}: {error.strerror}; free space, or set SACPO_RUNS", file=sys.stderr)
         sys.exit(BadPlace.exit_code)
+    finally:
+        ending.leave_within(10)
 
 
 if __name__ == "__main__":

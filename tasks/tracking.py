@@ -47,6 +47,7 @@ def client(root: Path) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # we say it ourselves, in one line
@@ -294,7 +295,10 @@ class Tracker:
             version = str(versions[0].version)
         else:
             tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
-            version = str(mlflow.create_model_version(name, self._logged(policy), parent, tags=tags).version)
+            address = self._logged(policy)
+            model_id = address.rpartition("/")[2]  # a server refuses the address without it
+            made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
+            version = str(made.version)
         if promote and "sacpo.promoted" not in mlflow.get_model_version(name, version).tags:
             aliases = mlflow.get_registered_model(name).aliases
             current = str(aliases.get("champion", ""))
