@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from pkgutil import resolve_name
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from flows import ending
 from flows.operations import app as operations
 from models.errors import BadPlace, SacpoError
 
@@ -256,7 +258,15 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         settle()
         typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
         with workers(chosen.compute, root()):  # they import torch while Prefect starts
-            outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
+            try:
+                outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
+            except SacpoError:
+                raise
+            except Exception:
+                outcome = finished(chosen)  # Prefect may have died after the last stage
+                if outcome is None:
+                    settle()  # a server that has died is named
+                    raise
     _show(outcome)
     raise typer.Exit(outcome["exit_code"])
 
@@ -307,19 +317,26 @@ def _show(outcome: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
+    ending.listen()
     try:
         app()
     except SacpoError as error:
         print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("sacpo: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except ending.Terminated as told:
+        print("sacpo: terminated; the same command goes on", file=sys.stderr)
+        sys.exit(told.exit_code)
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT:  # typer has made it of Ctrl-C
+            print("sacpo: interrupted; the same command goes on", file=sys.stderr)
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
             raise
         print(f"sacpo: {error.filename or 'runs'}: {error.strerror}; free space, or set SACPO_RUNS", file=sys.stderr)
         sys.exit(BadPlace.exit_code)
+    finally:
+        ending.leave_within(10)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from prefect import flow
 
 from models.recipe import Recipe
 from tasks import decisions, stages
+from tasks.leases import watched
 from tasks.run import opened
 
 
+@watched
 @flow(name="align", flow_run_name="{recipe.name}")
 def align(recipe: Recipe) -> dict[str, Any]:
     """Align the base policy step by step, and register the candidate that holds the constraint.

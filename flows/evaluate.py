@@ -9,9 +9,11 @@ from models.gate import AS_THEY_ARE
 from models.promotion import NOT_REGISTERED
 from tasks import stages
 from tasks.decisions import test_in_order
+from tasks.leases import watched
 from tasks.run import opened
 
 
+@watched
 @flow(name="evaluate", flow_run_name="{assessment.name}")
 def evaluate(assessment: Assessment) -> dict[str, Any]:
     """Judge policies side by side, and test the bound on them in the order in which they are given.

@@ -7,10 +7,12 @@ from prefect.states import Completed
 
 from flows.align import align
 from models.recipe import Recipe
-from tasks import schedule
-from tasks.run import decided
+from tasks import leases, schedule
+from tasks.leases import watched
+from tasks.run import decided, root
 
 
+@watched
 @flow(name="retrain", flow_run_name="{recipe.name}")
 def retrain(recipe: Recipe) -> Any:
     """Align from the base if data, recipe or base changed since the last decided attempt, and ask the gate.
@@ -21,6 +23,7 @@ def retrain(recipe: Recipe) -> Any:
     Args:
         recipe: every choice of the experiment.
     """
+    leases.take(root(), recipe.name)
     newer = schedule.superseded()
     if newer:
         return Completed(name="Superseded", message=newer)

@@ -264,7 +264,8 @@ def _train(trainer: Any, curve: Curve, compute: Compute, out: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     if device_kind(compute.device) == "cpu":
         answer_head.add(_inner(trainer.model))
-    trainer.train(resume_from_checkpoint=newest(out))
+    with curve.unhurried():
+        trainer.train(resume_from_checkpoint=newest(out))
     curve.finish()
 
 

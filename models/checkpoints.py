@@ -4,7 +4,11 @@ import json
 import math
 import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,10 @@ SHOWN = {
 
 
 class Curve(TrainerCallback):  # type: ignore[misc]
-    """Writes one line per update to `progress.jsonl`, marks checkpoints as complete, and stops at the first NaN."""
+    """Writes one line per update to `progress.jsonl`, marks checkpoints as complete, and stops at the first NaN.
+
+    A process that is told to end (SIGTERM) ends after the update that it is in, and leaves a checkpoint of it.
+    """
 
     def __init__(self, out: Path, config: Training) -> None:
         self.path = out / PROGRESS
@@ -37,6 +44,32 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         self.file = self.path.open("a")
         self.file.write("\n" if self.path.stat().st_size else "")  # a kill may have left half a line
         self.started = time.monotonic()
+        self.told = False
+
+    @contextmanager
+    def unhurried(self) -> Iterator[None]:
+        """Put SIGTERM off until a checkpoint is written, or this ends; only a main thread is told of signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._tell)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            self._obey()
+
+    def _tell(self, *_: Any) -> None:
+        self.told = True
+
+    def _obey(self) -> None:
+        if self.told:  # from here on it is the signal that it would have been
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a checkpoint now, if this process was told to end."""
+        control.should_save |= self.told
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -66,6 +99,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         mark = folder / f"{COMPLETE}.new"
         mark.write_text(json.dumps(sizes))
         mark.rename(folder / COMPLETE)
+        self._obey()
 
     def finish(self) -> None:
         """Leave one line per update, in order; a resumed run wrote some twice."""

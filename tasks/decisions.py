@@ -21,7 +21,7 @@ from models.figures import Evidence
 from models.gate import Choice, Facts, Verdict
 from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe_gate import GateMode
-from tasks import registry, screen, store
+from tasks import events, registry, screen, store
 from tasks.ledger import Ledger
 from tasks.run import Run
 from tasks.stages import Yardstick, judged, loaded, named
@@ -79,6 +79,7 @@ def certify(run: Run, tested: Evidence | None, yardstick: Yardstick) -> Verdict 
         facts = _facts(tested, rivals, spent)
         verdict = gate.decide(figures.candidate(tested.policy.name, tested.verdicts), facts, constraint, asks)
         if ledger.decide(model, suite, question, spent, verdict):
+            events.decided(model, verdict)
             return _show(run, verdict)
 
 
@@ -160,7 +161,8 @@ def promote(run: Run, registered: Registered, verdict: Verdict | None, approval:
     if may and version not in (entry.version_to for entry in told):  # once: a later champion is not pushed aside
         seen = json.loads(_place(run).read_text("utf-8"))["seen"]
         try:
-            registry.promote(root, model, version, f"passed the gate in run {run.digest[:12]}{approval}", seen)
+            why = f"passed the gate in run {run.digest[:12]}{approval}"
+            events.champion(model, registry.promote(root, model, version, why, seen))
         except Stale:
             _place(run).unlink()  # the next run compares with the new champion
             raise

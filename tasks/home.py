@@ -43,6 +43,7 @@ def settle() -> None:
         if os.environ.get(name, "").startswith("http"):  # before anything is trained
             ask(name, path, os.environ)
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # errors are told in one line; the pages have all
+    quiet |= {"PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}  # a line per event that a dead server did not take
     for name, value in {"PREFECT_HOME": str(runs / "prefect"), **quiet, **QUIET}.items():
         os.environ.setdefault(name, value)
 

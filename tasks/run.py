@@ -19,7 +19,7 @@ from models.assessment import Assessment
 from models.judges import described
 from models.policy import base_digest, device_kind, precision
 from models.recipe import Recipe
-from tasks import launch, screen, store
+from tasks import launch, leases, screen, store
 from tasks.ledger import Ledger
 from tasks.store import Stage, plain
 from tasks.tracking import Tracker, fetch
@@ -144,7 +144,7 @@ def settled(root: Path) -> list[str]:
     from tasks import registry
 
     launch.reap(root)
-    return registry.reconcile(root)
+    return [*leases.sweep(root), *registry.reconcile(root)]
 
 
 def forget_failed(recipe: Recipe | Assessment) -> int:
@@ -168,9 +168,10 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
 
 @contextmanager
 def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
-    """Hold the run's lock, its workers and its tracker; a second identical command waits here."""
+    """Hold the run's lease, lock, workers and tracker; a second identical command waits here."""
     where, name = root(), digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
+    leases.take(where, recipe.name, name)
     lock = FileLock(where / f"{recipe.name}-{name[:16]}.lock")
     try:
         lock.acquire(blocking=False)
@@ -178,6 +179,8 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
         screen.say("another process runs this recipe on these data; waiting for it to end")
         lock.acquire()
     try:
+        for sentence in leases.sweep(where):
+            screen.say(f"[dim]{sentence}[/]")
         yield from _working(recipe, where, name)
     finally:
         lock.release()

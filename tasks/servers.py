@@ -188,6 +188,8 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
         started.append(_worker(root, environment))
     if registering:
         children.finish(registering)
+        if wanted.worker:
+            _reconcile(environment)
     known = ask("PREFECT_API_URL", "/automations/filter", environment, {})
     if ZOMBIES["name"] not in [one["name"] for one in known]:
         ask("PREFECT_API_URL", "/automations/", environment, ZOMBIES)
@@ -279,6 +281,13 @@ def _deploy(root: Path, environment: dict[str, str]) -> Child | None:
         return None
     command = [_tool("prefect"), "--no-prompt", "deploy", "--all"]
     return children.start(root, "server", "deploy", command, environment, CHECKOUT)
+
+
+def _reconcile(environment: dict[str, str]) -> None:
+    """Let the first flow run repair what killed processes left behind."""
+    wanted = {"deployments": {"name": {"any_": ["reconcile"]}}}
+    for told in ask("PREFECT_API_URL", "/deployments/filter", environment, wanted):
+        ask("PREFECT_API_URL", f"/deployments/{told['id']}/create_flow_run", environment, {"name": "at the start"})
 
 
 def _worker(root: Path, environment: dict[str, str]) -> Child:

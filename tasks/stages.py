@@ -7,8 +7,10 @@ import base64
 import time
 from collections import Counter
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from importlib.metadata import version
+from threading import Thread
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -257,9 +259,11 @@ def publish(
     text, picture = report.markdown(tree), run.folder / "frontier.png"
     if picture.exists():
         address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-        create_image_artifact(address, key="frontier", description="Helpful against harmless")
+        with suppress(Exception):  # the report lies on disk, whoever cannot be told of it
+            create_image_artifact(address, key="frontier", description="Helpful against harmless")
         text = text.replace("(frontier.png)", f"({address})")
-    create_markdown_artifact(text, key="candidates", description="Candidates and decision")
+    with suppress(Exception):
+        create_markdown_artifact(text, key="candidates", description="Candidates and decision")
     served = registered.alias != "challenger" if isinstance(run.recipe, Recipe) else True
     proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
@@ -347,17 +351,20 @@ class _Watch:
     def __init__(self) -> None:
         self.artifact: Any = None
         self.told = time.monotonic()
+        self.teller: Thread | None = None
 
     def __call__(self, work: Stage, line: dict[str, Any]) -> None:
         screen.moved(work.title, line)
-        if time.monotonic() - self.told < 5:
+        if time.monotonic() - self.told < 5 or (self.teller and self.teller.is_alive()):
             return
         self.told, share = time.monotonic(), 100.0 * line["done"] / line["of"]
-        with suppress(Exception):  # a page that cannot be told must not stop a training
-            self._tell(work, share)
+        # beside us, since a dead server is asked for a minute; in our context, for the artifact is this task run's
+        self.teller = Thread(target=copy_context().run, args=(self._tell, work, share), daemon=True)
+        self.teller.start()
 
     def _tell(self, work: Stage, share: float) -> None:
-        if self.artifact is None:
-            self.artifact = create_progress_artifact(share, description=work.title)
-        else:
-            update_progress_artifact(self.artifact, share)
+        with suppress(Exception):  # a page that cannot be told must not stop a training
+            if self.artifact is None:
+                self.artifact = create_progress_artifact(share, description=work.title)
+            else:
+                update_progress_artifact(self.artifact, share)

@@ -48,6 +48,7 @@ def client(root: Path) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # we say it ourselves, in one line
@@ -100,6 +101,17 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
         return place, str(version.tags["sacpo.policy"])
     except failures() as error:
         raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({first_line(error)})") from error
+
+
+def close_killed(root: Path, experiment: str, digest: str) -> None:
+    """Close as KILLED what a run that died left running, its stages included; the same command opens it again."""
+    mlflow = client(root)
+    known = mlflow.get_experiment_by_name(experiment)
+    for parent in mlflow.search_runs([known.experiment_id], f"tags.`sacpo.run` = '{digest}'") if known else ():
+        stages = mlflow.search_runs([known.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        for run in (*stages, parent):
+            if run.info.status == "RUNNING":
+                mlflow.set_terminated(run.info.run_id, "KILLED")
 
 
 def _version(mlflow: Any, name: str) -> tuple[str, Any]:

@@ -1,0 +1,191 @@
+"""Who is running: a file per flow run with the process that carries it out, so that no death goes unnoticed.
+
+A process that is killed says nothing, and Prefect and MLflow would call its run running for ever. `sweep` finds the
+leases whose process is gone and closes both. A run that ends in a way that Prefect was told of gives its lease back.
+"""
+
+import json
+import os
+import platform
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from filelock import FileLock
+
+from tasks import events
+from tasks.store import write
+
+F = TypeVar("F")
+
+PATIENCE = 3.0
+"""Seconds that a Prefect server has to answer."""
+GOES_ON = "the same recipe goes on from its checkpoints"
+WHY = f"its process ended without a word; {GOES_ON}"
+UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """One flow run, and the process that carries it out."""
+
+    flow_run: str
+    name: str
+    """Name of the recipe, which is the MLflow experiment."""
+    run: str
+    """Digest of the run, by which MLflow knows it; empty where MLflow holds none."""
+    pid: int
+    started: str
+    """Boot and clock tick at which the process started: a number alone is given to others later."""
+    host: str
+    api: str
+    """Address of the Prefect server; empty for the temporary one, whose database lies in PREFECT_HOME."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process lives; one of another host is taken to."""
+        return self.host != platform.node() or _started(self.pid) == self.started
+
+
+def take(root: Path, name: str, run: str = "") -> None:
+    """Leave a lease for the flow run that calls; outside a flow run there is nobody to be missed."""
+    from prefect.runtime import flow_run
+
+    if flow_run.id:
+        api = _settings().api.url or ""
+        pid = os.getpid()
+        lease = Lease(str(flow_run.id), name, run, pid, _started(pid), platform.node(), api)
+        _folder(root).mkdir(parents=True, exist_ok=True)
+        write(_folder(root) / f"{lease.flow_run}.json", json.dumps(asdict(lease), indent=1))
+
+
+def watched(flow: F) -> F:
+    """Make a flow give its lease back when Prefect knows that it has ended, and say so if it failed.
+
+    Not when it was cancelled: Prefect would start a process for that before it calls the run cancelled.
+    """
+    hooked: Any = flow
+    for when in (hooked.on_completion, hooked.on_failure, hooked.on_crashed):
+        when(_ended)
+    return flow
+
+
+def sweep(root: Path) -> list[str]:
+    """Close the flow runs and MLflow runs whose process is gone, and return a sentence for each.
+
+    What cannot be closed now, since a server does not answer, is left for the next sweep.
+    """
+    if not any(_folder(root).glob("*.json")):
+        return []
+    done = []
+    with FileLock(_folder(root) / "lock"):
+        leases = {path: lease for path in sorted(_folder(root).glob("*.json")) if (lease := _read(path))}
+        dead = {path: lease for path, lease in leases.items() if not lease.alive}
+        going_on = {lease.run for lease in leases.values() if lease.alive}  # the same recipe, begun again
+        for path, lease in dead.items():
+            with suppress(Exception):  # a server that does not answer: the next sweep
+                crashed = _crashed(lease)
+                if lease.run and lease.run not in going_on:
+                    _killed(root, lease)
+                path.unlink()
+                if crashed:
+                    told = {"flow_run_id": lease.flow_run, "state": "Crashed", "why": WHY}
+                    events.emit(events.FAILED, f"sacpo.run.{lease.name}", told)
+                    done.append(f"{lease.name} (flow run {lease.flow_run}): {WHY}")
+    return done
+
+
+def _ended(flow: Any, flow_run: Any, state: Any) -> None:
+    """Give the lease back; a worker that tells of the death of its flow process sweeps instead."""
+    from tasks.run import root
+
+    path = _folder(root()) / f"{flow_run.id}.json"
+    lease = _read(path)
+    if lease and lease.pid == os.getpid():
+        path.unlink(missing_ok=True)
+    elif lease:
+        sweep(root())
+    if state.is_failed() or state.is_crashed():
+        told = {"flow_run_id": str(flow_run.id), "state": state.name, "why": state.message or ""}
+        events.emit(events.FAILED, f"sacpo.run.{lease.name if lease else flow_run.name}", told)
+        events.flush()  # a process that was told to end has no time for it later
+
+
+def _crashed(lease: Lease) -> bool:
+    """Set a flow run that Prefect takes for running CRASHED, or CANCELLED if it was to be; return whether it crashed.
+
+    Raises:
+        Exception: no server that knows the run answers.
+    """
+    from prefect.client.orchestration import SyncPrefectClient, get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Cancelled, Crashed
+
+    if lease.api and _answers(lease.api):
+        told = _settings().api
+        client = SyncPrefectClient(
+            lease.api,
+            api_key=told.key.get_secret_value() if told.key else None,
+            auth_string=told.auth_string.get_secret_value() if told.auth_string else None,
+        )
+    else:  # a server on the same database may have another address now
+        client = get_client(sync_client=True)
+    with client:
+        try:
+            state = client.read_flow_run(UUID(lease.flow_run)).state
+        except ObjectNotFound:
+            if lease.api and not _answers(lease.api):
+                raise  # another database; its own server may come back
+            return False
+        if state is None or state.type.value not in UNFINISHED:
+            return False
+        asked_for = state.is_cancelling()  # and so it happened
+        state = Cancelled(message=f"cancelled; {GOES_ON}") if asked_for else Crashed(message=WHY)
+        client.set_flow_run_state(UUID(lease.flow_run), state, force=True)
+        return not asked_for
+
+
+def _killed(root: Path, lease: Lease) -> None:
+    from tasks.tracking import close_killed
+
+    close_killed(root, lease.name, lease.run)
+
+
+def _settings() -> Any:
+    from prefect.settings import get_current_settings
+
+    return get_current_settings()
+
+
+def _answers(api: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=PATIENCE).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _started(pid: int) -> str:
+    """Return what tells this process from others that have, had or will have its number; empty if it is gone."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    return "" if state == "Z" else f"{boot} {rest[18]}"
+
+
+def _folder(root: Path) -> Path:
+    return root / "leases"
+
+
+def _read(path: Path) -> Lease | None:
+    with suppress(OSError, ValueError, TypeError):  # gone, or not ours to understand
+        return Lease(**json.loads(path.read_text("utf-8")))
+    return None

@@ -1,0 +1,334 @@
+"""What is left when things die: flow process, worker, MLflow server; and who hears of it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+import yaml
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import AwaitingRetry, Cancelling, Running
+
+from flows.align import align
+from models.recipe_file import read
+from tasks import leases, tracking
+
+ROOT = Path(__file__).parent.parent
+
+
+def until(true: Callable[[], Any], seconds: float = 120) -> Any:
+    """Wait until something is true, and return it."""
+    end = time.monotonic() + seconds
+    while not (told := true()):
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+    return told
+
+
+def gone(pid: int) -> bool:
+    return leases._started(pid) == ""
+
+
+def updates(runs: Path, stage: str) -> bool:
+    """Whether a stage that trains has come to an update."""
+    return any(path.stat().st_size for path in runs.glob(f"store/{stage}-*.partial/progress.jsonl"))
+
+
+def statuses(runs: Path) -> dict[str, str]:
+    """Return MLflow run → status."""
+    client = tracking.client(runs)
+    experiment = client.get_experiment_by_name("quickstart")
+    return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+
+
+@pytest.fixture
+def client(prefect: str) -> Iterator[SyncPrefectClient]:
+    """A client of the session's server, which is also the server of this process."""
+    with temporary_settings({PREFECT_API_URL: prefect}), SyncPrefectClient(prefect) as one:
+        yield one
+
+
+# Leases
+
+
+def test_a_dead_process_is_found_and_others_are_left_alone(
+    client: SyncPrefectClient, prefect: str, tmp_path: Path, port: int
+) -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
+    child.wait()
+    api, here = str(prefect), leases._started(os.getpid())
+    dead = leases.Lease("", "quickstart", "", os.getpid(), "another boot 1", os.uname().nodename, api)
+    kinds = {
+        "dead": dead,
+        "to be cancelled": dead,
+        "temporary server": replace(dead, api=""),
+        "alive": replace(dead, started=here),
+        "elsewhere": replace(dead, host="elsewhere"),
+        "no answer": replace(dead, api=f"http://127.0.0.1:{port}/api", flow_run=str(UUID(int=1))),
+        "unknown": replace(dead, flow_run=str(UUID(int=2))),
+        "no such pid": replace(dead, pid=child.pid),
+    }
+    told = {}
+    for kind, lease in kinds.items():
+        flow_run = lease.flow_run or str(client.create_flow_run(align, state=Running()).id)
+        told[kind] = replace(lease, flow_run=flow_run)
+        (tmp_path / "leases").mkdir(exist_ok=True)
+        (tmp_path / "leases" / f"{flow_run}.json").write_text(json.dumps(told[kind].__dict__))
+    client.set_flow_run_state(UUID(told["to be cancelled"].flow_run), Cancelling())
+
+    said = leases.sweep(tmp_path)
+
+    assert len(said) == 3 and all(leases.WHY in sentence for sentence in said)
+    states = {k: client.read_flow_run(UUID(t.flow_run)).state for k, t in told.items() if UUID(t.flow_run).int > 2}
+    names = {kind: state.name for kind, state in states.items() if state}
+    assert names.pop("to be cancelled") == "Cancelled" and names.pop("alive") == names.pop("elsewhere") == "Running"
+    assert set(names.values()) == {"Crashed"} and len(names) == 3
+    left = {path.stem for path in (tmp_path / "leases").glob("*.json")}
+    assert left == {told[kind].flow_run for kind in ("alive", "elsewhere", "no answer")}
+    assert leases.sweep(tmp_path) == [] == leases.sweep(tmp_path / "nothing")
+
+
+# The command
+
+
+def test_sigterm_ends_the_command_with_a_checkpoint(start: Callable[..., "subprocess.Popen[str]"], runs: Path) -> None:
+    process = start("run", "quickstart", "--set", "sft.save_every=1000")
+    until(lambda: updates(runs, "sft"))
+    (lease,) = map(leases._read, runs.glob("leases/*.json"))
+    assert lease and lease.pid == process.pid and lease.alive
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "sacpo: terminated; the same command goes on" in out
+    assert "Traceback" not in out and time.monotonic() - begun < 15
+    assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))  # 1000 updates were never reached
+    workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
+    assert workers and all(map(gone, workers))
+    told = statuses(runs)
+    assert told["quickstart · seed 0"] == "KILLED" and "RUNNING" not in told.values()
+    assert not list(runs.glob("leases/*.json"))
+
+
+# The worker
+
+
+@pytest.fixture
+def deployed(client: SyncPrefectClient, prefect: str, runs: Path, tmp_path: Path) -> Iterator[Any]:
+    """A deployment in a process pool; yields how to begin a run, and the worker's process."""
+    pool = tmp_path.name.replace("_", "-")
+    client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template={}))
+    there = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+    deployment = client.create_deployment(
+        client.create_flow(align), pool, work_pool_name=pool, entrypoint="flows.align.align", pull_steps=there
+    )
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs), "PYTHONPATH": paths}
+    command = [str(Path(sys.executable).parent / "prefect"), "worker", "start", "--pool", pool, "--type", "process"]
+    with (tmp_path / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def begin(changes: list[str]) -> FlowRun:
+        recipe = read("quickstart", changes).model_dump(mode="json", by_alias=True)
+        return client.create_flow_run_from_deployment(deployment, parameters={"recipe": recipe})
+
+    yield begin, worker
+    for lease in filter(None, map(leases._read, runs.glob("leases/*.json"))):
+        with suppress(OSError):
+            os.kill(lease.pid, signal.SIGKILL)
+    with suppress(OSError):
+        os.killpg(worker.pid, signal.SIGTERM)
+    worker.wait(60)
+
+
+def name(client: SyncPrefectClient, flow_run: FlowRun) -> str:
+    state = client.read_flow_run(flow_run.id).state
+    return state.name if state else ""
+
+
+def held_by(runs: Path, flow_run: FlowRun) -> int:
+    """Return the process that carries a flow run out, as its lease says, or 0."""
+    lease = leases._read(runs / "leases" / f"{flow_run.id}.json")
+    return lease.pid if lease else 0
+
+
+def weights(runs: Path) -> dict[str, str]:
+    (path,) = runs.glob("quickstart/*/report.json")
+    return {told["name"]: told["digest"] for told in json.loads(path.read_text())["candidates"]}
+
+
+def test_a_cancelled_run_stops_at_once_and_goes_on_to_the_same_weights(
+    client: SyncPrefectClient,
+    deployed: Any,
+    run: Callable[..., tuple[int, str]],
+    runs: Path,
+    undisturbed: Path,
+    small: list[str],
+) -> None:
+    (begin, _), rare = deployed, [*small, "sft.save_every=1000"]  # how often does not change the weights
+    cancelled = begin(rare)
+    until(lambda: updates(runs, "sft"))
+    process = held_by(runs, cancelled)
+    client.set_flow_run_state(cancelled.id, Cancelling())
+    until(lambda: gone(process), 15)
+    assert all(gone(int(log.stem.split("-")[1])) for log in (runs / "logs").glob("worker-*.log"))
+    assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))
+    until(lambda: name(client, cancelled) == "Cancelled", 60)
+    assert statuses(runs)["quickstart · seed 0"] == "KILLED"
+
+    code, out = run("run", "quickstart", changes=rare)
+    assert code == 0 and "base · sft: a killed attempt came to" in out, out
+    assert weights(runs) == weights(undisturbed)
+    assert not list(runs.glob("leases/*.json")) and name(client, cancelled) == "Cancelled"
+    assert set(statuses(runs).values()) == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_retried_and_outlives_its_worker(
+    client: SyncPrefectClient, deployed: Any, runs: Path, undisturbed: Path, small: list[str]
+) -> None:
+    begin, worker = deployed
+    killed = begin(small)
+    until(lambda: updates(runs, "dpo"))
+    os.kill(held_by(runs, killed), signal.SIGKILL)
+    until(lambda: name(client, killed) == "Crashed")
+    until(lambda: not held_by(runs, killed), 60)  # the worker's hook
+    assert "RUNNING" not in statuses(runs).values()
+
+    def retried() -> int:
+        if name(client, killed) == "Crashed":  # the worker says so twice, the second time seconds later
+            client.set_flow_run_state(killed.id, AwaitingRetry(), force=True)  # as the page does
+        return held_by(runs, killed)
+
+    process = until(retried)
+    os.killpg(worker.pid, signal.SIGKILL)
+    until(lambda: name(client, killed) == "Completed")
+    until(lambda: gone(process), 60)
+    assert weights(runs) == weights(undisturbed)
+    assert not list(runs.glob("leases/*.json")) and set(statuses(runs).values()) == {"FINISHED"}
+    assert len(tracking.client(runs).search_model_versions("name = 'quickstart'")) == 1
+
+
+# Who hears of it
+
+
+def test_an_event_of_a_short_process_calls_the_webhook_of_the_documentation(
+    client: SyncPrefectClient, prefect: str
+) -> None:
+    heard: list[tuple[str | None, dict[str, Any]]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            heard.append((self.headers["Authorization"], json.loads(body)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    team = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=team.serve_forever, daemon=True).start()
+    headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    block = Webhook(url=f"http://127.0.0.1:{team.server_port}/", headers=headers).save("team", overwrite=True)
+    text = (ROOT / "docs" / "notifications.md").read_text("utf-8").partition("```yaml\n")[2].partition("```")[0]
+    automation = yaml.safe_load(text.replace("ID-OF-THE-BLOCK", str(block)))
+    made = client._client.post("/automations/", json=automation)
+    assert made.status_code == 201, made.text
+    try:
+        time.sleep(2)  # until the server's triggers know of it
+        emit = (
+            "from tasks import events\n"
+            "events.emit(events.FAILED, 'sacpo.run.mine', {'why': 'it said \"no\"'})\n"
+            "events.emit(events.CHANGED, 'sacpo.model.mine', {'version': '3'})\n"
+        )
+        environment = os.environ | {"PREFECT_API_URL": prefect}
+        subprocess.run([sys.executable, "-c", emit], env=environment, cwd=ROOT, check=True, timeout=60)
+        until(lambda: len(heard) == 2, 60)
+    finally:
+        client._client.delete(f"/automations/{made.json()['id']}")
+        team.shutdown()
+    assert {token for token, _ in heard} == {"Bearer secret"}
+    told = {said["text"]: said["more"] for _, said in heard}
+    assert told == {"sacpo.run.failed mine": {"why": 'it said "no"'}, "sacpo.champion.changed mine": {"version": "3"}}
+
+
+def test_an_event_that_nobody_takes_fails_nothing(port: int) -> None:
+    emit = "from tasks import events; events.emit(events.FAILED, 'sacpo.run.mine', {}); events.flush(1); print('on')"
+    environment = os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", emit], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=-3
+    )
+    try:
+        assert process.stdout and process.stdout.readline() == "on\n"
+    finally:
+        process.kill()
+
+
+# MLflow
+
+
+@pytest.mark.slow
+def test_what_a_dead_mlflow_server_missed_is_sent_when_it_is_back(
+    run: Callable[..., tuple[int, str]],
+    start: Callable[..., "subprocess.Popen[str]"],
+    runs: Path,
+    port: int,
+    tmp_path: Path,
+    undisturbed: Path,
+) -> None:
+    address = f"http://127.0.0.1:{port}"
+    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--workers", "1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+    def answers() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        return False
+
+    def server() -> "subprocess.Popen[bytes]":
+        begun = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, start_new_session=True, stdout=-3, stderr=subprocess.DEVNULL
+        )
+        until(answers)
+        return begun
+
+    first = server()
+    process = start("run", "quickstart", MLFLOW_TRACKING_URI=address)
+    until(lambda: updates(runs, "sft") or process.poll() is not None)
+    os.killpg(first.pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 2 and "did not register the policy" in out and "merge · q=0.5" in out
+    second = server()
+    try:
+        code, out = run("run", "quickstart", MLFLOW_TRACKING_URI=address)
+        assert code == 0, out
+        import mlflow
+
+        there = mlflow.MlflowClient(address)
+        assert len(there.search_model_versions("name = 'quickstart'")) == 1
+        found = there.search_runs([there.get_experiment_by_name("quickstart").experiment_id])
+        assert {held.info.status for held in found} == {"FINISHED"}
+        curves = {held.info.run_name: len(there.get_metric_history(held.info.run_id, "loss")) for held in found}
+        assert [curves[name] for name in curves if "dpo" in name] == [12, 12, 12] and curves["base · sft"] == 60
+    finally:
+        os.killpg(second.pid, signal.SIGKILL)
