@@ -79,7 +79,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="POLICY…",
-            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All are compared with the first.",
+            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All are compared with the first, which is tested "
+            "itself only if it is given alone.",
         ),
     ],
     suite: Annotated[
@@ -94,12 +95,13 @@ def evaluate(
     set_: Changes = None,
     retry: Retry = False,
 ) -> None:
-    """Judge policies as they are, without training, with the same report; tests the bound in the given order."""
+    """Judge policies as they are, without training, with the same report.
+
+    The bound is tested in the given order, no further than to the first policy that does not hold it.
+    """
     from models.recipe_file import assessment
 
-    shorthand = [f"evaluation.suites.{one}" for one in suite or []]
-    shorthand += [f"evaluation.judges.{one.replace('=', '.kind=', 1)}" for one in judge or []]
-    chosen = assessment(policies, like, [*shorthand, *(set_ or [])])
+    chosen = assessment(policies, like, set_ or [], suite or [], judge or [])
     _carry_out(chosen, "evaluate", retry)
 
 
@@ -266,7 +268,9 @@ def _show(outcome: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from models.report import decision, table
+    from models.figures import prompts_of
+    from models.outcome import decision, trained
+    from models.report import table
     from tasks.tracking import SERVER
 
     folder = Path(outcome["report"])
@@ -282,17 +286,14 @@ def _show(outcome: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(shown)
     if tree["suites"]:
-        split = next(iter(tree["suites"].values()))["split"]
-        console.print(
-            f"[dim]Figures of the {split} split with 95 % intervals; s far above β/λ: trained too little for λ "
-            "to decide (see the report).[/]",
-            highlight=False,
-        )
+        scale = "; s far above β/λ: trained too little for λ to decide (see the report)" if trained(tree) else ""
+        console.print(f"[dim]Figures of {prompts_of(tree)} with 95 % intervals{scale}.[/]", highlight=False)
     console.print(decision(tree), highlight=False)
     here = Path(sys.prefix) / "bin"
-    console.print(
-        f"\nPicture: {folder / 'frontier.png'}\nReport:  {folder / 'report.html'}", highlight=False, soft_wrap=True
-    )
+    console.print()
+    if (folder / "frontier.png").exists():
+        console.print(f"Picture: {folder / 'frontier.png'}", highlight=False, soft_wrap=True)
+    console.print(f"Report:  {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if tree["registry"]:
         name, version = tree["registry"]["name"], tree["registry"]["version"]
         console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)

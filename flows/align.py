@@ -49,7 +49,8 @@ def align(recipe: Recipe) -> dict[str, Any]:
 
         candidates = stages.distinct([told.result() for told in evidence])
         choice = decisions.choose(run, candidates)
-        verdict = decisions.certify(run, choice, candidates, yardstick)
+        tested = decisions.test(run, choice, candidates, yardstick)
+        verdict = decisions.certify(run, tested, yardstick)
         registered = decisions.register(run, choice, verdict, candidates, sources)
         registered = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
-        return stages.publish(run, candidates, choice, [verdict] if verdict else [], registered, yardstick)
+        return stages.publish(run, candidates, choice, [verdict] if verdict else [], registered, yardstick, tested)

@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 
 from models.assessment import Assessment
+from models.gate import AS_THEY_ARE
 from models.promotion import NOT_REGISTERED
 from tasks import stages
 from tasks.decisions import test_in_order
@@ -20,9 +21,10 @@ def evaluate(assessment: Assessment) -> dict[str, Any]:
     """
     with opened(assessment) as run:
         sources = stages.gather(run)
-        policies = [stages.adopt(run, place) for place in assessment.policies]
+        adopted = [stages.adopt(run, place) for place in assessment.policies]
+        policies = stages.told_apart(assessment.policies, adopted)
         yardstick = stages.Yardstick(policies[0], sources, [], {}, "test")
         told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [evidence.result() for evidence in told]
         verdicts = test_in_order(run, candidates)
-        return stages.publish(run, candidates, stages.AS_THEY_ARE, verdicts, NOT_REGISTERED, yardstick)
+        return stages.publish(run, candidates, AS_THEY_ARE, verdicts, NOT_REGISTERED, yardstick)

@@ -4,20 +4,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models import generate, jsonl
+from models import generate, generate_vllm, jsonl
 from models.answer_table import AnswerTable
 from models.artifacts import Answers, Memory, Policy, Preferences, Sources, file_digest
 from models.generate import Answer, Ask
-from models.policy import device_kind, load, precision
+from models.policy import device_kind, load, load_tokenizer, precision
 from models.preferences import pairs as read_pairs
 from models.recipe import Compute
-from models.recipe_evaluation import Evaluation
+from models.recipe_evaluation import Engine, Evaluation
 from models.tokens import Message, messages, prompt_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Row = dict[str, Any]
+Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
 
 def answer(
@@ -38,7 +39,7 @@ def answer(
     """
     rows = [{**row, "sample": k} for row in asked(sources, pairs, split, config.samples) for k in range(config.answers)]
     turns = [(messages(row["prompt"]), row["sample"]) for row in rows]
-    told = answered(policy, load(policy, compute), turns, config, seed, compute, memory, out)
+    told = answered(policy, own_model(policy, config, compute), turns, config, seed, compute, memory, out)
     jsonl.write(
         out / "answers.jsonl",
         (
@@ -49,9 +50,14 @@ def answer(
     return Answers(path=out, digest=file_digest(out / "answers.jsonl"), policy=policy.digest, split=split)
 
 
+def own_model(policy: Policy, config: Evaluation, compute: Compute) -> Loaded | None:
+    """Load what answers; none where vLLM loads it by itself, and needs all the memory for it."""
+    return None if config.engine is Engine.vllm else load(policy, compute)
+
+
 def answered(
     policy: Policy,
-    loaded: tuple["PreTrainedModel", "PreTrainedTokenizerBase"],
+    loaded: Loaded | None,
     dialogues: list[tuple[list[Message], int]],
     config: Evaluation,
     seed: int,
@@ -62,8 +68,11 @@ def answered(
     """Return the policy's answer to each (messages, number of the sample): from the table, or generated now.
 
     Each batch goes to the table when it is done, and a line to `progress.jsonl` in `out`.
+
+    Args:
+        loaded: what `own_model` returned.
     """
-    model, tokenizer = loaded
+    tokenizer = loaded[1] if loaded else load_tokenizer(policy)
     texts = prompt_texts(tokenizer, [turns for turns, _ in dialogues])
     wanted = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
     device = device_kind(compute.device)
@@ -72,9 +81,14 @@ def answered(
     unique = list(dict.fromkeys(wanted))
     told = {unique[i]: one for i, one in table.known(unique).items()}
     missing = [ask for ask in unique if ask not in told]
+    drawn = (
+        generate.answer(*loaded, missing, config, seed)
+        if loaded
+        else generate_vllm.answer(policy.path, tokenizer, missing, config, seed, device)
+    )
     batch: list[tuple[Ask, Answer]] = []
     with (out / "progress.jsonl").open("w", encoding="utf-8") as progress:
-        for i, one in generate.answer(model, tokenizer, missing, config, seed):
+        for i, one in drawn:
             batch.append((missing[i], one))
             if len(batch) == config.batch or len(told) + len(batch) == len(unique):
                 table.add(batch)

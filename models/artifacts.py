@@ -141,6 +141,16 @@ class Margins(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Benchmarks(Noun):
+    """What one policy can do on tasks of lm-evaluation-harness: `tasks.jsonl`, one row per task and metric."""
+
+    policy: str
+    """Digest of the policy."""
+    harness: str
+    """Version of lm-evaluation-harness."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration(Noun):
     """What judges said of answers that people had judged: `METRIC.jsonl`, one row per answer."""
 

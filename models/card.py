@@ -3,7 +3,8 @@
 from typing import Any
 
 from models.figures import OVER, SAFE, WIN
-from models.report import decision, gate_table, markdown_table
+from models.outcome import decision, gate_table
+from models.report import markdown_table
 
 FIGURES = (WIN, SAFE, "must_pass", OVER, "harmless/score", "kl_base", "length")
 

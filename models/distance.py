@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models import jsonl
-from models.answering import answered, asked
+from models.answering import answered, asked, own_model
 from models.artifacts import Distances, Memory, Policy, Preferences, Sources, file_digest
 from models.policy import frozen, load, project
 from models.recipe import Compute
@@ -29,14 +29,15 @@ def measure(
 ) -> Distances:
     """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
 
-    Writes `kl.jsonl`: prompt, tokens, and nats per answer to each of `others`.
+    Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats per answer to each of `others`.
     """
     rows = asked(sources, pairs, split, config.samples)
-    turns = [messages(rows[i]["prompt"]) for i in spread(len(rows), config.kl_prompts)]
+    rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
+    turns = [messages(row["prompt"]) for row in rows]
     sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
-    model, tokenizer = load(policy, compute)
-    asks = [(prompt, 0) for prompt in turns]
-    told = answered(policy, (model, tokenizer), asks, sampled, seed, compute, memory, out)
+    own = own_model(policy, sampled, compute)
+    told = answered(policy, own, [(prompt, 0) for prompt in turns], sampled, seed, compute, memory, out)
+    model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
@@ -47,8 +48,9 @@ def measure(
     jsonl.write(
         out / "kl.jsonl",
         (
-            {"prompt": text, "tokens": len(ids), **{name: to[o.digest][i] for name, o in others.items()}}
-            for i, (text, (_, ids)) in enumerate(zip(texts, walks, strict=True))
+            {"suite": row["suite"], "prompt": row["prompt"], "tokens": len(ids)}
+            | {name: to[o.digest][i] for name, o in others.items()}
+            for i, (row, (_, ids)) in enumerate(zip(rows, walks, strict=True))
         ),
     )
     return Distances(path=out, digest=file_digest(out / "kl.jsonl"), policy=policy.digest)

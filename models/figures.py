@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from models import jsonl, margins
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.gate import Candidate
-from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate
+from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, mean_within, rate, win
 from models.tokens import messages
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
@@ -32,6 +32,12 @@ class Evidence(NamedTuple):
         return list(jsonl.read(self.answers.path / "answers.jsonl"))
 
 
+def prompts_of(tree: Row) -> str:
+    """Return how a report calls the prompts of its figures; where nothing was trained, nothing was split."""
+    split = next((suite["split"] for suite in tree["suites"].values()), "")
+    return "all prompts" if split and "steps" not in tree["recipe"]["settings"] else f"{split} split" if split else ""
+
+
 def scores(verdicts: Verdicts, metric: str) -> list[Row]:
     """Return the rows of `scores.jsonl` of one metric."""
     return [row for row in jsonl.read(verdicts.path / "scores.jsonl") if row["metric"] == metric]
@@ -49,7 +55,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     for metric in ("helpful", "harmless"):
         for against, suffix in (("base", ""), ("reference", "_reference")):
             values, failed = per_prompt(comparisons(told.verdicts, metric, against), lambda row: row["win"])
-            found[f"{metric}/win_rate{suffix}"] = mean(values, failed)
+            found[f"{metric}/win_rate{suffix}"] = mean_within(values, failed)
         graded = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
         values, failed = per_prompt(graded, lambda row: row["score"])
         found[f"{metric}/score"] = mean(values, failed)
@@ -84,8 +90,9 @@ def candidate(name: str, verdicts: Verdicts) -> Candidate:
     won, _ = per_prompt(comparisons(verdicts, "helpful", "base"), lambda row: row["win"])
     guarded = scores(verdicts, "harmless")
     told = counts(name, [row for row in guarded if row["suite"] == "harmless"])
-    incidents = tuple(dict.fromkeys(_said(row["prompt"]) for row in guarded if _fails(row)))
-    return replace(told, helpful=_mean(won), incidents=incidents)
+    asked = by_prompt(row for row in guarded if row["suite"] == "must_pass")
+    incidents = tuple(last_turn(rows[0]["prompt"]) for rows in asked.values() if any(map(_fails, rows)))
+    return replace(told, helpful=_mean(won), must_pass=len(asked), incidents=incidents)
 
 
 def counts(name: str, harmful: list[Row]) -> Candidate:
@@ -108,10 +115,11 @@ def counts(name: str, harmful: list[Row]) -> Candidate:
 
 def _fails(row: Row) -> bool:
     """Return whether this answer to a prompt that must pass was not safe, as far as anybody can say."""
-    return row["suite"] == "must_pass" and not (row["status"] == "ok" and row["good"])
+    return not (row["status"] == "ok" and row["good"])
 
 
-def _said(prompt: Any) -> str:
+def last_turn(prompt: Any) -> str:
+    """Return what the user said last."""
     return messages(prompt)[-1]["content"]
 
 
@@ -142,6 +150,21 @@ def prompt_means(rows: Iterable[Row], value: Callable[[Row], float]) -> Means:
     """Return (suite, prompt) → mean value of its answers with a verdict, none where no answer has one."""
     kept = {key: [value(row) for row in told if row["status"] == "ok"] for key, told in by_prompt(rows).items()}
     return {key: _mean(values) if values else None for key, values in kept.items()}
+
+
+def matched_wins(ours: Iterable[Row], theirs: Iterable[Row]) -> Means:
+    """Return (suite, prompt) → how often our answer has the higher score, ties as half, none without a verdict.
+
+    Of several answers to a prompt, the first is compared with the first, the second with the second: what a win rate
+    averages. Comparing the means of their scores would count every prompt as won or lost.
+    """
+    known = {(key, row["sample"]): row for key, rows in by_prompt(theirs).items() for row in rows}
+    found: Means = {}
+    for key, rows in by_prompt(ours).items():
+        both = [(row, known[key, row["sample"]]) for row in rows if (key, row["sample"]) in known]
+        wins = [win(a["score"], b["score"]) for a, b in both if a["status"] == b["status"] == "ok"]
+        found |= {key: _mean(wins) if wins else None} if both else {}
+    return found
 
 
 def by_prompt(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:

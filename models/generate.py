@@ -46,7 +46,7 @@ def decoding(config: Evaluation, seed: int, compute: Any) -> str:
     Args:
         compute: what computes: device, dtype, versions of the libraries.
     """
-    settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop"})
+    settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop", "engine"})
     return content_digest({"settings": settings, "seed": seed if config.temperature else 0, "compute": compute})
 
 
@@ -71,30 +71,34 @@ def answer(
     order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), asked[i]))
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     own, model.generation_config = model.generation_config, GenerationConfig()  # nothing that the base came with
-    with frozen(model):
-        for start in range(0, len(order), config.batch):
-            block = order[start : start + config.batch]
-            width = len(ids[block[-1]])
-            padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in block], device=model.device)
-            attended = torch.tensor(
-                [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in block], device=model.device
-            )
-            pick = _pick([noise_seed(seed, asked[i]) for i in block], config.temperature)
-            written = model.generate(
-                input_ids=padded,
-                attention_mask=attended,
-                max_new_tokens=config.max_new_tokens,
-                do_sample=False,
-                logits_processor=LogitsProcessorList([pick]),
-                stopping_criteria=StoppingCriteriaList([_stops(tokenizer, config.stop, width)] if config.stop else []),
-                pad_token_id=pad,
-                eos_token_id=eos,
-            )[:, width:].tolist()
-            near = torch.stack(pick.near, dim=1).tolist()
-            for i, row, ties in zip(block, written, near, strict=True):
-                text, kept = _ended(tokenizer, row, config.stop)
-                yield i, Answer(text, kept, next((t for t, close in enumerate(ties[: len(kept)]) if close), -1))
-    model.generation_config = own
+    try:
+        with frozen(model):
+            for start in range(0, len(order), config.batch):
+                block = order[start : start + config.batch]
+                width = len(ids[block[-1]])
+                padded = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in block], device=model.device)
+                attended = torch.tensor(
+                    [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in block], device=model.device
+                )
+                pick = _pick([noise_seed(seed, asked[i]) for i in block], config.temperature)
+                written = model.generate(
+                    input_ids=padded,
+                    attention_mask=attended,
+                    max_new_tokens=config.max_new_tokens,
+                    do_sample=False,
+                    logits_processor=LogitsProcessorList([pick]),
+                    stopping_criteria=StoppingCriteriaList(
+                        [_stops(tokenizer, config.stop, width)] if config.stop else []
+                    ),
+                    pad_token_id=pad,
+                    eos_token_id=eos,
+                )[:, width:].tolist()
+                near = torch.stack(pick.near, dim=1).tolist()
+                for i, row, ties in zip(block, written, near, strict=True):
+                    text, kept = ended(tokenizer, row, config.stop)
+                    yield i, Answer(text, kept, next((t for t, close in enumerate(ties[: len(kept)]) if close), -1))
+    finally:  # also where the caller stops asking, or a batch fails
+        model.generation_config = own
 
 
 def noise_seed(seed: int, ask: Ask) -> int:
@@ -140,7 +144,7 @@ def _stops(tokenizer: "PreTrainedTokenizerBase", stop: list[str], width: int) ->
     return Stops()
 
 
-def _ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:
+def ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:
     """Return the text and the ids of one answer, without what padded it and without the string that stopped it."""
     eos = tokenizer.eos_token_id
     end = row.index(eos) if eos in row else len(row)

@@ -59,20 +59,20 @@ def judge(
         comparer = _comparer(metric, judge, table)
         grades = list(grader.grade(ours)) if grader else []
         scores += [{"metric": metric, **_named(rows[i]), **_graded(g)} for i, g in zip(places, grades, strict=False)]
+        _refuse_many_failures(metric, judge, [grade.failed for grade in grades])
         known: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
-        for name, told in theirs.items() if metric in COMPARED else ():
-            other, digest = [_asked(told[i]) for i in places], others[name].digest
-            if digest not in known:
-                known[digest] = list(
-                    comparer.compare([(mine, its.answer) for mine, its in zip(ours, other, strict=True)])
-                    if comparer
-                    else _by_score(grades, list(grader.grade(other)) if grader else [])
-                )
+        for name, rival in theirs.items() if metric in COMPARED else ():
+            other, digest = [_asked(rival[i]) for i in places], others[name].digest
+            if digest not in known and comparer:
+                known[digest] = list(comparer.compare([(a, b.answer) for a, b in zip(ours, other, strict=True)]))
+                asked = [one for one in known[digest] if one.calls or one.failed]  # nobody judges equal answers
+                _refuse_many_failures(metric, judge, [one.failed for one in asked])
+            elif digest not in known:
+                known[digest] = list(_by_score(grades, list(grader.grade(other)) if grader else []))
             comparisons += [
                 {"metric": metric, **_named(rows[i]), "against": name, **_compared(told)}
                 for i, told in zip(places, known[digest], strict=True)
             ]
-        _refuse_many_failures(metric, judge, [*scores, *comparisons])
     jsonl.write(out / "scores.jsonl", scores)
     jsonl.write(out / "comparisons.jsonl", comparisons)
     return Verdicts(
@@ -174,13 +174,18 @@ def _compared(told: Comparison) -> Row:
     return {"status": "ok", "win": told.win, "calls": calls, "why": ""}
 
 
-def _refuse_many_failures(metric: str, judge: Judge, rows: list[Row]) -> None:
-    """Stop where too many verdicts are missing for the others to mean anything."""
-    own = [row for row in rows if row["metric"] == metric]
-    failed = [row for row in own if row["status"] == "failed"]
-    if len(failed) > judge.failures * len(own):
+def _refuse_many_failures(metric: str, judge: Judge, reasons: list[str]) -> None:
+    """Stop where too many of the verdicts that were asked for are missing for the others to mean anything.
+
+    Args:
+        metric: what was judged.
+        judge: with the share that may fail.
+        reasons: why each verdict failed; empty where it did not.
+    """
+    failed = [reason for reason in reasons if reason]
+    if len(failed) > judge.failures * len(reasons):
         where = f"evaluation.judges.{metric}"
         raise NoVerdict(
-            f"{where}: {len(failed)} of {len(own)} verdicts failed, more than the {judge.failures:.0%} of "
-            f"{where}.failures; the first: {failed[0]['why']}; what was judged is kept, the same command asks again"
+            f"{where}: {len(failed)} of {len(reasons)} verdicts failed, more than the {judge.failures:.0%} of "
+            f"{where}.failures; the first: {failed[0]}; what was judged is kept, the same command asks again"
         )

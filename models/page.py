@@ -8,14 +8,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from models import tax
 from models.artifacts import Preferences
-from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, scores
+from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, prompts_of, scores
 from models.picture import curves, frontier
 from models.tokens import messages
 
 Tree = dict[str, Any]
 CASES = 1500
 """Prompts shown side by side; the rest stand in tables/answers.jsonl."""
+PRINTED = 20
+"""Of these, on paper."""
 MAIN = {
     "helpful win rate": WIN,
     "at equal length": "helpful/win_rate_equal_length",
@@ -36,6 +39,14 @@ MORE = {
     "tokens": "length",
 }
 
+TESTS = {
+    "helpful": "to compare the chosen candidate with what serves, once",
+    "harmless": "to test the chosen candidate, once",
+    "over_refusal": "to see what the chosen candidate refuses, once",
+    "must_pass": "each must pass",
+}
+"""Role → what its test prompts are for."""
+
 
 def html(
     tree: Tree, decision: str, gate: list[list[str]], candidates: list[Evidence], pairs: Sequence[Preferences]
@@ -52,7 +63,7 @@ def html(
         decision=decision,
         tested=bool(tested),
         mood="" if not tested else "good" if all(test["passes"] for test in tested) else "bad",
-        split=next((suite["split"] for suite in tree["suites"].values()), ""),
+        prompts=prompts_of(tree),
         frontier=frontier(tree),
         curves=curves(tree),
         main=_figures(tree, main),
@@ -62,7 +73,10 @@ def html(
         gate=gate,
         flips=tree["flips"],
         acts=_acts(tree),
+        tax=_tax(tree),
+        same=tax.SAME,
         cases=_some(cases),
+        printed=PRINTED,
         asked=len(cases),
         columns=shown,
         suites=list(dict.fromkeys(case["suite"] for case in cases)),
@@ -71,7 +85,7 @@ def html(
         judges=_judges(tree),
         cards=[_card(made) for made in pairs],
         table=_table,
-        said=_said,
+        as_text=_as_text,
     )
 
 
@@ -91,7 +105,7 @@ def _shown(tree: Tree, candidates: list[Evidence]) -> list[Evidence]:
 def _cases(shown: list[Evidence]) -> list[Tree]:
     """Return every prompt with the first answer of each shown policy and what the judges said of it."""
     answers = [{key: rows[0] for key, rows in by_prompt(told.answered()).items()} for told in shown]
-    badges = [_badges(told) for told in shown]
+    badges = [_badges(told, shown[0].policy.digest) for told in shown]
     cases = []
     for key, row in answers[0].items():
         told = [
@@ -104,7 +118,7 @@ def _cases(shown: list[Evidence]) -> list[Tree]:
             for one, theirs, badge in zip(shown, answers, badges, strict=True)
         ]
         verdicts = {tuple(b["text"] for b in one["badges"]) for one in told}
-        case = {"prompt": _said(row["prompt"]), "answers": told, "differ": len(verdicts) > 1}
+        case = {"prompt": _as_text(row["prompt"]), "answers": told, "differ": len(verdicts) > 1}
         cases.append(case | {name: row.get(name, "") for name in ("suite", "category", "reference")})
     return cases
 
@@ -116,7 +130,7 @@ def _some(cases: list[Tree]) -> list[Tree]:
     return cases if len(cases) <= CASES else [case for own in kept for case in own[: CASES // len(suites)]]
 
 
-def _badges(told: Evidence) -> dict[tuple[str, str], list[Tree]]:
+def _badges(told: Evidence, base: str) -> dict[tuple[str, str], list[Tree]]:
     """Return prompt → what the judges said of the first answer, as short coloured words."""
     found: dict[tuple[str, str], list[Tree]] = {}
     for metric, words in (("harmless", ("safe", "unsafe")), ("over_refusal", ("answered", "refused"))):
@@ -129,7 +143,7 @@ def _badges(told: Evidence) -> dict[tuple[str, str], list[Tree]]:
                 text = row["label"] if row["label"] == "partial refusal" else text
                 found.setdefault(key, []).append({"text": text, "mood": "good" if row["good"] else "bad"})
     for key, rows in by_prompt(comparisons(told.verdicts, "helpful", "base")).items():
-        if told.policy.kind != "base":
+        if told.policy.digest != base:
             win = rows[0]["win"]
             mood = "none" if win in (None, 0.5) else "good" if win > 0.5 else "bad"
             text = (
@@ -196,6 +210,11 @@ def _acts(tree: Tree) -> Tree:
     return {"header": header, "rows": rows}
 
 
+def _tax(tree: Tree) -> Tree:
+    header, *rows = tax.table(tree["tax"])
+    return {"header": header, "rows": [{"cells": row} for row in rows]}
+
+
 def _origins(tree: Tree) -> Tree:
     rows = []
     for c in tree["candidates"]:
@@ -216,10 +235,12 @@ def _uses(tree: Tree) -> Tree:
         for role, suite in tree["suites"].items()
     ]
     if trained:
-        tested = any(constraint["tested"] for constraint in tree["constraints"])
-        test = [("harmless", "the test half of the same suite", "to test the chosen candidate, once")] if tested else []
+        rows += [
+            {"cells": [role, suite["name"], suite["version"], suite["n"], TESTS[role]]}
+            for constraint in tree["constraints"]
+            for role, suite in constraint["suites"].items()
+        ]
         others = [
-            *test,
             ("training pairs", "their own prompts, none of which stands in a suite", "to train"),
             ("held-out pairs", "validation and test split of the pairs", "accuracy, NLL, and whether β/λ acts"),
         ]
@@ -265,7 +286,7 @@ def _table(told: Tree) -> Markup:
     return Markup("<table><tr>{}</tr>{}</table>").format(head, body)
 
 
-def _said(prompt: Any) -> str:
+def _as_text(prompt: Any) -> str:
     """Return a prompt as text; a dialogue with its speakers."""
     turns = messages(prompt)
     return turns[0]["content"] if len(turns) == 1 else "\n".join(f"{t['role']}: {t['content']}" for t in turns)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models import jsonl
-from models.figures import SAFE, WIN
+from models.figures import SAFE, WIN, prompts_of
 
 Tree = dict[str, Any]
 COLOURS = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
@@ -89,8 +89,7 @@ def _frontier(tree: Tree) -> Any:
     axes.axvline(bound, color="#d62728", linestyle="--", linewidth=1, label=f"constraint b = {bound:g}")
     axes.set_xlabel("safety rate on harmful prompts")
     axes.set_ylabel("helpful win rate against the base")
-    split = next((s["split"] for s in tree["suites"].values()), "")
-    axes.set_title(f"{tree['recipe']['name']}: helpful against harmless ({split} split, 95 % intervals)")
+    axes.set_title(f"{tree['recipe']['name']}: helpful against harmless ({prompts_of(tree)}, 95 % intervals)")
     axes.legend(loc="best", frameon=False)
     axes.grid(alpha=0.2)
     figure.tight_layout()

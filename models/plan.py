@@ -90,7 +90,7 @@ def plan(recipe: Recipe) -> Plan:
             steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates, card))
             policies *= len(step.lambda_)
         evidence = _evidence(recipe, origin)
-    errors += preflight.problems(recipe.evaluation.judges)
+    errors += preflight.missing(recipe.evaluation) + preflight.problems(recipe.evaluation.judges)
     trained = sum(step.trainings for step in steps)
     count = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
     full = any(not step.adapter_rank for step in recipe.steps)

@@ -95,8 +95,12 @@ def called(place: str) -> str:
         return place.removeprefix("models:/") if place.startswith("models:/") or is_name(place) else Path(place).name
 
 
-def base_digest(base: str) -> str:
+def base_digest(base: str, key: str = "base") -> str:
     """Return what names a base: its content, or the town's version.
+
+    Args:
+        base: its place.
+        key: how the sentence about a wrong one calls it.
 
     Raises:
         BadPolicy: no such base, or a folder without weights in safetensors.
@@ -109,11 +113,11 @@ def base_digest(base: str) -> str:
     if place.is_dir():
         if not list(place.glob(WEIGHTS)):
             raise BadPolicy(
-                f"base {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
+                f"{key} {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
             )
         return digest(place)
     raise BadPolicy(
-        f"base {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
+        f"{key} {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
         f"a hub id (owner/name@revision), or `{TOWN}`"
     )
 
@@ -129,7 +133,7 @@ def _link(folder: Path, out: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(out)
     except (OSError, ValueError, KeyError) as error:
-        raise BadPolicy(f"base {str(folder)!r}: its tokenizer cannot be loaded: {error}") from error
+        raise BadPolicy(f"{str(folder)!r}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _dequantise(file: Path, out: Path) -> None:
@@ -159,20 +163,36 @@ def load(
         BrokenInvariant: the files changed since the policy was made.
         BadPolicy: transformers cannot load the folder.
     """
-    found = digest(policy.path)
-    if found != policy.digest:
-        raise BrokenInvariant(f"{policy.path}: weights have digest {found[:12]}, the record says {policy.digest[:12]}")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(policy)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(policy.path, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(policy.path, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise BadPolicy(f"{policy.path}: cannot be loaded as a causal language model: {error}") from error
+    return model.to(device_kind(compute.device)).train(train), tokenizer
+
+
+def load_tokenizer(policy: Policy) -> "PreTrainedTokenizerBase":
+    """Load a policy's tokenizer, after checking that its files are the ones its digest names.
+
+    Raises:
+        BrokenInvariant: the files changed since the policy was made.
+        BadPolicy: transformers cannot load it.
+    """
+    found = digest(policy.path)
+    if found != policy.digest:
+        raise BrokenInvariant(f"{policy.path}: weights have digest {found[:12]}, the record says {policy.digest[:12]}")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(policy.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadPolicy(f"{policy.path}: its tokenizer cannot be loaded: {error}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device_kind(compute.device)).train(train), tokenizer
+    return tokenizer
 
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:

@@ -1,35 +1,49 @@
-"""What can be known of judges before anything is trained: folders, classes, rubrics, keys, prompts, who answers."""
+"""What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
 import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from models import suites, town
+from models import generate_vllm, harness, sources, town
 from models.errors import BadData, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
 from models.recipe import TOWN
-from models.recipe_evaluation import Evaluation, Judge, JudgeKind, Judges
+from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 
 NEEDED = ("$prompt", "$first", "$second")
 
 
 def refuse(evaluation: Evaluation) -> None:
-    """Refuse judges that cannot judge.
+    """Refuse judges that cannot judge, suites that cannot be asked, and an engine or tasks that are not there.
 
     Raises:
-        BadRecipe: one sentence per judge that cannot be used.
+        BadRecipe: one sentence for each that cannot be used.
         BadData: a suite cannot be read, or holds prompts that its judge does not know.
     """
-    errors = problems(evaluation.judges)
+    errors = missing(evaluation) + problems(evaluation.judges)
     if errors:
         raise BadRecipe("\n".join(errors))
     for role, place in evaluation.suites:
+        path = Path(place).expanduser()
+        if place in ("", TOWN) or is_name(place) or not path.exists():  # a missing file is told with all other data
+            continue
+        told = sources.prompts(role, path)
         judge = getattr(evaluation.judges, "harmless" if role == "must_pass" else role)
-        if judge.kind is JudgeKind.oracle and place not in ("", TOWN):
-            _known(role, Path(place).expanduser())
+        if judge.kind is JudgeKind.oracle:
+            _known(role, path, [row["prompt"] for row in told])
+
+
+def missing(evaluation: Evaluation) -> list[str]:
+    """Return one sentence for the engine, and one for the tasks, if they are not there."""
+    found = {
+        "engine": generate_vllm.problem() if evaluation.engine is Engine.vllm else "",
+        "tasks": harness.problem(evaluation.tasks),
+    }
+    return [f"evaluation.{key}: {problem}" for key, problem in found.items() if problem]
 
 
 def problems(judges: Judges) -> list[str]:
@@ -38,10 +52,10 @@ def problems(judges: Judges) -> list[str]:
     return [f"{where}.{problem}" for where, problem in told.items() if problem]
 
 
-def _known(role: str, suite: Path) -> None:
-    for row in suites.read(suite, role) if suite.exists() else ():  # a missing file is told with all other data
+def _known(role: str, suite: Path, prompts: list[Any]) -> None:
+    for prompt in prompts:
         try:
-            town.score(str(row["prompt"]), "")
+            town.score(str(prompt), "")
         except BadData as error:
             raise BadData(f"evaluation.suites.{role}: {suite}: {error}") from error
 
@@ -63,7 +77,7 @@ def _classifier(judge: Judge) -> str:
     kind = next(iter(config.get("architectures") or ["?"]))
     if not kind.endswith("ForSequenceClassification"):
         return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
-    labels = {str(i): name for i, name in (config.get("id2label") or {}).items()}
+    labels = {str(i): name for i, name in _labels(config).items()}
     names = ", ".join(labels.values())
     if judge.label and judge.label not in (*labels, *labels.values()):
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if labels else 'a single score'}"
@@ -73,6 +87,13 @@ def _classifier(judge: Judge) -> str:
     if not judge.text and not templated:
         return "text: the judge has no chat template; say how prompt and answer are written"
     return ""
+
+
+def _labels(config: dict[str, Any]) -> dict[str, str]:
+    """Return number → name of the classes; transformers writes none of them where there are two, its default."""
+    if config.get("id2label") is None:
+        return {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    return dict(config["id2label"])
 
 
 def _tokenizer(folder: Path) -> str:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import evalica
 import numpy as np
 
-from models.figures import Evidence, comparisons, prompt_means, scores
-from models.statistics import Estimate, win
+from models.figures import Evidence, comparisons, matched_wins, prompt_means, scores
+from models.statistics import Estimate
 
 BASE = 1000.0
 Key = tuple[str, str]
@@ -31,12 +31,15 @@ class Match(NamedTuple):
 
 def matches(candidates: Sequence[Evidence], metric: str) -> Iterator[Match]:
     """Yield every comparison there is: of all pairs by their scores, or those that a comparing judge has made."""
-    graded = {told.policy.name: _scores(told, metric) for told in candidates}
+    graded = {
+        told.policy.name: [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
+        for told in candidates
+    }
     if all(graded.values()):
         for a, b in combinations(graded, 2):
-            for prompt, ours in graded[a].items():  # in the order of the table: a set's order changes from run to run
-                if prompt in graded[b]:
-                    yield Match(prompt, a, b, win(ours, graded[b][prompt]))
+            for prompt, won in matched_wins(graded[a], graded[b]).items():
+                if won is not None:
+                    yield Match(prompt, a, b, won)
         return
     base, known = candidates[0], {told.policy.digest: told.policy.name for told in candidates}
     for told in candidates[1:]:
@@ -79,11 +82,6 @@ def ratings(
     }
 
 
-def expected(ours: float, theirs: float) -> float:
-    """Return the expected score of one rating against another; it depends on their difference only."""
-    return float(1 / (1 + 10 ** ((theirs - ours) / 400)))
-
-
 def _fit(names: list[str], pairs: list[tuple[str, str]], won: np.ndarray, lost: np.ndarray) -> np.ndarray:
     """Return ratings in the order of `names`, the first at BASE."""
     xs = [a for a, _ in pairs] * 2 + names[1:]
@@ -95,10 +93,3 @@ def _fit(names: list[str], pairs: list[tuple[str, str]], won: np.ndarray, lost: 
     points: np.ndarray = np.array([400 * math.log10(found[name]) for name in names])
     shifted: np.ndarray = points - points[0] + BASE
     return shifted
-
-
-def _scores(told: Evidence, metric: str) -> dict[Key, float]:
-    """Return prompt → mean score of its answers, of the prompts with a verdict."""
-    rows = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
-    means = prompt_means(rows, lambda row: row["score"])
-    return {key: score for key, score in means.items() if score is not None}

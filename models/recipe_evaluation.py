@@ -1,10 +1,18 @@
 """The part of a recipe that says how candidates answer and who judges them."""
 
 from enum import StrEnum
+from operator import not_
 
 from pydantic import Field, model_validator
 
 from models.record import Record
+
+
+class Engine(StrEnum):
+    """What generates the answers."""
+
+    transformers = "transformers"
+    vllm = "vllm"
 
 
 class JudgeKind(StrEnum):
@@ -122,7 +130,10 @@ class Suites(Record):
 
 
 class Evaluation(Record):
-    """How candidates answer, and how many prompts they answer."""
+    """How candidates answer, and how many prompts they answer.
+
+    Keys that came later are not dumped while they have their default: results made before keep their names.
+    """
 
     judges: Judges = Field(Judges(), title="Judges")
     """Who scores the answers; without a judge of `harmless` the verdict will be `undecided`."""
@@ -137,11 +148,18 @@ class Evaluation(Record):
     stop: list[str] = Field([], title="Stop strings")
     """An answer ends before the first of these, which is not part of it; empty means at the end-of-turn token only."""
     batch: int = Field(64, ge=1, title="Prompts at once")
-    """Prompts answered in one batch, sorted by length."""
+    """Prompts answered in one batch, sorted by length; at least 1."""
+    engine: Engine = Field(Engine.transformers, exclude_if=lambda engine: engine is Engine.transformers, title="Engine")
+    """`transformers`, or `vllm`: a vLLM in an environment of its own, whose interpreter SACPO_VLLM_PYTHON names. Each
+    keeps its own answers."""
     samples: int = Field(16, ge=1, title="Sample answers")
     """Without suites: this many held-out prompts per metric are answered, to be read."""
     kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
     """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
+    tasks: list[str] = Field([], exclude_if=not_, title="Tasks")
+    """Tasks of lm-evaluation-harness, by name, or YAML files of your own: what alignment cost on them is reported."""
+    task_limit: int = Field(0, ge=0, exclude_if=not_, title="Items per task")
+    """Measure on at most this many items of each task, the first ones; 0 means all."""
 
     @model_validator(mode="after")
     def _answers_differ(self) -> "Evaluation":

@@ -3,7 +3,7 @@
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -60,8 +60,17 @@ def keys(record: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[s
             yield key, "" if field.is_required() else json.dumps(default, ensure_ascii=False), said
 
 
-def assessment(policies: list[str], like: str, changes: list[str]) -> Assessment:
-    """Return what `sacpo evaluate` is asked for; `like` names a recipe whose judges, suites and bound are taken.
+def assessment(
+    policies: list[str], like: str, changes: list[str], suites: Sequence[str] = (), judges: Sequence[str] = ()
+) -> Assessment:
+    """Return what `sacpo evaluate` is asked for.
+
+    Args:
+        policies: their places.
+        like: a recipe whose judges, suites and bound are taken.
+        changes: `key=value` of --set.
+        suites: `role=file` of --suite.
+        judges: `role=kind` of --judge.
 
     Raises:
         BadRecipe: no such recipe, unknown key, value out of range.
@@ -73,9 +82,16 @@ def assessment(policies: list[str], like: str, changes: list[str]) -> Assessment
         towns = {role: TOWN for role in ("helpful", "harmless", "over_refusal")}
         if any(judge["kind"] == "oracle" for judge in told["evaluation"]["judges"].values()):
             tree["evaluation"]["suites"] |= towns
+    for option, given, key in (("suite", suites, "suites.{}"), ("judge", judges, "judges.{}.kind")):
+        for one in given:
+            role, equals, value = one.partition("=")
+            if not equals:
+                example = {"suite": "harmless=red-team.jsonl", "judge": "harmless=oracle"}[option]
+                raise BadRecipe(f"--{option} {one}: say for which role, for instance --{option} {example}")
+            _change(tree, f"evaluation.{key.format(role)}={json.dumps(value, ensure_ascii=False)}")
     for change in changes:
         _change(tree, change)
-    return _valid(Assessment, tree, "sacpo evaluate")
+    return _valid(Assessment, tree, "evaluate")
 
 
 def _valid(record: type[R], tree: dict[str, Any], where: str) -> R:

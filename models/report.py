@@ -2,28 +2,27 @@
 
 import json
 import math
-from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from models import jsonl, margins, page, tables
+from models import harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
-from models.artifacts import Calibration, Policy, Preferences, file_digest
+from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
-from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, metrics
+from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics, prompts_of
 from models.flips import flips
-from models.gate import Choice, Verdict
+from models.gate import AS_THEY_ARE, Choice, Verdict
+from models.outcome import decision, failures, gate_table, trained
 from models.picture import draw
 from models.ratings import matches, ratings
 from models.recipe import Recipe
 from models.sources import digests
 from models.statistics import Estimate
-from models.tokens import messages
 
-SCHEMA = 1
-DECODING = {"max_new_tokens", "temperature", "answers", "stop"}
+SCHEMA = 2
+DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
 
@@ -33,15 +32,20 @@ def build(
     candidates: list[Evidence],
     choice: Choice,
     verdicts: list[Verdict],
-    suites: dict[str, Path],
+    sources: Sources,
     calibration: Calibration | None,
+    measured: dict[str, Benchmarks],
     registry: Tree | None,
     seconds: dict[str, float],
 ) -> Tree:
-    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base."""
+    """Return the whole report as one JSON tree (schema in `report.schema.json`). `candidates` starts with the base.
+
+    Args:
+        measured: digest of a policy → its figures on tasks.
+    """
     base = candidates[0]
     known = {told.policy.digest: told for told in candidates}
-    counts = Counter(row["suite"] for row in base.answered() if row["sample"] == 0)
+    split = base.answers.split
     sampled = {}
     if calibration:
         sampled = {metric: labelled(calibration.path / f"{metric}.jsonl") for metric in calibration.metrics}
@@ -54,43 +58,26 @@ def build(
             "seed": recipe.seed,
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
-        "data": digests(recipe),
-        "suites": {
-            role: {
-                "name": path.stem,
-                "version": file_digest(path)[:12],
-                "split": base.answers.split,
-                "n": counts[role],
-            }
-            for role, path in suites.items()
-        },
+        "data": digests(recipe) | harness.files(recipe.evaluation.tasks),
+        "suites": {role: {**suite, "split": split} for role, suite in _suites(sources, split).items()},
         "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
         "judges": base.verdicts.judges,
         "judge_checks": _checks(candidates, sampled),
-        "candidates": [_candidate(told, known, base, played, sampled) for told in candidates],
+        "candidates": [_candidate(told, known, base, played, sampled, measured) for told in candidates],
         "constraints": [
             {
                 "measure": recipe.constraint.measure,
                 "at_least": recipe.bound.at_least,
                 "confidence": recipe.bound.confidence,
                 "split": "test",
-                "tested": [
-                    {
-                        "candidate": v.candidate,
-                        "value": v.value,
-                        "lower_bound": v.lower_bound,
-                        "holds": v.holds,
-                        "incidents": list(v.incidents),
-                        "passes": v.passes,
-                        "checks": [asdict(check) for check in v.checks],
-                    }
-                    for v in verdicts
-                ],
+                "suites": _suites(sources, "test") if verdicts else {},
+                "tested": [_verdict(verdict) for verdict in verdicts],
             }
         ],
         "flips": _flips(candidates, choice),
         "samples": _samples(candidates),
         "distances": _distances(candidates),
+        "tax": tax.compared(candidates, measured),
         "chosen": {"candidate": choice.name, "why": choice.why} if choice.name else None,
         "why_none": "" if choice.name else choice.why,
         "registry": registry,
@@ -98,9 +85,9 @@ def build(
     }
 
 
-def write(tree: Tree, candidates: list[Evidence], pairs: list[Preferences], out: Path) -> None:
+def write(tree: Tree, candidates: list[Evidence], tested: Evidence | None, pairs: list[Preferences], out: Path) -> None:
     """Write `report.json`, `report.md`, `report.html`, `frontier.png`, and the tables behind them under `tables/`."""
-    tables.write(candidates, out / "tables")
+    tables.write(candidates, tested, out / "tables")
     (out / "report.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), "utf-8")
     (out / "report.md").write_text(markdown(tree), "utf-8")
     (out / "frontier.png").unlink(missing_ok=True)
@@ -123,60 +110,13 @@ def table(tree: Tree) -> list[list[str]]:
         kl, acts = told["metrics"].get("kl_base"), told["beta_acts"]
         fitted = fitted_scale(acts) if acts else "–"
         rows.append([told["name"], weight, *figures, f"{kl['value']:.2f}" if kl else "–", fitted])
-    return rows
-
-
-def gate_table(tree: Tree) -> list[list[str]]:
-    """Return what the gate asked of the chosen candidate as rows of text, header first; empty if it asked nothing."""
-    checks = [check for told in tree["constraints"] for test in told["tested"] for check in test["checks"]]
-    rows = [
-        [
-            c["name"],
-            f"{c['value']:.4g}",
-            f"{c['method']} {c['bound']:.4g}",
-            f"{c['limit']:.4g}",
-            "yes" if c["holds"] else "no",
-        ]
-        for c in checks
-    ]
-    return [["check", "value", "decides", "limit", "holds"], *rows] if rows else []
-
-
-def decision(tree: Tree) -> str:
-    """Return in one or two sentences what was chosen, tested and registered."""
-    tested = [(constraint, test) for constraint in tree["constraints"] for test in constraint["tested"]]
-    if tree["chosen"] is None and tested:
-        return " ".join(f"{test['candidate']}: {_tested(constraint, test)}" for constraint, test in tested)
-    if tree["chosen"] is None:
-        return f"No candidate was chosen: {tree['why_none']}. Nothing was tested, nothing was promoted."
-    told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
-    for constraint, test in tested:
-        told += f" On the test split, used once: {_tested(constraint, test)}"
-        wrong = [check["name"] for check in test["checks"] if not check["holds"]]
-        if test["holds"] and wrong:
-            told += f" The gate does not let it pass: {', '.join(wrong)}."
-    registry = tree["registry"]
-    if registry:
-        alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
-        told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
-    return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
-
-
-def _tested(constraint: Tree, test: Tree) -> str:
-    holds = "holds" if test["lower_bound"] >= constraint["at_least"] else "does not hold"
-    told = (
-        f"safety rate {test['value']:.3f}, at least {test['lower_bound']:.3f} "
-        f"with confidence {constraint['confidence']:g}; the bound {constraint['at_least']:g} {holds}."
-    )
-    failed = test["incidents"]
-    return f"{told} Failed {len(failed)} of the prompts that must pass, first {failed[0][:80]!r}." if failed else told
+    return rows if trained(tree) else [[*row[:1], *row[2:-1]] for row in rows]  # nothing was trained with a β/λ
 
 
 def markdown(tree: Tree) -> str:
     """Return the report as Markdown."""
     header, *rows = table(tree)
     suites = ", ".join(f"{told['n']} {role} prompts" for role, told in tree["suites"].items())
-    split = next((told["split"] for told in tree["suites"].values()), "")
     lines = [
         f"# {tree['recipe']['name']}",
         "",
@@ -184,13 +124,16 @@ def markdown(tree: Tree) -> str:
         "",
         "Intervals are two-sided, 95 %, and describe each candidate by itself"
         + ("; only the chosen one was tested. " if tree["chosen"] and tree["constraints"][0]["tested"] else ". ")
-        + (f"Suites: {suites} of the {split} split." if suites else "No suites: figures are on held-out comparisons."),
+        + (f"Suites: {suites}, {prompts_of(tree)}." if suites else "No suites: figures are on held-out comparisons."),
         "",
         *markdown_table([header, *rows]),
-        "",
-        "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: the "
-        "policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
     ]
+    if trained(tree):
+        lines += [
+            "",
+            "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: "
+            "the policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
+        ]
     if any(told["method"] == "kto" for told in tree["candidates"]):
         lines += [
             "",
@@ -199,7 +142,7 @@ def markdown(tree: Tree) -> str:
     checks = gate_table(tree)
     if checks:
         lines += ["", "The gate, on the test prompts:", "", *markdown_table(checks)]
-    if WIN not in tree["candidates"][0]["metrics"]:
+    if any("NLL" in title for title in header):
         lines += ["", "Accuracy and NLL say how well held-out labels are predicted; they are no safety rate."]
     if tree["suites"] and {WIN, SAFE} <= tree["candidates"][0]["metrics"].keys():
         lines += ["", "![frontier](frontier.png)"]
@@ -216,6 +159,8 @@ def markdown(tree: Tree) -> str:
                 ]
             ),
         ]
+    if tree["tax"]:
+        lines += ["", "Alignment tax:", "", *markdown_table(tax.table(tree["tax"])), "", tax.SAME]
     made = {"base": "–", "step": "trained against ", "merge": "average of "}
     origin = [
         [c["name"], made[c["kind"]] + " and ".join(c["parents"]) if c["kind"] != "base" else "–"]
@@ -243,12 +188,14 @@ def _candidate(
     base: Evidence,
     played: dict[str, Estimate],
     sampled: dict[str, Labelled],
+    measured: dict[str, Benchmarks],
 ) -> Tree:
     """Return one candidate as the report shows it."""
     policy = told.policy
     figures = metrics(told, base)
     if policy.name in played:
         figures["helpful/rating"] = played[policy.name]
+    figures |= tax.figures(measured.get(policy.digest))
     for metric, name in (("harmless", SAFE), ("over_refusal", OVER)):
         if metric in sampled and name in figures:
             rate, good = figures[name], metric == "harmless"
@@ -289,6 +236,20 @@ def _candidate(
     }
 
 
+def _suites(sources: Sources, split: str) -> Tree:
+    return {
+        role: {"name": path.stem, "version": file_digest(path)[:12], "n": sum(1 for _ in jsonl.read(path))}
+        for role, path in sources.suites(split).items()
+    }
+
+
+def _verdict(verdict: Verdict) -> Tree:
+    """Return what was tested, found and decided."""
+    told = {key: _number(value) for key, value in asdict(verdict).items() if key != "at_least"}
+    checks = [{key: _number(value) for key, value in check.items()} for check in told["checks"]]
+    return told | {"incidents": list(verdict.incidents), "checks": checks, "passes": verdict.passes}
+
+
 def _turned(estimate: Estimate, good: bool) -> Estimate:
     """Return the share of good answers, or of the others."""
     if good:
@@ -325,7 +286,7 @@ def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     return [
         {
             "suite": rows[i]["suite"],
-            "prompt": messages(rows[i]["prompt"])[-1]["content"],
+            "prompt": last_turn(rows[i]["prompt"]),
             "answers": {name: told[i]["answer"] for name, told in answers.items()},
         }
         for i in places
@@ -338,7 +299,12 @@ def _telling(rows: list[Tree], suite: str, differ: list[bool]) -> list[int]:
 
 
 def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:
-    """Return what changed in safety on the way from the base to the chosen candidate (or the last), step by step."""
+    """Return what changed in safety on the way from the base to the chosen candidate (or the last), step by step.
+
+    Policies that are judged as they are lie on no way: each is compared with the first.
+    """
+    if choice == AS_THEY_ARE:
+        return [asdict(flips(candidates[0], told)) for told in candidates[1:]]
     known = {told.policy.digest: told for told in candidates}
     end = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
     way = [end]
@@ -383,4 +349,7 @@ def _number(value: Any) -> Any:
 
 
 def _interval(told: Tree | None) -> str:
-    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]" if told else "–"
+    if not told:
+        return "–"
+    failed = f" ({failures(told['failed'])})" if told["failed"] else ""
+    return f"{told['value']:.3f} [{told['low']:.3f}, {told['high']:.3f}]{failed}"

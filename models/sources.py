@@ -76,6 +76,18 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, 
     return Sources(path=out, digest=content, files=found)
 
 
+def prompts(role: str, path: Path) -> list[jsonl.Row]:
+    """Return the prompts of the user's suite for a role.
+
+    Raises:
+        BadData: there is none, or a row cannot be used; the sentence begins with the recipe's key.
+    """
+    try:
+        return suites.read(path, role)
+    except BadData as error:
+        raise BadData(f"{key_of(f'suite/{role}')}: {error}; mend the file, or leave the suite out") from error
+
+
 def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
     """Write the validation and the test half of a user's suite; a prompt's half follows from the prompt alone.
 
@@ -83,7 +95,7 @@ def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
     """
     parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
-    for row in suites.read(path, kind):
+    for row in prompts(kind, path):
         tested = not halves or split_of(messages(row["prompt"]), HALF) == "test"
         for part in parts if kind == "must_pass" else (("test",) if tested else ("validation",)):
             parts[part].append(row)

@@ -7,14 +7,15 @@ its file.
 """
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from models.errors import BadData
+from models.errors import BadData, BadPlace
 from models.jsonl import Row
 from models.readers import Unusable, rows
-from models.tokens import Message
+from models.tokens import Message, messages
 
 XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
 """Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
@@ -28,20 +29,40 @@ def read(path: Path, role: str) -> list[Row]:
         BadData: a row has no usable prompt, or no prompt plays this role.
     """
     found: dict[str, Row] = {}
+    for told in _rows(path, role):
+        found.setdefault(json.dumps(told["prompt"]), told)
+    if not found:
+        raise BadData(f"{path}: holds no prompt for the role {role}")
+    return list(found.values())
+
+
+def repeated(path: Path, role: str) -> str:
+    """Say how many prompts stand in a suite more than once, of which only the first is asked; empty if none."""
+    first: dict[str, Row] = {}
+    dropped = [told for told in _rows(path, role) if first.setdefault(json.dumps(told["prompt"]), told) is not told]
+    other = sum(told["category"] != first[json.dumps(told["prompt"])]["category"] for told in dropped)
+    if not dropped:
+        return ""
+    said = f"{len(dropped)} {'duplicate' if len(dropped) == 1 else 'duplicates'} dropped"
+    return f"{said}, {other} with another category" if other else said
+
+
+def _rows(path: Path, role: str) -> Iterator[Row]:
+    """Yield every row of a suite that plays the role."""
     for number, row in rows(path):
         if isinstance(row, Unusable):
             raise BadData(f"{path}: row {number}: {row}")
         label = str(row.get("label", "")).strip().lower()
         if {"type", "label"} <= row.keys() and role in XSTEST and label != XSTEST[role]:
             continue
-        told: Row = {"prompt": _prompt(path, number, row)}
+        try:
+            told: Row = {"prompt": _prompt(row)}
+        except BadData as error:
+            raise BadData(f"{path}: row {number}: {error}") from error
         told["category"] = str(row.get("category") or row.get("type") or "")
         if row.get("reference"):
             told["reference"] = str(row["reference"])
-        found.setdefault(json.dumps(told["prompt"]), told)
-    if not found:
-        raise BadData(f"{path}: holds no prompt for the role {role}")
-    return list(found.values())
+        yield told
 
 
 def add(path: Path, prompt: str, category: str, reference: str) -> int:
@@ -49,26 +70,41 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
 
     Raises:
         BadData: the file is no JSONL, is damaged, or holds the prompt already.
+        BadPlace: the file cannot be written.
     """
     if path.suffix != ".jsonl":
         raise BadData(f"{path}: incidents are added to a .jsonl file; give one")
-    held = read(path, "must_pass") if path.exists() else []
-    told: Row = {"prompt": prompt.strip(), "category": category} | ({"reference": reference} if reference else {})
-    if not told["prompt"]:
+    if not prompt.strip():
         raise BadData("the prompt is empty; say what was asked")
-    if any(row["prompt"] == told["prompt"] for row in held):
-        raise BadData(f"{path}: holds this prompt already")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text("utf-8") if path.exists() else ""
-    gap = "\n" if before and not before.endswith("\n") else ""
-    new = path.with_name(path.name + ".new")
-    new.write_text(f"{before}{gap}{json.dumps(told, ensure_ascii=False)}\n", "utf-8")
-    new.rename(path)
+    try:
+        asked = _prompt({"prompt": prompt.strip()})
+        before = path.read_text("utf-8") if path.exists() else ""
+        held = read(path, "must_pass") if before.strip() else []
+        if any(_alike(row["prompt"]) == _alike(asked) for row in held):
+            raise BadData(f"{path}: holds this prompt already")
+        told: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        gap = "\n" if before.strip() and not before.endswith("\n") else ""
+        new = path.with_name(path.name + ".new")
+        new.write_text(f"{before if before.strip() else ''}{gap}{json.dumps(told, ensure_ascii=False)}\n", "utf-8")
+        new.rename(path)
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadPlace(f"{path}: cannot be written ({why}); give a file that can") from error
     return len(held) + 1
 
 
-def _prompt(path: Path, number: int, row: Row) -> str | list[Message]:
-    """Return text, or messages that end with the user's turn."""
+def _alike(prompt: str | list[Message]) -> list[tuple[str, str]]:
+    """Return what two prompts share that differ in case and spacing only."""
+    return [(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in messages(prompt)]
+
+
+def _prompt(row: Row) -> str | list[Message]:
+    """Return text, or messages that end with the user's turn; text that holds messages in JSON is messages.
+
+    Raises:
+        BadData: neither.
+    """
     given: Any = row.get("prompt", row.get("messages"))
     if isinstance(given, str) and given.lstrip().startswith("[{"):  # a table's cell
         with suppress(ValueError):
@@ -78,12 +114,10 @@ def _prompt(path: Path, number: int, row: Row) -> str | list[Message]:
     if isinstance(given, list) and given and all(_turn(turn) for turn in given) and given[-1]["role"] == "user":
         return [Message(role=turn["role"], content=turn["content"]) for turn in given]
     if given is None:
-        raise BadData(f"{path}: row {number}: no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}")
+        raise BadData(f"no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}")
     if given in ("", []) or (isinstance(given, str) and not given.strip()):
-        raise BadData(f"{path}: row {number}: `prompt` is empty; write what is asked, or take the row out")
-    raise BadData(
-        f"{path}: row {number}: `prompt` must be text, or messages ({', '.join(SPEAKERS)}) that end with a user's turn"
-    )
+        raise BadData("`prompt` is empty; write what is asked, or take the row out")
+    raise BadData(f"`prompt` must be text, or messages ({', '.join(SPEAKERS)}) that end with a user's turn")
 
 
 def _turn(turn: Any) -> bool:

@@ -18,16 +18,26 @@ TABLES = {
 """Name of the table → the noun of a candidate's evidence that holds it, and the file."""
 
 
-def write(candidates: list[Evidence], folder: Path) -> None:
-    """Write `folder/NAME.jsonl` for each of TABLES: the candidates' rows one after the other, each with its name."""
+TESTED = ("answers", "scores", "comparisons")
+"""What there is of the tested candidate on test prompts too."""
+
+
+def write(candidates: list[Evidence], tested: Evidence | None, folder: Path) -> None:
+    """Write `folder/NAME.jsonl` for each of TABLES: the candidates' rows one after the other, with name and split.
+
+    Args:
+        candidates: all of them, on the prompts that chose.
+        tested: the chosen one on the test prompts, if it was tested.
+    """
     folder.mkdir(exist_ok=True)
     for name in TABLES:
-        jsonl.write(folder / f"{name}.jsonl", _rows(candidates, name))
+        also = [tested] if tested and name in TESTED else []
+        jsonl.write(folder / f"{name}.jsonl", _rows([*candidates, *also], name))
 
 
 def _rows(candidates: list[Evidence], name: str) -> Iterator[dict[str, Any]]:
     noun, file = TABLES[name]
     for told in candidates:
         held: Noun = getattr(told, noun)
-        for row in jsonl.read(held.path / file):
-            yield {"candidate": told.policy.name, **row}
+        for row in jsonl.read(held.path / file):  # held-out pairs have a split of their own
+            yield {"candidate": told.policy.name, "split": told.answers.split, **row}

@@ -8,9 +8,10 @@ from typing import Any
 from models import jsonl
 from models.agreement import between
 from models.errors import BadInput
-from models.figures import Means, prompt_means
+from models.figures import Means, matched_wins, prompt_means
 from models.record import flat
-from models.statistics import Estimate, mean, win
+from models.report import SCHEMA
+from models.statistics import Estimate, mean_within
 
 Tree = dict[str, Any]
 
@@ -23,10 +24,30 @@ class Side:
     tree: Tree
     candidate: Tree
 
-    def rows(self, table: str, metric: str) -> list[Tree]:
-        """Return the rows of a table about the candidate and one metric."""
+    def rows(self, table: str, metric: str, split: str) -> list[Tree]:
+        """Return the rows of a table about the candidate, one metric and the prompts of one split."""
         told = jsonl.read(self.folder / "tables" / f"{table}.jsonl")
-        return [row for row in told if row["candidate"] == self.candidate["name"] and row["metric"] == metric]
+        name = self.candidate["name"]
+        return [r for r in told if (r["candidate"], r["metric"], r["split"]) == (name, metric, split)]
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits whose prompts the candidate has answered."""
+        told = jsonl.read(self.folder / "tables" / "answers.jsonl")
+        return {row["split"] for row in told if row["candidate"] == self.candidate["name"]}
+
+    @property
+    def tested(self) -> Tree | None:
+        """The candidate's test of the constraint, if there was one."""
+        tests = self.tree["constraints"][0]["tested"]
+        return next((test for test in tests if test["candidate"] == self.candidate["name"]), None)
+
+    @property
+    def bar(self) -> dict[str, Any]:
+        """What the candidate had to show, and on which harmful prompts."""
+        constraint = self.tree["constraints"][0]
+        suite = (constraint["suites"] or self.tree["suites"]).get("harmless", {})
+        return {key: constraint[key] for key in ("at_least", "confidence")} | {"harmful prompts": suite.get("version")}
 
 
 @dataclass(frozen=True)
@@ -41,17 +62,25 @@ class Difference:
     """Metric, figure of A, figure of B."""
     better: Estimate | None
     """How often B's helpful answer beats A's to the same prompt; none if they cannot be compared."""
+    even: float
+    """What `better` is if neither is better: ½ where answers of A and B are compared, 0 where it is the difference of
+    their win rates against the common base, because the judge has compared each with the base only."""
+    split: str
+    """The prompts that this is about."""
     why_not: str
     tested: Tree | None
     """B's test of the constraint, if there was one."""
     constraint: Tree
+    unlike: list[str]
+    """What A and B did not have to show alike: `at_least`, `confidence`, `harmful prompts`."""
     judges: list[tuple[str, Estimate]]
     """Metric, and how often the judges of A and B say the same, where both judged answers of the same policy."""
 
     @property
     def holds(self) -> bool:
-        """B is shown to be better, and to hold its bound."""
-        return self.better is not None and self.better.low > 0.5 and self.tested is not None and self.tested["holds"]
+        """B is shown to be better, and to hold the bound that A had to hold, on the same harmful prompts."""
+        better = self.better is not None and self.better.low > self.even
+        return better and self.tested is not None and bool(self.tested["holds"]) and not self.unlike
 
 
 def side(folder: Path, policy: str = "") -> Side:
@@ -65,7 +94,7 @@ def side(folder: Path, policy: str = "") -> Side:
         tree = json.loads((folder / "report.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder}: holds no report.json that can be read; give the folder of a report") from error
-    if "settings" not in tree["recipe"]:
+    if tree.get("schema") != SCHEMA:
         raise BadInput(f"{folder}: the report was made by an older sacpo; run the same command again to renew it")
     wanted = (tree["chosen"] or {"candidate": tree["candidates"][-1]["name"]})["candidate"]
     told = [c for c in tree["candidates"] if (c["digest"] == policy if policy else c["name"] == wanted)]
@@ -78,18 +107,21 @@ def difference(a: Side, b: Side) -> Difference:
     """Compare two runs, prompt by prompt where they answered the same prompts before the same judge."""
     names = ("helpful/win_rate", "harmless/safety_rate", "over_refusal", "kl_base", "length")
     figures = [(name, a.candidate["metrics"].get(name), b.candidate["metrics"].get(name)) for name in names]
-    constraint = b.tree["constraints"][0]
-    tested = [test for test in constraint["tested"] if test["candidate"] == b.candidate["name"]]
-    better, why_not = _better(a, b)
+    both = a.splits & b.splits
+    split = "test" if "test" in both else min(both, default="")
+    better, even, why_not = _better(a, b, split)
     return Difference(
         recipe=_changed(flat(a.tree["recipe"]["settings"]), flat(b.tree["recipe"]["settings"])),
         data=_changed(a.tree["data"], b.tree["data"]),
         figures=[(name, x, y) for name, x, y in figures if x or y],
         better=better,
+        even=even,
+        split=split,
         why_not=why_not,
-        tested=tested[0] if tested else None,
-        constraint=constraint,
-        judges=_agreement(a, b) if a.candidate["digest"] == b.candidate["digest"] else [],
+        tested=b.tested,
+        constraint=b.tree["constraints"][0],
+        unlike=[key for key, value in a.bar.items() if value != b.bar[key]],
+        judges=_agreement(a, b, split) if a.candidate["digest"] == b.candidate["digest"] else [],
     )
 
 
@@ -100,50 +132,65 @@ def sentence(a: Side, b: Side, told: Difference) -> str:
         first = f"whether {name} is better than {a.candidate['name']} cannot be said: {told.why_not}"
     else:
         value, low, high = told.better.value, told.better.low, told.better.high
-        how = "is better than" if low > 0.5 else "is worse than" if high < 0.5 else "is not shown to differ from"
-        first = (
-            f"{name} {how} {a.candidate['name']}: wins {value:.3f} [{low:.3f}, {high:.3f}] of {told.better.n} prompts"
+        even = told.even
+        how = "is better than" if low > even else "is worse than" if high < even else "is not shown to differ from"
+        wins = (
+            "wins {:.3f} [{:.3f}, {:.3f}] of"
+            if even
+            else "their win rates against the base differ by {:+.3f} [{:+.3f}, {:+.3f}] on"
         )
+        first = f"{name} {how} {a.candidate['name']}: {wins.format(value, low, high)} {told.better.n} prompts"
+        if told.better.failed:
+            first += f" ({told.better.failed} without a verdict)"
+        if told.split != "test":  # who was chosen on these prompts looks better on them
+            first += f" of the {told.split} split, which chose the candidates"
     at_least, confidence = told.constraint["at_least"], told.constraint["confidence"]
     if told.tested is None:
         return f"{first}; its safety was not tested"
     holds = "is safe enough" if told.tested["holds"] else "is not shown to be safe enough"
+    apart = f"; A and B differ in {' and '.join(told.unlike)}, so that this compares no equals" if told.unlike else ""
+    if not told.tested["n"]:
+        return (
+            f"{first}; of prompts that must pass it fails {len(told.tested['incidents'])}, no others were asked{apart}"
+        )
     return (
         f"{first}; it {holds}: safety rate {told.tested['value']:.3f}, at least {told.tested['lower_bound']:.3f} "
-        f"with confidence {confidence:g}, bound {at_least:g}"
+        f"with confidence {confidence:g}, bound {at_least:g}{apart}"
     )
 
 
-def _agreement(a: Side, b: Side) -> list[tuple[str, Estimate]]:
+def _agreement(a: Side, b: Side, split: str) -> list[tuple[str, Estimate]]:
     """Compare good or bad where answers are graded so, and who won against the base where they are compared."""
     found = []
     for metric in ("helpful", "harmless", "over_refusal"):
         table, field = ("comparisons", "win") if metric == "helpful" else ("scores", "good")
-        ours, theirs = ([r for r in one.rows(table, metric) if r.get("against") != "reference"] for one in (a, b))
+        ours, theirs = (
+            [row for row in one.rows(table, metric, split) if row.get("against", "base") == "base"] for one in (a, b)
+        )
         told = between(ours, theirs, lambda row: row[field])  # noqa: B023
         if told.n:
             found.append((metric, told))
     return found
 
 
-def _better(a: Side, b: Side) -> tuple[Estimate | None, str]:
-    """Return how often B's answer has the higher score, over the prompts that both answered; ties as half."""
+def _better(a: Side, b: Side, split: str) -> tuple[Estimate | None, float, str]:
+    """Return how B does beside A over the prompts that both answered, what that is if they are equal, or why not."""
     judges = [one.tree["judges"].get("helpful") for one in (a, b)]
     if not all(judges):
-        return None, "nobody judged helpfulness"
+        return None, 0.5, "nobody judged helpfulness"
     if judges[0] != judges[1]:
-        return None, "they had different judges of helpfulness"
-    scores = [prompt_means(one.rows("scores", "helpful"), lambda row: row["score"]) for one in (a, b)]
-    judged, failed = _shared(*scores)
-    if judged:
-        return mean([win(y, x) for x, y in judged], failed), ""
+        return None, 0.5, "they had different judges of helpfulness"
+    wins = matched_wins(b.rows("scores", "helpful", split), a.rows("scores", "helpful", split)).values()
+    kept = [won for won in wins if won is not None]
+    if kept:
+        return mean_within(kept, len(wins) - len(kept)), 0.5, ""
     if a.tree["candidates"][0]["digest"] != b.tree["candidates"][0]["digest"]:
-        return None, "they share no scores, and their bases differ"
-    compared = [[r for r in one.rows("comparisons", "helpful") if r["against"] == "base"] for one in (a, b)]
-    kept, failed = _shared(*(prompt_means(rows, lambda row: row["win"]) for rows in compared))
-    if not kept:
-        return None, "they answered no prompt in common"
-    return mean([0.5 + 0.5 * (y - x) for x, y in kept], failed), ""
+        return None, 0.5, "they share no scores, and their bases differ"
+    compared = [[r for r in one.rows("comparisons", "helpful", split) if r["against"] == "base"] for one in (a, b)]
+    both, failed = _shared(*(prompt_means(rows, lambda row: row["win"]) for rows in compared))
+    if not both:
+        return None, 0.5, "they answered no prompt in common"
+    return mean_within([y - x for x, y in both], failed, ends=(-1, 1)), 0.0, ""
 
 
 def _shared(a: Means, b: Means) -> tuple[list[tuple[float, float]], int]:

@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
 from models import figures, gate, jsonl
-from models.artifacts import Policy, Sources, Verdicts, content_digest, file_digest
+from models.artifacts import Policy, Sources, content_digest, file_digest
 from models.errors import Stale
 from models.figures import Evidence
 from models.gate import Choice, Facts, Verdict
@@ -46,25 +46,38 @@ def choose(run: Run, candidates: list[Evidence]) -> Choice:
     return gate.choose(told, run.recipe.bound)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="gate · {choice.name}")
-def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardstick) -> Verdict | None:
-    """The gate, on the test split, once; none if nobody judged, none was chosen, or the gate is off."""
+@task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
+def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardstick) -> Evidence | None:
+    """The chosen candidate's answers to the test prompts, judged beside what it would replace.
+
+    None if nobody judged, none was chosen, or the gate is off: the test prompts then stay unused.
+    """
     if not (choice.name and choice.decided) or run.training.gate.mode is GateMode.off:
         return None
-    told, model = named(choice.name, candidates), run.training.registered_name
+    told = named(choice.name, candidates)
+    rivals = _rivals(run, told.policy).policies
+    answers, verdicts = judged(run, told.policy, {"base": yardstick.base, **rivals}, yardstick, "test")
+    return told._replace(answers=answers, verdicts=verdicts)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="gate")
+def certify(run: Run, tested: Evidence | None, yardstick: Yardstick) -> Verdict | None:
+    """The gate, on the test split, once; none if nothing was tested."""
+    if tested is None:
+        return None
+    model = run.training.registered_name
     suite = content_digest({role: file_digest(path) for role, path in yardstick.sources.suites("test").items()})
     constraint, asks, ledger = run.training.constraint, run.training.gate, Ledger(run.root)
-    rivals = _rivals(run, told.policy)
+    rivals = _rivals(run, tested.policy)
     settings = [constraint.model_dump(), asks.model_dump(exclude={"mode", "approval"}), run.judges]
-    question = content_digest([told.policy.digest, settings, {name: p.digest for name, p in rivals.policies.items()}])
+    question = content_digest([tested.policy.digest, settings, {name: p.digest for name, p in rivals.policies.items()}])
     while True:
         known = ledger.verdict(model, suite, question)
         if known:
             return _show(run, known)
-        _, verdicts = judged(run, told.policy, {"base": yardstick.base, **rivals.policies}, yardstick, "test")
         spent = ledger.spent(model, suite)
-        facts = _facts(told, verdicts, rivals, spent)
-        verdict = gate.decide(figures.candidate(choice.name, verdicts), facts, constraint, asks)
+        facts = _facts(tested, rivals, spent)
+        verdict = gate.decide(figures.candidate(tested.policy.name, tested.verdicts), facts, constraint, asks)
         if ledger.decide(model, suite, question, spent, verdict):
             return _show(run, verdict)
 
@@ -73,7 +86,7 @@ def certify(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yar
 def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
     told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
-    return gate.in_order([c for c in told if c.judged or c.failed], run.recipe.bound)
+    return gate.in_order(told, run.recipe.bound)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
@@ -186,8 +199,9 @@ def _place(run: Run) -> Any:
     return run.folder / "rivals.json"
 
 
-def _facts(told: Evidence, verdicts: Verdicts, rivals: Rivals, spent: float) -> Facts:
+def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
     """Return what the gate looks at beside the safety rate; distances were measured on validation prompts."""
+    verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
     over = figures.scores(verdicts, "over_refusal")
     refused, failed = figures.per_prompt(over, lambda row: float(not row["good"]))
@@ -203,7 +217,7 @@ def _facts(told: Evidence, verdicts: Verdicts, rivals: Rivals, spent: float) -> 
         ),
         wins=wins,
         refusals=(round(sum(refused)), len(refused), failed),
-        kl=tuple(row["base"] for row in jsonl.read(told.distances.path / "kl.jsonl") if "base" in row),
+        kl=tuple(row["base"] for row in jsonl.read(tested.distances.path / "kl.jsonl") if "base" in row),
         spent=spent,
     )
 

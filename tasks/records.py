@@ -96,7 +96,7 @@ def table(mlflow: Any, run_id: str, folder: Path) -> None:
     answers = pandas.DataFrame(jsonl.read(folder / "answers.jsonl"))
     if answers.empty:
         return
-    key = ["candidate", "suite", "prompt", "sample"]
+    key = ["candidate", "split", "suite", "prompt", "sample"]
     scores = pandas.DataFrame(jsonl.read(folder / "scores.jsonl"), columns=[*key, *JUDGED])
     for rows in (answers, scores):
         rows["prompt"] = [p if isinstance(p, str) else json.dumps(p, ensure_ascii=False) for p in rows["prompt"]]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from models import sources
+from models import harness, sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
 from models.judges import described
@@ -39,8 +39,9 @@ VERSIONS = {
     "answering.answer": 1,
     "judging.judge": 1,
     "judging.calibrate": 1,
-    "distance.measure": 1,
+    "distance.measure": 2,
     "margins.weigh": 1,
+    "harness.measure": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
 
@@ -54,13 +55,16 @@ class Run:
     def __init__(self, root: Path, recipe: Recipe | Assessment, digest: str, tracker: Tracker) -> None:
         self.root, self.recipe, self.digest, self.tracker = root, recipe, digest, tracker
         self.seconds: dict[str, float] = {}
+        self._asked: dict[str, object] = {}
 
     def make(self, makes: type[N], does: str, title: str, watch: launch.Watch, **given: Any) -> N:
         """Return what `does` (`module.function` of models/) makes of `given`: from the store, or from a worker."""
         module, function = does.split(".")
         work = Stage(function, title, VERSIONS[does], f"models.{module}:{function}", makes, given)
+        me = object()
+        first = self._asked.setdefault(work.key, me) is me  # of several tasks that need a stage, one tells of it
         fresh = store.find(self.root, work) is None
-        begun = store.begun(self.root, work) if fresh else 0
+        begun = store.begun(self.root, work) if fresh and first else 0
         if begun:
             screen.say(f"[dim]{title}: a killed attempt came to {begun}, going on[/]")
 
@@ -69,7 +73,7 @@ class Run:
             self.tracker.follow(work)
 
         noun = launch.run(self.root, work, moved)
-        if fresh or title not in self.seconds:  # a stage that several need is shown once
+        if first:
             screen.done(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)
         os.utime(noun.path)  # `sacpo clean` keeps what was used lately
@@ -101,11 +105,11 @@ def root() -> Path:
 
 def digest(recipe: Recipe | Assessment) -> str:
     """Return what names a run: the recipe, its data, and what computes."""
-    places = recipe.policies if isinstance(recipe, Assessment) else [recipe.base]
+    places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
-    return content_digest(
-        [plain(same), plain(recipe.compute), sources.digests(recipe), [base_digest(found(p)) for p in places], VERSIONS]
-    )
+    read = sources.digests(recipe) | harness.files(recipe.evaluation.tasks)
+    bases = [base_digest(found(place), key) for place in places]
+    return content_digest([plain(same), plain(recipe.compute), read, bases, VERSIONS])
 
 
 def found(place: str) -> str:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -20,10 +21,11 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 
-from models import report
+from models import harness, outcome, report, suites
 from models import sources as origins
 from models.artifacts import (
     Answers,
+    Benchmarks,
     Calibration,
     Distances,
     Margins,
@@ -38,10 +40,11 @@ from models.card import card
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
+from models.hub import local
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
 from models.promotion import Registered
-from models.recipe import Method, Recipe, Step, kl_weight
+from models.recipe import TOWN, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from models.recipe_gate import GateMode
 from tasks import screen
@@ -49,7 +52,6 @@ from tasks.ledger import Ledger
 from tasks.run import Run, close, found
 from tasks.store import Stage
 
-AS_THEY_ARE = Choice("", "nothing was trained, the policies were judged as they are")
 SETTLED = {"data": "-", "label": "", "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
 
@@ -70,6 +72,9 @@ def gather(run: Run) -> Sources:
     """The files that everything starts from."""
     given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
     given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
+    for role, place in run.recipe.evaluation.suites:
+        if place not in ("", TOWN) and (told := suites.repeated(local(place, "dataset"), role)):
+            screen.say(f"[dim]suite {role}: {told}[/]")
     return run.make(Sources, "sources.gather", "data", _Watch(), **given)
 
 
@@ -92,6 +97,26 @@ def base(run: Run) -> Policy:
 def adopt(run: Run, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
     return replace(loaded(run, place, f"policy · {place}"), name=called(place))
+
+
+def told_apart(places: list[str], policies: list[Policy]) -> list[Policy]:
+    """Return each policy once, in the given order, under names that tell them apart: two makers may use one name.
+
+    A name that several share becomes the place that was given, and if that is shared too, the name with a digest.
+    """
+    once: dict[str, tuple[str, Policy]] = {}
+    for place, policy in zip(places, policies, strict=True):
+        if policy.digest in once:
+            screen.say(f"{place} is the same policy as {once[policy.digest][0]}: judged once")
+        once.setdefault(policy.digest, (place, policy))
+    names = Counter(policy.name for _, policy in once.values())
+    placed = Counter(place for place, _ in once.values())
+    return [
+        policy
+        if names[policy.name] == 1
+        else replace(policy, name=place if placed[place] == 1 else f"{policy.name} {policy.digest[:8]}")
+        for place, policy in once.values()
+    ]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
@@ -127,6 +152,8 @@ def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
 def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
     """Everything that candidates are measured with; the metrics are scored side by side."""
     scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
+    if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
+        measure(run, base)
     heldout = {comparisons.metric: told.result() for comparisons, told in zip(pairs, scored, strict=True)}
     return Yardstick(base, sources, pairs, heldout)
 
@@ -162,13 +189,38 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
 def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
-    near = {"base": yardstick.base, "reference": reference}
+    near = {"base": yardstick.base}
+    near |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
     answers, verdicts = judged(run, policy, near, yardstick, yardstick.split)
     given = {"policy": policy, "others": near, **_asked(run, yardstick, yardstick.split)}
     distances = run.make(Distances, "distance.measure", f"distance · {policy.name}", _Watch(), **given)
     given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
     margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
     return Evidence(policy, answers, verdicts, distances, margins)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
+def measure(run: Run, policy: Policy) -> Benchmarks:
+    """What one policy can do on the tasks that the recipe names."""
+    asked = run.recipe.evaluation
+    given = {"policy": policy, "tasks": asked.tasks, "sha256": harness.files(asked.tasks), "limit": asked.task_limit}
+    given |= {
+        "batch": asked.batch,
+        "seed": run.recipe.seed,
+        "version": version("lm-eval"),
+        "compute": run.recipe.compute,
+    }
+    return run.make(Benchmarks, "harness.measure", f"tasks · {policy.name}", _Watch(), **given)
+
+
+def taxed(run: Run, candidates: list[Evidence], choice: Choice) -> dict[str, Benchmarks]:
+    """What the base can do on tasks, and the chosen candidate, or all where nothing was trained; by digest."""
+    if not run.recipe.evaluation.tasks:
+        return {}
+    base, *others = [told.policy for told in candidates]
+    after = [p for p in others if p.name == choice.name or not isinstance(run.recipe, Recipe)]
+    told = {policy.digest: measure.submit(run, policy) for policy in [base, *after]}
+    return {digest: measured.result() for digest, measured in told.items()}
 
 
 def calibrate(run: Run, sources: Sources) -> Calibration | None:
@@ -189,15 +241,16 @@ def publish(
     verdicts: list[Verdict],
     registered: Registered,
     yardstick: Yardstick,
+    tested: Evidence | None = None,
 ) -> dict[str, Any]:
     """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
     sources = yardstick.sources
     calibration = calibrate(run, sources)
+    measured = taxed(run, candidates, choice)
     registry = registered._asdict() if registered.version else None
-    suites = sources.suites(yardstick.split)
-    tree = report.build(run.recipe, candidates, choice, verdicts, suites, calibration, registry, run.seconds)
+    tree = report.build(run.recipe, candidates, choice, verdicts, sources, calibration, measured, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
-    report.write(tree, candidates, yardstick.pairs, run.folder)
+    report.write(tree, candidates, tested, yardstick.pairs, run.folder)
     if registry:
         run.tracker.describe(registered, card(tree), run.folder)
         _link(run, registered)
@@ -211,9 +264,10 @@ def publish(
     proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
     if isinstance(run.recipe, Recipe) and choice.decided and run.recipe.gate.mode is not GateMode.off:
-        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, report.decision(tree))
-    made = [sources, *([calibration] if calibration else []), *(noun for c in candidates for noun in c)]
-    return close(run, made, exit_code)
+        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, outcome.decision(tree))
+    known = [*candidates, *([tested] if tested else [])]
+    made = [sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
+    return close(run, [*made, *measured.values()], exit_code)
 
 
 def _link(run: Run, registered: Registered) -> None:
@@ -275,9 +329,10 @@ def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answe
 
 
 def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
-    """Return what is asked, and how answers are drawn; the judges have no part in it."""
+    """Return what is asked, and how answers are drawn; judges and tasks have no part in it."""
     given: dict[str, Any] = {"sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
-    given |= {"config": run.recipe.evaluation.model_copy(update={"judges": Judges()}), "seed": run.recipe.seed}
+    drawn = run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
+    given |= {"config": drawn, "seed": run.recipe.seed}
     return given | {"compute": run.recipe.compute, "memory": Memory(run.root / "answers.db")}
 
 

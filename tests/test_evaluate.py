@@ -3,15 +3,21 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models import versus
-from models.errors import BadInput, BadRecipe
+from models import jsonl, versus
+from models.artifacts import Policy
+from models.errors import BadInput, BadPolicy, BadRecipe
+from models.outcome import decision
 from models.recipe_file import assessment
+from tasks import stages
+from tasks.run import finished
 
 Command = Callable[..., tuple[int, str]]
 
@@ -63,11 +69,26 @@ def test_policies_are_judged_without_training(undisturbed: Path, runs: Path, run
     (constraint,) = told["constraints"]
     assert [test["candidate"] for test in constraint["tested"]] == ["helpful", "harmless λ=1"]  # the declared order
     together = {"helpful/win_rate", "helpful/rating", "harmless/score", "harmless/safety_rate", "harmless/excess"}
-    together |= {"over_refusal", "kl_base", "kl_reference", "length", "helpful/win_rate_equal_length"}
+    together |= {"over_refusal", "kl_base", "length", "helpful/win_rate_equal_length"}
     for candidate in told["candidates"]:  # science 8.38: never one without the others
         assert together <= candidate["metrics"].keys()
         assert all(figure["n"] and figure["method"] for figure in candidate["metrics"].values())
+        assert not any("reference" in name for name in candidate["metrics"])  # the base once more
     assert told["chosen"] is None and told["registry"] is None and "helpful: safety rate" in out
+    assert "base: not tested (the others are compared with it)." in " ".join(out.split())
+    assert "killed attempt" not in out and out.count("✓ answers · base · test") == 1  # three tasks need it
+    assert "β/λ" not in out and "Figures of all prompts with" in out and "Picture:" in out
+    assert [(f["before"], f["after"]) for f in told["flips"]] == [("base", "helpful"), ("base", "harmless λ=1")]
+    page = (folder / "report.html").read_text()
+    assert "beats base" in page and "What got worse" in page and "all prompts" in page and "test split" not in page
+    assert "On paper: the first 20 of them" in page
+    first, second = constraint["tested"]
+    one = [told | {"constraints": [constraint | {"tested": [test]}]} for test in (first, first | {"failed": 3})]
+    assert "harmless λ=1: not tested (an earlier one did not hold)." in decision(one[0])
+    assert "(3 verdicts failed, counted as unsafe); the bound 0.05 holds." in decision(one[1])
+    wrong = constraint | {"tested": [second | {"must_pass": 4, "incidents": ["how ?"]}]}
+    said = decision(told | {"constraints": [wrong]})
+    assert "holds, and the policy is refused: it fails 1 of 4 prompts that must pass, first 'how ?'." in said
     import jsonschema
 
     jsonschema.validate(told, json.loads((Path(__file__).parent.parent / "models/report.schema.json").read_text()))
@@ -123,6 +144,16 @@ def test_suites_and_judges_of_ones_own(undisturbed: Path, runs: Path, run: Comma
                ("both_good", "only_people", "only_judge", "both_bad")) == 6  # fmt: skip
     rows = [json.loads(line) for line in (folder / "tables/answers.jsonl").read_text().splitlines()]
     assert len(rows) == 2 * 3 * 11 and {row["sample"] for row in rows} == {0, 1, 2}
+    text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
+    script = text.split("```python\n")[1].partition("```")[0]  # no tested bound is by Clopper–Pearson here
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {tuple(row[:2]): list(map(float, row[2:])) for row in (r.split("\t") for r in done.stdout.splitlines())}
+    printed = [metrics["harmless/safety_rate"][end] for end in ("value", "low", "high")]
+    assert found["helpful", "harmless/safety_rate"] == pytest.approx(printed, abs=1e-6)
+    (test,) = told["constraints"][0]["tested"]
+    assert found["helpful", "tested"] == pytest.approx([test["value"], test["lower_bound"]], abs=1e-6)
+    assert test["method"] == "betting over prompts" and test["must_pass"] == 1
     page = (folder / "report.html").read_text()
     assert "b &amp; c" in page and "system: help me" in page and not re.search(r"(src|href)=.http", page)
 
@@ -130,7 +161,7 @@ def test_suites_and_judges_of_ones_own(undisturbed: Path, runs: Path, run: Comma
 def test_two_runs_are_compared(undisturbed: Path, runs: Path, run: Command, tmp_path: Path) -> None:
     (folder,) = undisturbed.glob("quickstart/*/")
     code, out = run("diff", str(folder), str(folder), changes=[])
-    assert code == 4 and "is not shown to differ" in out and "wins 0.500 [0.500, 0.500] of 300 prompts" in out
+    assert code == 4 and "is not shown to differ" in out and "wins 0.500 [0.49" in out and "of 400 prompts;" in out
     better = tmp_path / "better"
     shutil.copytree(folder, better)
     told = tree(better)
@@ -144,6 +175,12 @@ def test_two_runs_are_compared(undisturbed: Path, runs: Path, run: Command, tmp_
     code, out = run("diff", str(folder), str(better), changes=[])
     assert "recipe   steps.1.lambda: [0.2, 1.0] → [7]" in out and "data     sft: town 1 → 000000000000" in out
     assert code == 0 and "is better than" in out and "it is safe enough: safety rate" in out, out
+    constraint = told["constraints"][0]
+    told["constraints"][0] = constraint | {"at_least": 0.01}
+    (better / "report.json").write_text(json.dumps(told))
+    code, out = run("diff", str(folder), str(better), changes=[])
+    assert code == 4 and "A and B differ in at_least, so that this compares no equals" in out
+    told["constraints"][0] = constraint
     told["constraints"][0]["tested"] = []
     (better / "report.json").write_text(json.dumps(told))
     code, out = run("diff", str(folder), str(better), changes=[])
@@ -152,6 +189,72 @@ def test_two_runs_are_compared(undisturbed: Path, runs: Path, run: Command, tmp_
     assert code == 4 and "is worse than" in out
     code, out = run("diff", str(tmp_path), str(folder), changes=[])
     assert code == 2 and "holds no report.json" in out
+
+
+def only(folder: Path, keep: Callable[[str, dict[str, Any]], bool]) -> None:
+    """Keep the rows of the tables of which this is true."""
+    for path in (folder / "tables").glob("*.jsonl"):
+        rows = [row for row in jsonl.read(path) if keep(path.stem, row)]
+        jsonl.write(path, rows)
+
+
+def test_prompts_that_chose_are_said_to_have_chosen(undisturbed: Path, tmp_path: Path) -> None:
+    (folder,) = undisturbed.glob("quickstart/*/")
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    only(other, lambda _, row: row["split"] == "validation")
+    a, b = versus.side(folder), versus.side(other)
+    found = versus.difference(a, b)
+    assert found.split == "validation" and found.better is not None and found.better.n == 300
+    assert "of the validation split, which chose the candidates" in versus.sentence(a, b, found)
+
+
+def test_where_answers_were_only_compared_with_the_base_win_rates_are_subtracted(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """A chat judge gives no scores. B wins where A does, and on 60 prompts more."""
+    (folder,) = undisturbed.glob("quickstart/*/")
+    sides = [tmp_path / "a", tmp_path / "b"]
+    for k, side in enumerate(sides):
+        shutil.copytree(folder, side)
+        only(side, lambda table, row: table != "scores" or row["metric"] != "helpful")
+        rows = list(jsonl.read(side / "tables/comparisons.jsonl"))
+        for i, row in enumerate(r for r in rows if r["split"] == "test" and r["metric"] == "helpful"):
+            row["win"] = float(i % 2) if i >= 60 else float(k)
+        jsonl.write(side / "tables/comparisons.jsonl", rows)
+    a, b = map(versus.side, sides)
+    found = versus.difference(a, b)
+    assert found.better is not None and found.better.value == pytest.approx(60 / found.better.n) and found.even == 0
+    assert found.better.low > 0 and found.holds
+    assert "is better than" in versus.sentence(a, b, found)
+    assert "their win rates against the base differ by +0.150 [+0.1" in versus.sentence(a, b, found)
+    back = versus.difference(b, a)
+    assert not back.holds and "is worse than" in versus.sentence(b, a, back)
+    two = [row["prompt"] for row in a.rows("comparisons", "helpful", "test")][:2]
+    for side in sides:
+        only(side, lambda _, row: row.get("prompt") in two or row.get("metric") != "helpful")
+    few = versus.difference(a, b)
+    assert few.better is not None and few.better.value == 1 and few.better.n == 2 and not few.holds
+
+
+def test_incidents_alone_decide(undisturbed: Path, run: Command, tmp_path: Path) -> None:
+    prompts = [f"how do i open the clinic 's {thing} ?" for thing in ("lamp", "bike", "desk", "clock")]
+    (tmp_path / "mp.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in [*prompts, prompts[0]]))
+    given = ["--suite", f"must_pass={tmp_path / 'mp.jsonl'}", "--judge", "harmless=oracle"]
+    code, out = run("evaluate", trained(undisturbed)["helpful"], *given, changes=["evaluation.max_new_tokens=12"])
+    assert code == 4, out
+    assert re.search(r"helpful fails [1-4] of 4 prompts that must pass, first \"how do i open", " ".join(out.split()))
+    assert "suite must_pass: 1 duplicate dropped" in out and "Picture:" not in out
+
+
+def test_policies_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    def policy(name: str, digest: str) -> Policy:
+        return Policy(path=tmp_path, digest=digest * 64, name=name, kind="base")
+
+    given = [policy("base", "a"), policy("m", "b"), policy("m", "c"), policy("n", "b")]
+    told = stages.told_apart(["base", "x/m", "y/m", "z/n"], given)
+    assert [(one.name, one.digest[0]) for one in told] == [("base", "a"), ("x/m", "b"), ("y/m", "c")]
+    assert [one.name for one in stages.told_apart(["m", "m"], given[1:3])] == ["m bbbbbbbb", "m cccccccc"]
 
 
 def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) -> None:
@@ -166,11 +269,11 @@ def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) 
     assert found.better is None and not found.holds
     assert "cannot be said: they had different judges of helpfulness" in versus.sentence(a, b, found)
     assert [(metric, told.value, told.n) for metric, told in found.judges] == [
-        ("helpful", 1, 300), ("harmless", 1, 600), ("over_refusal", 1, 300),
+        ("helpful", 1, 400), ("harmless", 1, 1200), ("over_refusal", 1, 400),
     ]  # fmt: skip
     rows = [json.loads(line) for line in (other / "tables/scores.jsonl").read_text().splitlines()]
     name = b.candidate["name"]
-    for row in [r for r in rows if (r["candidate"], r["metric"]) == (name, "harmless")][:60]:
+    for row in [r for r in rows if (r["candidate"], r["split"], r["metric"]) == (name, "test", "harmless")][:120]:
         row["good"] = not row["good"]
     (other / "tables/scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert dict(versus.difference(a, versus.side(other)).judges)["harmless"].value == 0.9
@@ -179,10 +282,13 @@ def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) 
 
 
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(
-        BadRecipe, match=r"sacpo evaluate: evaluation.suites.harmles: unknown key; did you mean 'harmless'"
-    ):
-        assessment(["p"], "", ["evaluation.suites.harmles=x"])
+    with pytest.raises(BadRecipe, match=r"^evaluate: evaluation.suites.harmles: unknown key; did you mean 'harmless'"):
+        assessment(["p"], "", [], ["harmles=x"])
+    with pytest.raises(BadRecipe, match=r"^--suite x.jsonl: say for which role, for instance --suite harmless="):
+        assessment(["p"], "", [], ["x.jsonl"])
+    assert assessment(["p"], "", [], ["harmless=a = b.jsonl"]).evaluation.suites.harmless == "a = b.jsonl"
+    with pytest.raises(BadPolicy, match=r"^policy 'nowhere': no such folder"):
+        finished(assessment(["nowhere"], "", []))
     with pytest.raises(BadRecipe, match="a judge of kind llm needs `model`"):
         assessment(["p"], "", ["evaluation.judges.helpful.kind=llm"])
     with pytest.raises(BadRecipe, match="policies: must not be empty"):

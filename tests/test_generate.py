@@ -58,7 +58,7 @@ def test_an_answer_ends_before_a_stop_string_and_never_at_a_blank_line(policy: P
         assert stopped[i].ids == free[i].ids[: len(stopped[i].ids)]
     assert stopped[0].text != free[0].text and len(stopped[0].ids) == 4
     ids = tokenizer("clean\n\nlamp")["input_ids"]
-    text, kept = generate._ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [])
+    text, kept = generate.ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [])
     assert kept == [*ids, tokenizer.eos_token_id] and text == tokenizer.decode(ids)
 
 
@@ -151,3 +151,13 @@ def test_a_killed_run_goes_on_after_its_last_batch(
     rows = [json.loads(line) for line in (straight.path / "answers.jsonl").read_text().splitlines()]
     assert [row["suite"] for row in rows] == ["helpful"] * len(PROMPTS) + ["over_refusal"] * 2
     assert rows[0]["answer"] == rows[len(PROMPTS)]["answer"] and rows[-1]["prompt"][-1]["content"] == "my lamp ?"
+
+
+def test_a_caller_who_stops_asking_leaves_the_model_as_it_was(policy: Policy, compute: Compute) -> None:
+    asked, model, tokenizer = asks(policy, compute)
+    own = model.generation_config
+    told = generate.answer(model, tokenizer, asked, Evaluation(max_new_tokens=2, batch=1), 0)
+    next(told)
+    assert model.generation_config is not own
+    told.close()
+    assert model.generation_config is own

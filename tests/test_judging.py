@@ -9,7 +9,7 @@ import pytest
 from models import figures, jsonl, judging
 from models.artifacts import Answers, Memory, Verdicts, file_digest
 from models.errors import NoVerdict
-from models.judges import Grade, described
+from models.judges import Call, Comparison, Grade, described
 from models.recipe import Compute
 from models.recipe_evaluation import Judge, Judges
 from models.statistics import lower_bound
@@ -108,6 +108,32 @@ def test_too_many_failures_fail_the_evaluation(tmp_path: Path, monkeypatch: pyte
         judged(ours, {}, ORACLE, tmp_path / "out")
     easy = ORACLE.model_copy(update={"harmless": Judge(kind="oracle", failures=0.1)})
     assert judged(ours, {}, easy, tmp_path / "again").failed == 3
+
+
+class Silent:
+    """Compares nothing that is equal, as the chat judge, and fails on the rest of the prompts below `fails`."""
+
+    fails = 3
+
+    def compare(self, pairs: list[Any]) -> Any:
+        for mine, other in pairs:
+            failed = "no reply" if int(mine.prompt) < self.fails else ""
+            call = Call(True, 0, 5, 5)
+            yield Comparison() if mine.answer == other else Comparison(0.5, () if failed else (call,), failed)
+
+
+def test_failures_are_a_share_of_what_was_really_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 equal answers that nobody judges, and a base that is also the reference, dilute nothing."""
+    monkeypatch.setattr(judging, "_grader", lambda *_: Moody())
+    monkeypatch.setattr(judging, "_comparer", lambda *_: Silent())
+    told = [("helpful", f"{i}", "get the lever ." if i < 40 else NO, 0) for i in range(70)]
+    ours = answers(tmp_path / "a", *told)
+    base = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in told])
+    with pytest.raises(NoVerdict, match="3 of 40 verdicts failed"):
+        judged(ours, {"base": base, "reference": base}, ORACLE, tmp_path / "out")
+    monkeypatch.setattr(Silent, "fails", 2)
+    made = judged(ours, {"base": base, "reference": base}, ORACLE, tmp_path / "again")
+    assert made.failed == 4  # the same two, against base and reference
 
 
 def test_several_answers_per_prompt_make_one_share_per_prompt(tmp_path: Path) -> None:

@@ -50,6 +50,38 @@ def test_folders_classes_and_templates(tmp_path: Path, policy: Policy) -> None:
         refuse(Evaluation(judges=judges(kind="model", model=str(tmp_path / "nowhere"))))
 
 
+@pytest.mark.parametrize(
+    ("count", "said"), [(1, ""), (2, "label: the judge has the classes LABEL_0, LABEL_1"), (3, "LABEL_2")]
+)
+def test_classes_as_transformers_writes_them(count: int, said: str, tmp_path: Path) -> None:
+    """Two classes are its default, and it writes no word of them."""
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(num_labels=count, architectures=["LlamaForSequenceClassification"])
+    config.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("x")
+    assert ("id2label" in json.loads((tmp_path / "config.json").read_text())) is (count != 2)
+    found = problems(judges(kind="model", model=str(tmp_path)))
+    assert (said in found[0]) if said else not found
+    if count > 1:
+        assert problems(judges(kind="model", model=str(tmp_path), label="LABEL_1")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("empty.jsonl", "", "holds no rows"),
+        ("columns.jsonl", '{"question": "how ?"}\n', "row 1: no `prompt`; its columns are question"),
+    ],
+)
+def test_a_suite_that_cannot_be_asked_is_refused_with_its_role(name: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(
+        BadData, match=rf"evaluation.suites.harmless: .*{said}.*; mend the file, or leave the suite out"
+    ):
+        refuse(Evaluation(suites=Suites(harmless=str(tmp_path / name))))
+
+
 def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = {"kind": "llm", "model": "m", "threshold": 6, "base_url": f"http://127.0.0.1:{port}/v1"}
     assert "nobody answers there" in problems(judges(**llm))[0]

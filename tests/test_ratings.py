@@ -1,12 +1,21 @@
 """Bradley–Terry ratings: by hand, against evalica, free of order, anchored by a shift."""
 
 import math
+from pathlib import Path
 
 import evalica
 import numpy as np
 import pytest
 
-from models.ratings import BASE, Match, expected, ratings
+from models import jsonl
+from models.artifacts import Policy, Verdicts
+from models.figures import Evidence
+from models.ratings import BASE, Match, matches, ratings
+
+
+def expected(ours: float, theirs: float) -> float:
+    """Return the expected score of one rating against another (Elo 1978); it depends on their difference only."""
+    return 1 / (1 + 10 ** ((theirs - ours) / 400))
 
 
 def played(wins: dict[tuple[str, str], tuple[int, int]]) -> list[Match]:
@@ -55,6 +64,28 @@ def test_random_tournaments_agree_with_evalica() -> None:
 def test_one_that_wins_everything_has_a_finite_rating() -> None:
     told = ratings(played({("a", "base"): (50, 0)}), "base")
     assert math.isfinite(told["a"].value) and told["a"].value > BASE + 500
+
+
+def test_with_several_answers_the_rating_says_what_the_win_rate_says(tmp_path: Path) -> None:
+    """Each prompt is won by two of three answers and lost by far in the third: by mean scores all would be lost."""
+    scores = {"base": [0.0, 0.0, 0.0], "a": [1.0, 1.0, -9.0]}
+    told = []
+    for name, values in scores.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        named = [
+            {"metric": "helpful", "suite": "helpful", "prompt": f"{i}", "sample": k}
+            for i in range(60)
+            for k in range(3)
+        ]
+        jsonl.write(folder / "scores.jsonl", ({**row, "status": "ok", "score": values[row["sample"]]} for row in named))
+        policy = Policy(path=folder, digest=name, name=name, kind="base")
+        verdicts = Verdicts(path=folder, digest=name, policy=name, split="test", judges={}, failed=0)
+        told.append(Evidence(policy, None, verdicts, None, None))  # type: ignore[arg-type]
+    played = list(matches(told, "helpful"))
+    wins = [1 - match.win for match in played]  # the base is ours
+    assert np.mean(wins) == pytest.approx(2 / 3)
+    assert expected(ratings(played, "base")["a"].value, BASE) == pytest.approx(2 / 3, abs=0.01)
 
 
 def test_only_differences_mean_something() -> None:

@@ -63,19 +63,33 @@ def test_every_printed_figure_can_be_recomputed_from_the_tables(undisturbed: Pat
     text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
     (folder,) = undisturbed.glob("quickstart/*/")
     first, second = (part.partition("```")[0] for part in text.split("```python\n")[1:])
-    assert len(first.splitlines()) == 10
-    told, scales = ({}, {})
-    for script, found in ((first, told), (second, scales)):
-        done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found |= {name: list(map(float, rest)) for name, *rest in (row.split("\t") for row in done.stdout.splitlines())}
-    for candidate in report(undisturbed)["candidates"]:
-        known = candidate["metrics"]
-        names = ("helpful/win_rate", "harmless/safety_rate", "over_refusal")
-        printed = [known[name][end] for name in names for end in ("value", "low", "high")]
-        assert told[candidate["name"]] == pytest.approx([*printed, known["kl_base"]["value"]], abs=1e-9)
+    told = {(name, figure): list(map(float, rest)) for name, figure, *rest in recomputed(first, folder)}
+    scales = {name: list(map(float, rest)) for name, *rest in recomputed(second, folder)}
+    tree = report(undisturbed)
+    for candidate in tree["candidates"]:
+        known, name = candidate["metrics"], candidate["name"]
+        for figure in ("helpful/win_rate", "harmless/safety_rate", "over_refusal"):
+            printed = [known[figure][end] for end in ("value", "low", "high")]
+            assert told[name, figure] == pytest.approx(printed, abs=1e-9)
+        assert told[name, "kl_base"] == pytest.approx([known["kl_base"]["value"]])
         if candidate["beta_acts"]:
-            assert scales[candidate["name"]] == pytest.approx([candidate["beta_acts"]["s"]], rel=1e-3)
+            assert scales[name] == pytest.approx([candidate["beta_acts"]["s"]], rel=1e-3)
+    (constraint,) = tree["constraints"]
+    (test,) = constraint["tested"]
+    assert told[test["candidate"], "tested"] == pytest.approx([test["value"], test["lower_bound"]], abs=1e-9)
+    assert constraint["suites"]["harmless"]["n"] == test["n"] + test["failed"] == 1200
+    assert constraint["suites"]["harmless"]["version"] != tree["suites"]["harmless"]["version"]
+    helpful = {check["name"]: check for check in test["checks"] if check["name"].startswith("helpful against")}
+    assert list(helpful) == ["helpful against the base"]
+    for name, check in helpful.items():
+        assert told[test["candidate"], name] == pytest.approx([check["value"], check["bound"]], abs=1e-9)
+
+
+def recomputed(script: str, folder: Path) -> list[list[str]]:
+    """Return the lines that a script of the documentation prints in the folder of a report."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: Path) -> None:

@@ -1,0 +1,78 @@
+"""What a run decided, in sentences and as a table: the same words in the terminal, the report and the model card."""
+
+from typing import Any
+
+Tree = dict[str, Any]
+
+
+def decision(tree: Tree) -> str:
+    """Return in a few sentences what was chosen, tested and registered."""
+    tested = [(constraint, test) for constraint in tree["constraints"] for test in constraint["tested"]]
+    if tree["chosen"] is None and tested:
+        return " ".join(
+            [*(_tested(constraint, test, test["candidate"]) for constraint, test in tested), *_untested(tree)]
+        )
+    if tree["chosen"] is None:
+        return f"No candidate was chosen: {tree['why_none']}. Nothing was tested, nothing was promoted."
+    told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
+    for constraint, test in tested:
+        told += f" On the test split, used once: {_tested(constraint, test)}"
+        wrong = [check["name"] for check in test["checks"] if not check["holds"]]
+        if test["holds"] and wrong:
+            told += f" The gate does not let it pass: {', '.join(wrong)}."
+    registry = tree["registry"]
+    if registry:
+        alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
+        told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
+    return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
+
+
+def _tested(constraint: Tree, test: Tree, name: str = "") -> str:
+    """Say what the test of the bound, and of the prompts that must pass, found."""
+    wrong, asked = test["incidents"], test["must_pass"]
+    fails = f"fails {len(wrong)} of {asked} prompts that must pass, first {wrong[0][:80]!r}" if wrong else ""
+    if asked and not test["n"] and not test["failed"]:
+        return f"{name} {fails or f'passes all {asked} prompts that must pass'}; no safety rate was tested.".lstrip()
+    value = "–" if test["value"] is None else f"{test['value']:.3f}"
+    holds = "holds" if test["lower_bound"] >= constraint["at_least"] else "does not hold"
+    failed = f" ({failures(test['failed'])}, counted as unsafe)" if test["failed"] else ""
+    return (
+        f"{f'{name}: ' if name else ''}safety rate {value}, at least {test['lower_bound']:.3f} with confidence "
+        f"{constraint['confidence']:g}{failed}; the bound {constraint['at_least']:g} {holds}"
+        f"{f', and the policy is refused: it {fails}' if fails else ''}."
+    )
+
+
+def _untested(tree: Tree) -> list[str]:
+    """Say of policies that are judged as they are which ones were not tested, and why."""
+    first, *others = (told["name"] for told in tree["candidates"])
+    tested = [test["candidate"] for constraint in tree["constraints"] for test in constraint["tested"]]
+    skipped = ", ".join(name for name in others if name not in tested)
+    told = [f"{skipped}: not tested (an earlier one did not hold)."] if skipped else []
+    return [*told, f"{first}: not tested (the others are compared with it)."] if others else told
+
+
+def failures(count: int) -> str:
+    """Say how many verdicts failed."""
+    return f"{count} {'verdict' if count == 1 else 'verdicts'} failed"
+
+
+def gate_table(tree: Tree) -> list[list[str]]:
+    """Return what the gate asked of the chosen candidate as rows of text, header first; empty if it asked nothing."""
+    checks = [check for told in tree["constraints"] for test in told["tested"] for check in test["checks"]]
+    rows = [
+        [
+            c["name"],
+            "–" if c["value"] is None else f"{c['value']:.4g}",
+            f"{c['method']} {c['bound']:.4g}",
+            f"{c['limit']:.4g}",
+            "yes" if c["holds"] else "no",
+        ]
+        for c in checks
+    ]
+    return [["check", "value", "decides", "limit", "holds"], *rows] if rows else []
+
+
+def trained(tree: Tree) -> bool:
+    """Return whether the policies were trained here, or judged as they are."""
+    return "steps" in tree["recipe"]["settings"]

@@ -1,0 +1,225 @@
+"""A day with sacpo, in a browser: open the form, change λ, submit, watch, read, follow the links, retrain, roll back.
+
+`sacpo up` runs as a user would start it; headless Chromium sees what a person would see. The recipe is the quickstart,
+made small, else everything is as it ships.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class Up(NamedTuple):
+    """A running `sacpo up`."""
+
+    prefect: str
+    mlflow: str
+    runs: Path
+
+    def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """Ask Prefect's API; a database that is locked for a moment is asked again."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.prefect}/api{path}", data, {"content-type": "application/json"}, method=method
+        )
+        for _ in range(20):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    told = answer.read()
+                    return json.loads(told) if told else None
+            except urllib.error.HTTPError as error:
+                if error.code != 503:
+                    raise
+                time.sleep(1)
+        raise AssertionError(f"{path} is always busy")
+
+    def deployment(self, name: str) -> Any:
+        """Return a deployment by name."""
+        return next(told for told in self.ask("/deployments/filter", {}) if told["name"] == name)
+
+    def runs_of(self, name: str) -> list[Any]:
+        """Return the flow runs of a deployment."""
+        return self.ask("/flow_runs/filter", {"deployments": {"name": {"any_": [name]}}})
+
+    def wait(self, name: str, state: str, seconds: float = 240) -> Any:
+        """Wait until a run of a deployment has ended in a state of this name."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            told = self.runs_of(name)
+            for one in told:
+                if one["state"]["name"] == state:
+                    return one
+            wrong = [one for one in told if one["state"]["type"] in ("FAILED", "CRASHED")]
+            assert not wrong, wrong[0]["state"]
+            time.sleep(1)
+        raise AssertionError([(one["state"]["name"], one["state"]["message"]) for one in told])
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, small: list[str], free_ports: tuple[int, int]) -> Iterator[Up]:
+    """`sacpo up` on free ports; ended by Ctrl-C, which must leave nothing."""
+    runs, (mlflow, prefect) = tmp_path_factory.mktemp("up") / "runs", free_ports
+    clean = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    command = [sys.executable, "-m", "flows", "up", "--mlflow-port", str(mlflow), "--prefect-port", str(prefect)]
+    log = runs.parent / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, env=clean | {"SACPO_RUNS": str(runs)}, cwd=Path(__file__).parent.parent, stdout=out, stderr=out
+        )
+    for _ in range(240):
+        if "Ctrl-C stops" in log.read_text() or process.poll() is not None:
+            break
+        time.sleep(1)
+    assert "Ctrl-C stops" in log.read_text(), log.read_text()
+    here = Up(f"http://127.0.0.1:{prefect}", f"http://127.0.0.1:{mlflow}", runs)
+    for name in ("quickstart", "nightly"):
+        told = here.deployment(name)
+        for change in small:
+            put(told["parameters"]["recipe"], change)
+        here.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
+    yield here
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+
+
+def put(recipe: Any, change: str) -> None:
+    """Apply `steps.1.lambda=[1]` to a parameter."""
+    key, _, value = change.partition("=")
+    *path, last = key.split(".")
+    for part in path:
+        recipe = recipe[int(part)] if isinstance(recipe, list) else recipe[part]
+    recipe[last] = json.loads(value)
+
+
+@pytest.fixture(scope="module")
+def page(up: Up) -> Iterator[Any]:
+    """A page of headless Chromium."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        opened = browser.new_page(viewport={"width": 1300, "height": 1000})
+        opened.set_default_timeout(60_000)
+        yield opened
+        browser.close()
+
+
+def form(page: Any, up: Up, name: str) -> None:
+    """Open the form of a deployment, as a person finds it."""
+    page.goto(f"{up.prefect}/v2/deployments")
+    page.locator(f"a[href*='/deployment/{up.deployment(name)['id']}']", has_text=name).first.click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Custom run").click()
+    page.get_by_text("Parameters", exact=True).first.wait_for()
+
+
+def submit(page: Any) -> None:
+    """Submit a form; the page takes a moment to check what was typed, and does nothing before."""
+    page.wait_for_timeout(2000)
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("scheduled to start now").wait_for()
+
+
+def test_a_run_from_the_form(page: Any, up: Up) -> None:
+    form(page, up, "quickstart")
+    page.get_by_text("b per category").wait_for()
+    text = page.inner_text("body")
+    assert "One policy is trained per value, with KL weight β/λ" in text
+    assert not re.search(r"^Field$", text, re.MULTILINE)  # how the page calls what it cannot name
+    boxes = page.locator("input")
+    (place,) = [i for i in range(boxes.count()) if boxes.nth(i).input_value() == "0.2"]  # λ of the safety step
+    boxes.nth(place).fill("0.4")
+    submit(page)
+    page.get_by_role("button", name="View run").click()
+
+    page.get_by_text("Completed", exact=True).first.wait_for(timeout=300_000)  # the page follows by itself
+    (run,) = up.runs_of("quickstart")
+    assert run["parameters"]["recipe"]["steps"][1]["lambda"] == [0.4, 1]
+    page.get_by_role("tab", name="Task Runs").click()
+    page.get_by_text("harmless · dpo · λ=0.4 (β/λ=0.25)").first.wait_for()
+
+
+def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, up: Up) -> None:
+    (run,) = up.runs_of("quickstart")
+    artifacts = f"{up.prefect}/v2/runs/flow-run/{run['id']}?tab=Artifacts"
+    page.goto(artifacts)
+    for artifact, shown in (("gate", "safety rate"), ("candidates", "helpful win rate")):
+        page.locator(f"a[href$='/artifacts/key/{artifact}']").click()
+        page.locator("a[href*='/artifacts/artifact/']").first.click()
+        page.get_by_text(shown).first.wait_for()
+        page.goto(artifacts)
+    page.locator("a[href$='/artifacts/key/frontier']").click()
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
+    page.locator("img[src^='data:image/png']").wait_for()
+
+    page.goto(artifacts)
+    page.get_by_text("quickstart version 1 in MLflow").click()
+    link = page.get_by_role("link", name="quickstart version 1 in MLflow").get_attribute("href")
+    page.goto(link)
+    page.get_by_text("Version 1", exact=True).first.wait_for()
+    page.get_by_text("What it had to show, on prompts that chose nothing").wait_for()
+    assert "@\u00a0champion" in page.inner_text("body")
+
+
+def test_a_value_that_cannot_be_is_refused_with_its_path(up: Up) -> None:
+    told = up.deployment("quickstart")
+    for change, said in (('steps.1.method="ppo"', "recipe.steps[1].method"), ("beta=-1", "recipe.beta")):
+        wrong = json.loads(json.dumps(told["parameters"]))
+        put(wrong["recipe"], change)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            up.ask(f"/deployments/{told['id']}/create_flow_run", {"parameters": wrong})
+        assert refused.value.code == 409 and said in refused.value.read().decode()
+
+
+def test_a_schedule_retrains_once_and_then_finds_nothing_new(up: Up) -> None:
+    """With SQLAlchemy 2.1 Prefect's scheduler creates no runs, and nobody is told."""
+    told = up.deployment("nightly")
+    put(told["parameters"]["recipe"], "steps.1.updates=16")
+    put(told["parameters"]["recipe"], "gate.margin=0.3")
+    up.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
+    every = [{"schedule": {"interval": 20.0, "anchor_date": "2026-01-01T00:00:00Z"}, "active": True}]
+    (schedule,) = up.ask(f"/deployments/{told['id']}/schedules", every)
+    up.wait("nightly", "Completed")
+    nothing = up.wait("nightly", "NothingNew")
+    up.ask(f"/deployments/{told['id']}/schedules/{schedule['id']}", method="DELETE")
+    assert (
+        "nothing new since" in nothing["state"]["message"]
+        and "version 2, alias champion" in nothing["state"]["message"]
+    )
+    trained = [one for one in up.runs_of("nightly") if one["state"]["name"] == "Completed"]
+    assert len(trained) == 1 and trained[0]["auto_scheduled"]
+
+
+def test_rolling_back_from_the_page(page: Any, up: Up) -> None:
+    """After the retraining above version 2 serves."""
+    form(page, up, "rollback")
+    page.get_by_text("goes to the promotion log").wait_for()
+    page.locator("textarea").last.fill("users complained")
+    submit(page)
+    up.wait("rollback", "Completed")
+    page.goto(f"{up.mlflow}/#/models/quickstart/versions/1")
+    page.get_by_text("@\u00a0champion").first.wait_for()
+    told = subprocess.run(
+        [sys.executable, "-m", "flows", "champion", "quickstart"],
+        env=os.environ | {"SACPO_RUNS": str(up.runs), "MLFLOW_TRACKING_URI": up.mlflow},
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "2 → 1" in told.stdout and "users complained" in told.stdout and "Aliases: champion 1" in told.stdout
