@@ -58,7 +58,7 @@ def finished(api: str, deployment: str, user: str = "") -> dict[str, Any]:
     """Run a deployment, and return the flow run when it has ended."""
     (found,) = [one for one in ask(f"{api}/deployments/filter", {}, user) if one["name"] == deployment]
     run = ask(f"{api}/deployments/{found['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}}, user)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240  # a busy machine
     while (run := ask(f"{api}/flow_runs/{run['id']}", user=user))["state"]["type"] in (
         "SCHEDULED", "PENDING", "RUNNING",
     ):  # fmt: skip
