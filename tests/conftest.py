@@ -62,12 +62,6 @@ def port() -> int:
     return free_port()
 
 
-@pytest.fixture(scope="module")
-def free_ports() -> tuple[int, int]:
-    """Two ports that nobody listens on."""
-    return free_port(), free_port()
-
-
 @pytest.fixture(scope="session")
 def free() -> Callable[[], int]:
     """`free()` names a port that nobody listens on."""

@@ -8,13 +8,12 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromiu
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
-class Up(NamedTuple):
+class Day(NamedTuple):
     """A running `sacpo up`."""
 
     prefect: str
@@ -73,30 +72,17 @@ class Up(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, small: list[str], free_ports: tuple[int, int]) -> Iterator[Up]:
-    """`sacpo up` on free ports; ended by Ctrl-C, which must leave nothing."""
-    runs, (mlflow, prefect) = tmp_path_factory.mktemp("up") / "runs", free_ports
-    clean = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
-    command = [sys.executable, "-m", "flows", "up", "--mlflow-port", str(mlflow), "--prefect-port", str(prefect)]
-    log = runs.parent / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command, env=clean | {"SACPO_RUNS": str(runs)}, cwd=Path(__file__).parent.parent, stdout=out, stderr=out
-        )
-    for _ in range(240):
-        if "Ctrl-C stops" in log.read_text() or process.poll() is not None:
-            break
-        time.sleep(1)
-    assert "Ctrl-C stops" in log.read_text(), log.read_text()
-    here = Up(f"http://127.0.0.1:{prefect}", f"http://127.0.0.1:{mlflow}", runs)
+def day(up: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Iterator[Day]:
+    """The servers as they come, with a small recipe in the deployments; ended by Ctrl-C, which leaves nothing."""
+    servers = up(tmp_path_factory.mktemp("day") / "runs")
+    here = Day(servers.prefect, servers.mlflow, servers.runs)
     for name in ("quickstart", "nightly"):
         told = here.deployment(name)
         for change in small:
             put(told["parameters"]["recipe"], change)
         here.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
     yield here
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert servers.end() == 0
 
 
 def put(recipe: Any, change: str) -> None:
@@ -109,7 +95,7 @@ def put(recipe: Any, change: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(up: Up) -> Iterator[Any]:
+def page(day: Day) -> Iterator[Any]:
     """A page of headless Chromium."""
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -121,10 +107,10 @@ def page(up: Up) -> Iterator[Any]:
         browser.close()
 
 
-def form(page: Any, up: Up, name: str) -> None:
+def form(page: Any, day: Day, name: str) -> None:
     """Open the form of a deployment, as a person finds it."""
-    page.goto(f"{up.prefect}/v2/deployments")
-    page.locator(f"a[href*='/deployment/{up.deployment(name)['id']}']", has_text=name).first.click()
+    page.goto(f"{day.prefect}/v2/deployments")
+    page.locator(f"a[href*='/deployment/{day.deployment(name)['id']}']", has_text=name).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Custom run").click()
     page.get_by_text("Parameters", exact=True).first.wait_for()
@@ -137,8 +123,8 @@ def submit(page: Any) -> None:
     page.get_by_text("scheduled to start now").wait_for()
 
 
-def test_a_run_from_the_form(page: Any, up: Up) -> None:
-    form(page, up, "quickstart")
+def test_a_run_from_the_form(page: Any, day: Day) -> None:
+    form(page, day, "quickstart")
     page.get_by_text("b per category").wait_for()
     text = page.inner_text("body")
     assert "One policy is trained per value, with KL weight β/λ" in text
@@ -150,15 +136,15 @@ def test_a_run_from_the_form(page: Any, up: Up) -> None:
     page.get_by_role("button", name="View run").click()
 
     page.get_by_text("Completed", exact=True).first.wait_for(timeout=300_000)  # the page follows by itself
-    (run,) = up.runs_of("quickstart")
+    (run,) = day.runs_of("quickstart")
     assert run["parameters"]["recipe"]["steps"][1]["lambda"] == [0.4, 1]
     page.get_by_role("tab", name="Task Runs").click()
     page.get_by_text("harmless · dpo · λ=0.4 (β/λ=0.25)").first.wait_for()
 
 
-def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, up: Up) -> None:
-    (run,) = up.runs_of("quickstart")
-    artifacts = f"{up.prefect}/v2/runs/flow-run/{run['id']}?tab=Artifacts"
+def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, day: Day) -> None:
+    (run,) = day.runs_of("quickstart")
+    artifacts = f"{day.prefect}/v2/runs/flow-run/{run['id']}?tab=Artifacts"
     page.goto(artifacts)
     for artifact, shown in (("gate", "safety rate"), ("candidates", "helpful win rate")):
         page.locator(f"a[href$='/artifacts/key/{artifact}']").click()
@@ -178,47 +164,47 @@ def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, up: Up) -
     assert "@\u00a0champion" in page.inner_text("body")
 
 
-def test_a_value_that_cannot_be_is_refused_with_its_path(up: Up) -> None:
-    told = up.deployment("quickstart")
+def test_a_value_that_cannot_be_is_refused_with_its_path(day: Day) -> None:
+    told = day.deployment("quickstart")
     for change, said in (('steps.1.method="ppo"', "recipe.steps[1].method"), ("beta=-1", "recipe.beta")):
         wrong = json.loads(json.dumps(told["parameters"]))
         put(wrong["recipe"], change)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            up.ask(f"/deployments/{told['id']}/create_flow_run", {"parameters": wrong})
+            day.ask(f"/deployments/{told['id']}/create_flow_run", {"parameters": wrong})
         assert refused.value.code == 409 and said in refused.value.read().decode()
 
 
-def test_a_schedule_retrains_once_and_then_finds_nothing_new(up: Up) -> None:
+def test_a_schedule_retrains_once_and_then_finds_nothing_new(day: Day) -> None:
     """With SQLAlchemy 2.1 Prefect's scheduler creates no runs, and nobody is told."""
-    told = up.deployment("nightly")
+    told = day.deployment("nightly")
     put(told["parameters"]["recipe"], "steps.1.updates=16")
     put(told["parameters"]["recipe"], "gate.margin=0.3")
-    up.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
+    day.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
     every = [{"schedule": {"interval": 20.0, "anchor_date": "2026-01-01T00:00:00Z"}, "active": True}]
-    (schedule,) = up.ask(f"/deployments/{told['id']}/schedules", every)
-    up.wait("nightly", "Completed")
-    nothing = up.wait("nightly", "NothingNew")
-    up.ask(f"/deployments/{told['id']}/schedules/{schedule['id']}", method="DELETE")
+    (schedule,) = day.ask(f"/deployments/{told['id']}/schedules", every)
+    day.wait("nightly", "Completed")
+    nothing = day.wait("nightly", "NothingNew")
+    day.ask(f"/deployments/{told['id']}/schedules/{schedule['id']}", method="DELETE")
     assert (
         "nothing new since" in nothing["state"]["message"]
         and "version 2, alias champion" in nothing["state"]["message"]
     )
-    trained = [one for one in up.runs_of("nightly") if one["state"]["name"] == "Completed"]
+    trained = [one for one in day.runs_of("nightly") if one["state"]["name"] == "Completed"]
     assert len(trained) == 1 and trained[0]["auto_scheduled"]
 
 
-def test_rolling_back_from_the_page(page: Any, up: Up) -> None:
+def test_rolling_back_from_the_page(page: Any, day: Day) -> None:
     """After the retraining above version 2 serves."""
-    form(page, up, "rollback")
+    form(page, day, "rollback")
     page.get_by_text("goes to the promotion log").wait_for()
     page.locator("textarea").last.fill("users complained")
     submit(page)
-    up.wait("rollback", "Completed")
-    page.goto(f"{up.mlflow}/#/models/quickstart/versions/1")
+    day.wait("rollback", "Completed")
+    page.goto(f"{day.mlflow}/#/models/quickstart/versions/1")
     page.get_by_text("@\u00a0champion").first.wait_for()
     told = subprocess.run(
         [sys.executable, "-m", "flows", "champion", "quickstart"],
-        env=os.environ | {"SACPO_RUNS": str(up.runs), "MLFLOW_TRACKING_URI": up.mlflow},
+        env=os.environ | {"SACPO_RUNS": str(day.runs), "MLFLOW_TRACKING_URI": day.mlflow},
         cwd=Path(__file__).parent.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
