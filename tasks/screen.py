@@ -1,11 +1,23 @@
 """What a person sees in the terminal while a run goes on: a bar per running stage, a line per finished one."""
 
+import os
 import threading
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+
+def _quietly(console: Console) -> None:
+    """Go on in silence where nobody reads any more; rich would end the process."""
+    console.quiet = True
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
+
+
+# a flow run outlives the worker that started it; Prefect's log goes through a console of its own
+Console.on_broken_pipe = _quietly  # type: ignore[method-assign,assignment]
 console = Console()
 _lock = threading.Lock()
 _bars: dict[str, TaskID] = {}

@@ -32,7 +32,7 @@ from tasks import leases, tracking
 ROOT = Path(__file__).parent.parent
 
 
-def until(true: Callable[[], Any], seconds: float = 120) -> Any:
+def until(true: Callable[[], Any], seconds: float = 240) -> Any:
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
     while not (told := true()):

@@ -90,3 +90,13 @@ def test_servers_that_killed_runs_left_behind_are_ended_and_no_others(tmp_path: 
         for pid in pids.values():
             with suppress(OSError):
                 os.kill(pid, 9)
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says() -> None:
+    """As after the death of the worker that started it."""
+    code = "import os, time, rich.console; from tasks import screen; time.sleep(1); own = rich.console.Console()\n"
+    code += "for say in (screen.say, screen.say, own.print): say('on')\nos._exit(7)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(60) == 7
