@@ -29,7 +29,8 @@ def measure(
 ) -> Distances:
     """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
 
-    Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats per answer to each of `others`.
+    Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats per answer to each of `others` that
+    speaks in the same tokens; between policies of different vocabularies there is no KL.
     """
     rows = asked(sources, pairs, split, config.samples)
     rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
@@ -41,6 +42,7 @@ def measure(
     texts = prompt_texts(tokenizer, turns)
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
+    others = {name: other for name, other in others.items() if _words(other) == _words(policy)}
     to = {policy.digest: [0.0] * len(walks)}  # by digest: the first step's reference is the base
     for other in others.values():
         if other.digest not in to:
@@ -77,6 +79,12 @@ def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[li
             )
             sums.append(float((ours.exp() * (ours - theirs)).sum()))
     return sums
+
+
+def _words(policy: Policy) -> str:
+    """Return what names the vocabulary of a policy; its template may differ."""
+    file = policy.path / "tokenizer.json"
+    return file_digest(file) if file.exists() else policy.vocabulary
 
 
 def spread(of: int, count: int) -> list[int]:

@@ -1,0 +1,54 @@
+"""KL between policies: exact per position, and only where both speak in the same tokens."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models import distance, jsonl
+from models.artifacts import Memory, Policy, Sources
+from models.policy import describe, load
+from models.recipe import Compute
+from models.recipe_evaluation import Evaluation
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    jsonl.write(tmp_path / "asked.jsonl", [{"prompt": f"how do i clean my {thing} ?"} for thing in ("lamp", "desk")])
+    return Sources(path=tmp_path, digest="", files={"suite/harmless/test": "asked.jsonl"})
+
+
+def measured(policy: Policy, others: dict[str, Policy], sources: Sources, compute: Compute) -> list[jsonl.Row]:
+    out = sources.path / "out"
+    out.mkdir()
+    config, memory = Evaluation(max_new_tokens=6), Memory(sources.path / "answers.db")
+    made = distance.measure(policy, others, sources, [], "test", config, 0, compute, memory, out)
+    return list(jsonl.read(made.path / "kl.jsonl"))
+
+
+def test_kl_is_the_sum_over_the_vocabulary_at_every_position(
+    policy: Policy, other_policy: Policy, compute: Compute
+) -> None:
+    ours, theirs = load(policy, compute)[0], load(other_policy, compute)[0]
+    prompt, answer = [5, 6, 7], [8, 9]
+    (told,) = distance.kl(ours, theirs, [(prompt, answer)])
+    import torch
+
+    with torch.inference_mode():
+        p, q = (model(torch.tensor([prompt + answer])).logits[0, 2:4].double().softmax(-1) for model in (ours, theirs))
+    assert told == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5) and told > 0
+    assert distance.kl(ours, ours, [(prompt, answer)]) == [pytest.approx(0, abs=1e-9)]
+
+
+def test_policies_of_other_words_have_no_kl(
+    policy: Policy, other_policy: Policy, sources: Sources, compute: Compute, tmp_path: Path
+) -> None:
+    shutil.copytree(policy.path, tmp_path / "foreign")
+    tokenizer = tmp_path / "foreign" / "tokenizer.json"
+    tree = json.loads(tokenizer.read_text("utf-8"))
+    tree["model"]["vocab"]["one word more"] = len(tree["model"]["vocab"])
+    tokenizer.write_text(json.dumps(tree), "utf-8")
+    foreign = describe(tmp_path / "foreign", Policy(path=tmp_path / "foreign", digest="", name="foreign", kind="base"))
+    rows = measured(policy, {"base": foreign, "reference": other_policy}, sources, compute)
+    assert len(rows) == 2 and all("base" not in row and row["reference"] > 0 for row in rows)
