@@ -126,7 +126,7 @@ def start(prefect: str, runs: Path) -> Iterator[Callable[..., "subprocess.Popen[
     def starting(*arguments: str, changes: list[str] | None = None, **environment: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             command(*arguments, changes=changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs)} | environment,
+            env=unnamed() | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs)} | environment,
             cwd=Path(__file__).parent.parent,
         )  # fmt: skip
         started.append(process)
@@ -208,7 +208,7 @@ def up() -> Iterator[Callable[..., Up]]:
 def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder of one undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed") / "runs"
-    environment = os.environ | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
+    environment = unnamed() | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
     cwd = Path(__file__).parent.parent
     done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

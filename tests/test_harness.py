@@ -188,6 +188,7 @@ def test_policies_are_measured_side_by_side(
     assert again == 0 and "starting Prefect" not in said  # nothing was left to do
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_measures_base_and_chosen_and_trains_nothing_again(
     undisturbed: Path, runs: Path, run: Command, small: list[str], town_task: Path
 ) -> None:

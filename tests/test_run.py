@@ -194,6 +194,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_registers_once(
     assert len([run for run in found if "mlflow.parentRunId" not in run.data.tags]) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_in_one_line_and_the_next_run_goes_on(
     start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., tuple[int, str]], runs: Path, undisturbed: Path
 ) -> None:
