@@ -292,7 +292,7 @@ def test_bad_rows_stop_the_run_before_training_and_lie_in_quarantine(
 def test_a_kill_at_a_file_event_changes_nothing() -> None:
     """A sample of benchmarks/faults.py, which tries every point."""
     root = Path(__file__).parent.parent
-    sweep = [sys.executable, str(root / "benchmarks" / "faults.py"), "--all", "--first", "41", "--every", "300"]
+    sweep = [sys.executable, str(root / "benchmarks" / "faults.py"), "--all", "--first", "41", "--every", "600"]
     done = subprocess.run(sweep, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip().endswith("0 with another result")

@@ -100,7 +100,7 @@ def test_a_damaged_database_is_said_and_is_not_taken_for_success(
     assert told.finish(tmp_path) is False
     assert "MLflow did not take the run" in capsys.readouterr().out
     with pytest.raises(BadPlace, match="did not register the policy"):
-        tracker(tmp_path).register(Policy(path=tmp_path, digest="x", name="p", kind="step"), {}, promote=False)
+        tracker(tmp_path).register(Policy(path=tmp_path, digest="x", name="p", kind="step"), {})
 
 
 def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
