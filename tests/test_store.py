@@ -207,7 +207,7 @@ def test_two_processes_that_want_the_same_do_the_work_once(runs: Path, tmp_path:
     notes, stage = tmp_path / "notes", slow(tmp_path / "notes", 0.5)
     both = [start(runs, stage) for _ in range(2)]
     for process in both:
-        process.join(20)
+        process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
     assert len(notes.read_text().splitlines()) == 1
     assert store.find(runs, stage) is not None
