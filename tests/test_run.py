@@ -209,6 +209,7 @@ def test_a_killed_worker_is_told_in_one_line_and_the_next_run_goes_on(
     assert code == 0 and weights(runs) == weights(undisturbed), out
 
 
+@pytest.mark.slow
 def test_of_two_identical_commands_the_second_waits(
     start: Callable[..., "subprocess.Popen[str]"], runs: Path, undisturbed: Path
 ) -> None:
@@ -260,6 +261,7 @@ def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple
     assert "λ of a KTO step is a knob" in next(runs.glob("quickstart/*/report.md")).read_text()
 
 
+@pytest.mark.slow
 def test_a_skipped_first_step_leaves_the_base_in_its_place(run: Callable[..., tuple[int, str]], runs: Path) -> None:
     steps = 'steps=[{metric="helpful",data="town",updates=4,batch=16,lambda=[1,0]}]'
     changes = ["sft.updates=20", steps, "merge.weights=[0,0.5]", "data.heldout=20", "evaluation.kl_prompts=4"]
@@ -289,6 +291,7 @@ def test_bad_rows_stop_the_run_before_training_and_lie_in_quarantine(
     assert not list(runs.glob("store/sft-*"))
 
 
+@pytest.mark.slow
 def test_a_kill_at_a_file_event_changes_nothing() -> None:
     """A sample of benchmarks/faults.py, which tries every point."""
     root = Path(__file__).parent.parent
