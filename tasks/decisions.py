@@ -132,22 +132,20 @@ class Approval(RunInput):
 def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval:
     """Wait on the flow run's page for a person, where the recipe asks for one; without a server nobody could answer."""
     version = registered.version
-    log = registry.log(run.root, registered.name) if version else []
-    if not (run.training.gate.approval and version and _passes(run, verdict)):
-        return Approval(agreed=True)
-    if version in (entry.version_to for entry in log):
+    asked = run.training.gate.approval and version and _passes(run, verdict)
+    if not asked or version in (entry.version_to for entry in registry.log(run.root, registered.name)):
         return Approval(agreed=True)
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     if not PREFECT_API_URL.value():
         screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
         return Approval(agreed=False)
     screen.say(f"{registered.name} version {version} waits for approval on the page of this run")
-    asked = Approval.with_initial_data(description=f"Shall {registered.name} version {version} become the champion?")
-    return pause_flow_run(wait_for_input=asked, timeout=PATIENCE)
+    form = Approval.with_initial_data(description=f"Shall {registered.name} version {version} become the champion?")
+    return pause_flow_run(wait_for_input=form, timeout=PATIENCE)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
-def promote(run: Run, registered: Registered, verdict: Verdict | None, approval: "Approval") -> Registered:
+def promote(run: Run, registered: Registered, verdict: Verdict | None, approval: Approval) -> Registered:
     """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
 
     Raises:

@@ -276,8 +276,9 @@ def publish(
 
 def _link(run: Run, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
-    for place, text in run.tracker.pages(registered):
-        create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
+    with suppress(Exception):  # neither a server that died nor a page that cannot be told must fail what is registered
+        for place, text in run.tracker.pages(registered):
+            create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
