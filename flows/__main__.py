@@ -278,8 +278,7 @@ def _show(outcome: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from models.figures import prompts_of
-    from models.outcome import decision, trained
+    from models.outcome import decision, prompts_of, trained
     from models.report import table
     from tasks.tracking import SERVER
 

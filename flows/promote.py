@@ -1,5 +1,6 @@
 """Who serves: promote a version, roll back to the one before, repair what was left half done."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def rollback(model: str, why: str = "") -> dict[str, Any]:
 def reconcile() -> list[str]:
     """Repair what a killed process left: aliases that the promotion log contradicts, runs that are not running."""
     done = settled(root())
-    create_markdown_artifact("\n".join(f"- {said}" for said in done) or "Nothing to repair.", key="reconciled")
+    _page("\n".join(f"- {said}" for said in done) or "Nothing to repair.", key="reconciled")
     return done
 
 
@@ -51,5 +52,10 @@ def _told(where: Path, model: str, entry: Entry) -> dict[str, Any]:
         for e in reversed(registry.log(where, model))
     ]
     head = "| | when | what | version | who | why |\n|---|---|---|---|---|---|\n"
-    create_markdown_artifact(head + "\n".join(rows), key="promotions", description=f"Promotion log of {model}")
+    _page(head + "\n".join(rows), key="promotions", description=f"Promotion log of {model}")
     return {"model": model, "champion": entry.version_to, "before": entry.version_from, "number": entry.number}
+
+
+def _page(text: str, **told: str) -> None:
+    with suppress(Exception):  # what was moved stays moved, whether a page can be told of it or not
+        create_markdown_artifact(text, **told)

@@ -32,12 +32,6 @@ class Evidence(NamedTuple):
         return list(jsonl.read(self.answers.path / "answers.jsonl"))
 
 
-def prompts_of(tree: Row) -> str:
-    """Return how a report calls the prompts of its figures; where nothing was trained, nothing was split."""
-    split = next((suite["split"] for suite in tree["suites"].values()), "")
-    return "all prompts" if split and "steps" not in tree["recipe"]["settings"] else f"{split} split" if split else ""
-
-
 def scores(verdicts: Verdicts, metric: str) -> list[Row]:
     """Return the rows of `scores.jsonl` of one metric."""
     return [row for row in jsonl.read(verdicts.path / "scores.jsonl") if row["metric"] == metric]

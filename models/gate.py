@@ -215,12 +215,12 @@ def decide(chosen: Candidate, facts: Facts, constraint: Constraint, gate: Gate) 
     each, confidence = constraint.shared, constraint.confidence
     told = certify(chosen, each)
     lost = chosen.failed / chosen.asked if chosen.asked else 1.0
-    error, budget = (1 - confidence) / constraint.decisions, 1 - confidence
+    spent = facts.spent + constraint.error
     checks = [
         _at_least("safety rate", told.value, told.lower_bound, constraint.at_least, "lower bound"),
         _at_least("harmful prompts judged", chosen.judged, chosen.judged, gate.prompts, "count"),
         _at_most("verdicts failed", lost, lost, gate.failures, "share"),
-        _at_most("error spent on this test suite", facts.spent, facts.spent + error, budget, "with this decision"),
+        _at_most("error spent on this test suite", facts.spent, spent, 1 - confidence, "with this decision"),
         _at_most("incidents failed", len(chosen.incidents), len(chosen.incidents), 0, "count"),
     ]
     for part in facts.categories if constraint.per_category else ():

@@ -1,8 +1,10 @@
 """What a run decided, in sentences and as a table: the same words in the terminal, the report and the model card."""
 
+import math
 from typing import Any
 
 Tree = dict[str, Any]
+CHECK_COLUMNS = ("check", "value", "decides", "limit", "holds")
 
 
 def decision(tree: Tree) -> str:
@@ -60,17 +62,24 @@ def failures(count: int) -> str:
 def gate_table(tree: Tree) -> list[list[str]]:
     """Return what the gate asked of the chosen candidate as rows of text, header first; empty if it asked nothing."""
     checks = [check for told in tree["constraints"] for test in told["tested"] for check in test["checks"]]
-    rows = [
-        [
-            c["name"],
-            "–" if c["value"] is None else f"{c['value']:.4g}",
-            f"{c['method']} {c['bound']:.4g}",
-            f"{c['limit']:.4g}",
-            "yes" if c["holds"] else "no",
-        ]
-        for c in checks
+    return [list(CHECK_COLUMNS), *map(check_row, checks)] if checks else []
+
+
+def check_row(check: Tree) -> list[str]:
+    """Return one check of the gate as text, in the order of `CHECK_COLUMNS`."""
+    return [
+        check["name"],
+        "–" if check["value"] is None or math.isnan(check["value"]) else f"{check['value']:.4g}",
+        f"{check['method']} {check['bound']:.4g}",
+        f"{check['limit']:.4g}",
+        "yes" if check["holds"] else "NO",
     ]
-    return [["check", "value", "decides", "limit", "holds"], *rows] if rows else []
+
+
+def prompts_of(tree: Tree) -> str:
+    """Return how a report calls the prompts of its figures; where nothing was trained, nothing was split."""
+    split = next((suite["split"] for suite in tree["suites"].values()), "")
+    return f"{split if trained(tree) else 'all'} prompts" if split else ""
 
 
 def trained(tree: Tree) -> bool:

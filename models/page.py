@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from models import tax
 from models.artifacts import Preferences
-from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, prompts_of, scores
+from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, scores
+from models.outcome import prompts_of, trained
 from models.picture import curves, frontier
 from models.tokens import messages
 
@@ -228,13 +229,12 @@ def _origins(tree: Tree) -> Tree:
 
 
 def _uses(tree: Tree) -> Tree:
-    trained = "steps" in tree["recipe"]["settings"]
-    use = "to choose the candidate" if trained else "to judge every policy, and to test the bound"
+    use = "to choose the candidate" if trained(tree) else "to judge every policy, and to test the bound"
     rows = [
         {"cells": [role, suite["name"], suite["version"], suite["n"], "each must pass" if role == "must_pass" else use]}
         for role, suite in tree["suites"].items()
     ]
-    if trained:
+    if trained(tree):
         rows += [
             {"cells": [role, suite["name"], suite["version"], suite["n"], TESTS[role]]}
             for constraint in tree["constraints"]

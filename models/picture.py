@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from models import jsonl
-from models.figures import SAFE, WIN, prompts_of
+from models.figures import SAFE, WIN
+from models.outcome import prompts_of
 
 Tree = dict[str, Any]
 COLOURS = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}

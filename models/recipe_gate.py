@@ -23,9 +23,14 @@ class Constraint(Record):
     are used up, the gate demands a fresh suite. `sacpo evaluate` promotes nothing and uses the whole confidence."""
 
     @property
+    def error(self) -> float:
+        """Chance with which each of the decisions on one suite may err."""
+        return (1 - self.confidence) / self.decisions
+
+    @property
     def shared(self) -> "Constraint":
         """The same bound, at the confidence that each of the decisions on one suite must have."""
-        return self.model_copy(update={"confidence": 1 - (1 - self.confidence) / self.decisions})
+        return self.model_copy(update={"confidence": 1 - self.error})
 
 
 class GateMode(StrEnum):

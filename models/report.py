@@ -11,10 +11,10 @@ from models import harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
-from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics, prompts_of
+from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics
 from models.flips import flips
 from models.gate import AS_THEY_ARE, Choice, Verdict
-from models.outcome import decision, failures, gate_table, trained
+from models.outcome import decision, failures, gate_table, prompts_of, trained
 from models.picture import draw
 from models.ratings import matches, ratings
 from models.recipe import Recipe

@@ -5,6 +5,8 @@ again finds it there, with what served when it was taken, and goes on to the sam
 """
 
 import json
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from prefect import pause_flow_run, task
@@ -19,6 +21,7 @@ from models.artifacts import Policy, Sources, content_digest, file_digest
 from models.errors import Stale
 from models.figures import Evidence
 from models.gate import Choice, Facts, Verdict
+from models.outcome import CHECK_COLUMNS, check_row
 from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe_gate import GateMode
 from tasks import events, registry, screen, store
@@ -78,7 +81,7 @@ def certify(run: Run, tested: Evidence | None, yardstick: Yardstick) -> Verdict 
         spent = ledger.spent(model, suite)
         facts = _facts(tested, rivals, spent)
         verdict = gate.decide(figures.candidate(tested.policy.name, tested.verdicts), facts, constraint, asks)
-        if ledger.decide(model, suite, question, spent, verdict):
+        if ledger.decide(model, suite, question, spent, constraint.error, verdict):
             events.decided(model, verdict)
             return _show(run, verdict)
 
@@ -224,14 +227,9 @@ def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
 
 def _show(run: Run, verdict: Verdict) -> Verdict:
     """Put the gate's checks on the Prefect page, and one sentence on the screen."""
-    rows = [
-        {
-            "check": check.name, "value": f"{check.value:.4g}", "decides": f"{check.method} {check.bound:.4g}",
-            "limit": f"{check.limit:g}", "holds": "yes" if check.holds else "NO",
-        }
-        for check in verdict.checks
-    ]  # fmt: skip
-    create_table_artifact(rows, key="gate", description=f"Gate: {verdict.candidate} on the test prompts")
+    rows = [dict(zip(CHECK_COLUMNS, check_row(asdict(check)), strict=True)) for check in verdict.checks]
+    with suppress(Exception):  # the verdict is written down, whether a page can be told of it or not
+        create_table_artifact(rows, key="gate", description=f"Gate: {verdict.candidate} on the test prompts")
     if not verdict.passes:
         screen.say(f"gate: {verdict.candidate} does not pass: {verdict.why_not}")
     return verdict

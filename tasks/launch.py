@@ -75,6 +75,11 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
         _pool = None
 
 
+def begun() -> bool:
+    """Return whether workers were started already: the command line starts them once it has checked the recipe."""
+    return _pool is not None
+
+
 def stop() -> None:
     """End the workers and what they do; a killed training goes on from its checkpoint with the next command.
 

@@ -91,8 +91,7 @@ class Ledger:
 
     def spent(self, model: str, suite: str) -> float:
         """Return the chance of error that the decisions on a test suite have used."""
-        with self._engine.connect() as connection:
-            return float(sum(connection.scalars(select(_decisions.c.spent).where(*_on(model, suite)))))
+        return float(sum(self._spent(model, suite)))
 
     def verdict(self, model: str, suite: str, question: str) -> Verdict | None:
         """Return the verdict that was taken on the same question, if it was: asked again, it costs nothing."""
@@ -102,15 +101,19 @@ class Ledger:
             )
         return _read(json.loads(told)) if told else None
 
-    def decide(self, model: str, suite: str, question: str, spent: float, verdict: Verdict) -> bool:
-        """Write a verdict down as the next decision on a suite; false if another one was written since `spent`."""
-        number = 1 + self._count(model, suite)
-        if self.spent(model, suite) > spent + 1e-12:
+    def decide(self, model: str, suite: str, question: str, spent: float, error: float, verdict: Verdict) -> bool:
+        """Write a verdict down as the next decision on a suite; false if another one was written since `spent`.
+
+        Args:
+            spent: what earlier decisions had used when the verdict was taken.
+            error: what this one uses.
+        """
+        earlier = self._spent(model, suite)
+        if sum(earlier) > spent + 1e-12:
             return False
-        row = {"model": model, "suite": suite, "number": number, "question": question, "at": now()}
-        taken = next(check.bound - spent for check in verdict.checks if check.name.startswith("error spent"))
+        row = {"model": model, "suite": suite, "number": len(earlier) + 1, "question": question, "at": now()}
         try:
-            self._insert(_decisions, row | {"spent": taken, "verdict": json.dumps(asdict(verdict))})
+            self._insert(_decisions, row | {"spent": error, "verdict": json.dumps(asdict(verdict))})
         except IntegrityError:
             return False
         return True
@@ -133,9 +136,9 @@ class Ledger:
             except IntegrityError:
                 return
 
-    def _count(self, model: str, suite: str) -> int:
+    def _spent(self, model: str, suite: str) -> list[float]:
         with self._engine.connect() as connection:
-            return len(connection.scalars(select(_decisions.c.number).where(*_on(model, suite))).all())
+            return list(connection.scalars(select(_decisions.c.spent).where(*_on(model, suite))))
 
     def _insert(self, table: Table, row: Mapping[str, Any]) -> None:
         with self._engine.begin() as connection:

@@ -18,6 +18,7 @@ from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
 from models.judges import described
 from models.policy import base_digest, device_kind, precision
+from models.preflight import refuse
 from models.recipe import Recipe
 from tasks import launch, leases, screen, store
 from tasks.ledger import Ledger
@@ -168,7 +169,13 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
 
 @contextmanager
 def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
-    """Hold the run's lease, lock, workers and tracker; a second identical command waits here."""
+    """Hold the run's lease, lock, workers and tracker; a second identical command waits here.
+
+    Raises:
+        BadRecipe, BadData: a judge, a suite or the engine cannot be used; told before anything is made.
+    """
+    if not launch.begun():  # a deployed run: nobody has looked yet
+        refuse(recipe.evaluation)
     where, name = root(), digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
     leases.take(where, recipe.name, name)

@@ -12,6 +12,8 @@ from models.artifacts import Policy
 from models.errors import BadData, BadRecipe
 from models.preflight import problems, refuse
 from models.recipe_evaluation import Evaluation, Judge, Judges, Suites
+from models.recipe_file import read
+from tasks.run import opened
 
 
 def judges(**settings: Any) -> Judges:
@@ -123,3 +125,11 @@ def test_the_oracle_knows_the_shipped_suites_and_refuses_others(tmp_path: Path) 
     (tmp_path / "own.jsonl").write_text('{"prompt": "how do i bake bread ?"}\n')
     with pytest.raises(BadData, match=r"suites.must_pass: .*own.jsonl: the town has no prompt 'how do i bake bread"):
         refuse(Evaluation(judges=judges, suites=Suites(must_pass=str(tmp_path / "own.jsonl"))))
+
+
+def test_a_run_that_the_command_line_did_not_check_is_checked_when_it_begins(runs: Path, tmp_path: Path) -> None:
+    """A deployed run begins in a process of its own; before, it trained for hours and then missed its judge."""
+    recipe = read("quickstart", [f'evaluation.judges.harmless={{kind="model", model="{tmp_path / "nowhere"}"}}'])
+    with pytest.raises(BadRecipe, match="no folder with a config"), opened(recipe):
+        raise AssertionError("it began")
+    assert not runs.exists()

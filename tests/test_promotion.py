@@ -161,11 +161,13 @@ def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: P
         spent = ledger.spent("m", "suite")
         verdict = decide(chosen, Facts(spent=spent), constraint, gate)
         assert ledger.verdict("m", "suite", f"question {number}") is None
-        assert ledger.decide("m", "suite", f"question {number}", spent, verdict)
+        assert ledger.decide("m", "suite", f"question {number}", spent, constraint.error, verdict)
         assert ledger.verdict("m", "suite", f"question {number}") == verdict
         assert verdict.passes is (number < 2)
     assert ledger.spent("m", "suite") == pytest.approx(0.075) and ledger.spent("m", "fresh suite") == 0
-    assert not ledger.decide("m", "suite", "too late", 0.0, verdict)  # somebody decided since we looked
+    assert not ledger.decide(
+        "m", "suite", "too late", 0.0, constraint.error, verdict
+    )  # another one came since we looked
 
 
 def test_an_attempt_is_remembered_with_its_end(runs: Path) -> None:

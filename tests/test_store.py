@@ -184,8 +184,8 @@ def slow(notes: Path, wait: float) -> Stage:
 
 
 def start(runs: Path, stage: Stage) -> Any:
-    """Make the stage in a process of its own."""
-    process = multiprocessing.get_context("fork").Process(target=store.make, args=(runs, stage))
+    """Make the stage in a new process: pytest's own holds threads by now, which a fork would break."""
+    process = multiprocessing.get_context("spawn").Process(target=store.make, args=(runs, stage))
     process.start()
     return process
 
