@@ -154,7 +154,7 @@ def deployed(client: SyncPrefectClient, prefect: str, runs: Path, tmp_path: Path
         with suppress(OSError):
             os.kill(lease.pid, signal.SIGKILL)
     with suppress(OSError):
-        os.killpg(worker.pid, signal.SIGTERM)
+        os.killpg(worker.pid, signal.SIGKILL)  # a polite worker takes a minute
     worker.wait(60)
 
 

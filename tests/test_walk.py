@@ -145,15 +145,16 @@ def test_a_run_from_the_form(page: Any, day: Day) -> None:
 def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, day: Day) -> None:
     (run,) = day.runs_of("quickstart")
     artifacts = f"{day.prefect}/v2/runs/flow-run/{run['id']}?tab=Artifacts"
-    page.goto(artifacts)
-    for artifact, shown in (("gate", "safety rate"), ("candidates", "helpful win rate")):
-        page.locator(f"a[href$='/artifacts/key/{artifact}']").click()
-        page.locator("a[href*='/artifacts/artifact/']").first.click()
-        page.get_by_text(shown).first.wait_for()
+    for artifact, shown in (
+        ("gate", page.get_by_text("safety rate").first),
+        ("candidates", page.get_by_text("helpful win rate").first),
+        ("frontier", page.locator("img[src^='data:image/png']")),
+    ):
         page.goto(artifacts)
-    page.locator("a[href$='/artifacts/key/frontier']").click()
-    page.locator("a[href*='/artifacts/artifact/']").first.click()
-    page.locator("img[src^='data:image/png']").wait_for()
+        page.locator(f"a[href$='/artifacts/key/{artifact}']").click()
+        page.wait_for_url(f"**/artifacts/key/{artifact}*")  # the page before has links to artifacts too
+        page.locator("a[href*='/artifacts/artifact/']").first.click()
+        shown.wait_for()
 
     page.goto(artifacts)
     page.get_by_text("quickstart version 1 in MLflow").click()
