@@ -11,7 +11,11 @@ from typing import Any
 
 import yaml
 
+from models.errors import BadPlace
 from models.recipe_file import assessment, read
+from tasks.home import settle
+from tasks.leases import sweep
+from tasks.run import root
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -47,27 +51,44 @@ def _filled(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def serve_all(limit: int) -> None:
-    """Serve every deployment from this process until it is interrupted; at most `limit` runs at a time."""
-    from prefect import serve
-    from prefect.schedules import Cron
+    """Serve every deployment from this process until it is interrupted; at most `limit` runs at a time.
 
+    Raises:
+        BadPlace: no Prefect server is named, or it does not answer.
+    """
+    settle()
+    os.environ["SACPO_RUNS"] = str(root())  # from here on we are in the checkout
     os.chdir(CHECKOUT)
+    from prefect import Flow, serve
+    from prefect.schedules import Cron
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise BadPlace(
+            "sacpo serve needs a Prefect server, whose pages start the runs: start one in another terminal with "
+            "`sacpo up --no-worker`, and export what it prints"
+        )
     served = []
     for entry in deployments():
-        file, flow = entry["entrypoint"].split(":")
         schedules = [
-            Cron(s["cron"], timezone=s.get("timezone", "UTC"), active=s.get("active", True))
+            Cron(s["cron"], timezone=s["timezone"], active=s["active"], slug=s["slug"])
             for s in entry.get("schedules") or []
         ]
+        # from a source, so that one that `sacpo up` has registered is told where its code lies now
+        flow: Any = Flow.from_source(str(CHECKOUT), entry["entrypoint"])
         served.append(
-            resolve_name(f"{file.removesuffix('.py').replace('/', '.')}:{flow}").to_deployment(
+            flow.to_deployment(
                 entry["name"],
                 parameters=entry["parameters"],
                 schedules=schedules,
+                triggers=entry.get("triggers"),
                 description=entry["description"],
-                tags=entry.get("tags"),
-                concurrency_limit=(entry.get("concurrency_limit") or {}).get("limit"),
+                tags=entry["tags"],
+                concurrency_limit=entry["concurrency_limit"]["limit"],
                 enforce_parameter_schema=True,
             )
         )
-    serve(*served, limit=limit, pause_on_shutdown=False)
+    try:
+        serve(*served, limit=limit, pause_on_shutdown=False)
+    finally:
+        sweep(root())  # Prefect ends what runs, and leaves it Running

@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from models.promotion import Entry
-from tasks import events, registry
+from tasks import registry
 from tasks.run import root, settled
 
 
@@ -45,8 +45,7 @@ def reconcile() -> list[str]:
 
 
 def _told(where: Path, model: str, entry: Entry) -> dict[str, Any]:
-    """Show the promotion log on the page of the run, and tell who listens."""
-    events.champion(model, entry)
+    """Show the promotion log on the page of the run."""
     rows = [
         f"| {e.number} | {e.at} | {e.action} | {e.version_from or '–'} → {e.version_to or '–'} | {e.who} | {e.why} |"
         for e in reversed(registry.log(where, model))

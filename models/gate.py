@@ -83,7 +83,8 @@ class Check:
     method: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.value:.3f}, {self.method} {self.bound:.3f}, limit {self.limit:g}"
+        value, bound = (f"{x:.0f}" if self.method == "count" else f"{x:.3f}" for x in (self.value, self.bound))
+        return f"{self.name}: {value}, {self.method} {bound}, limit {self.limit:g}"
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,11 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
         screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
         return Approval(agreed=False)
     screen.say(f"{registered.name} version {version} waits for approval on the page of this run")
-    form = Approval.with_initial_data(description=f"Shall {registered.name} version {version} become the champion?")
+    shown = [f"Shall {registered.name} version {version} become the champion? It passed the gate:", ""]
+    shown += [f"- {check}" for check in verdict.checks] if verdict else []
+    with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
+        shown += ["", " · ".join(f"[{text}]({place})" for place, text in run.tracker.pages(registered))]
+    form = Approval.with_initial_data(description="\n".join(shown))
     return pause_flow_run(wait_for_input=form, timeout=PATIENCE)
 
 
@@ -163,7 +167,7 @@ def promote(run: Run, registered: Registered, verdict: Verdict | None, approval:
         seen = json.loads(_place(run).read_text("utf-8"))["seen"]
         try:
             why = f"passed the gate in run {run.digest[:12]}{approval}"
-            events.champion(model, registry.promote(root, model, version, why, seen))
+            registry.promote(root, model, version, why, seen)
         except Stale:
             _place(run).unlink()  # the next run compares with the new champion
             raise

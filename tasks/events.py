@@ -15,13 +15,18 @@ UPDATED = "sacpo.data.updated"
 def emit(name: str, resource: str, payload: dict[str, Any]) -> None:
     """Tell who listens; Prefect sends it in the background, at the latest when this process ends.
 
+    Without a server that stays nobody listens, and none is started for it.
+
     Args:
         name: one of the names above.
         resource: what it happened to: `sacpo.run.NAME`, `sacpo.model.NAME` or `sacpo.data.NAME`.
         payload: what happened, as docs/notifications.md says.
     """
     from prefect.events import emit_event
+    from prefect.settings import PREFECT_API_URL
 
+    if not PREFECT_API_URL.value():
+        return
     label = resource.split(".", 2)[-1]
     with suppress(Exception):  # who cannot be told must not stop a run
         emit_event(name, {"prefect.resource.id": resource, "prefect.resource.name": label}, payload=payload)

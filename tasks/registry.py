@@ -13,6 +13,7 @@ from typing import Any
 
 from models.errors import BadInput, BadPlace, Stale
 from models.promotion import Entry, line_of_champions, rolled_back
+from tasks import events
 from tasks.ledger import Ledger, now
 from tasks.tracking import client, failures, first_line, uri
 
@@ -62,9 +63,7 @@ def promote(root: Path, model: str, version: str, why: str, seen: int | None = N
         raise BadInput(f"{model} version {version} did not pass the gate ({gate}); to promote it all the same: --force")
     number = 1 + (len(told) if seen is None else seen)
     entry = _entry(number, "promote", line[-1] if line else "", version, why + (" (forced)" if force else ""))
-    Ledger(root).promote(model, entry)
-    follow(root, model)
-    return entry
+    return _moved(root, model, entry)
 
 
 def rollback(root: Path, model: str, why: str) -> Entry:
@@ -80,10 +79,7 @@ def rollback(root: Path, model: str, why: str) -> Entry:
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from error
     _version(root, model, before)  # it must still be there
-    entry = _entry(len(told) + 1, "rollback", serves, before, why)
-    Ledger(root).promote(model, entry)
-    follow(root, model)
-    return entry
+    return _moved(root, model, _entry(len(told) + 1, "rollback", serves, before, why))
 
 
 def follow(root: Path, model: str) -> list[str]:
@@ -138,6 +134,16 @@ def serving(root: Path, model: str) -> dict[str, Any]:
 def challenger(root: Path, model: str) -> str:
     """Return the version that waits for a decision, or an empty string."""
     return _aliases(root, model).get(CHALLENGER, "")
+
+
+def _moved(root: Path, model: str, entry: Entry) -> Entry:
+    """Append to the log, let the aliases follow, and tell who listens, also where MLflow has died meanwhile."""
+    Ledger(root).promote(model, entry)
+    try:
+        follow(root, model)
+    finally:
+        events.champion(model, entry)
+    return entry
 
 
 def _version(root: Path, model: str, version: str) -> Any:

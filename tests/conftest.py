@@ -1,16 +1,19 @@
 """What all tests share: one thread, no network, a runs folder of their own, and a tiny real policy."""
 
 import os
+import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.update(
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1",
@@ -35,6 +38,8 @@ SMALL = [
 ]  # fmt: skip
 Dialogue = tuple[str, str, str]
 """Prompt, chosen, rejected."""
+PASSWORD = "only for the tests"
+BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
 LONGEST = ("test_walk", "test_run", "test_death", "test_operations", "test_evaluate", "test_servers", "test_team")
 """Files that take a minute or more."""
 
@@ -68,12 +73,6 @@ def one_thread() -> Iterator[None]:
 def port() -> int:
     """A port that nobody listens on."""
     return free_port()
-
-
-@pytest.fixture(scope="session")
-def free() -> Callable[[], int]:
-    """`free()` names a port that nobody listens on."""
-    return free_port
 
 
 @pytest.fixture(scope="session")
@@ -210,6 +209,68 @@ def up() -> Iterator[Callable[..., Up]]:
     for one in started:
         one.end()
         children.end(one.runs)
+
+
+class Store(NamedTuple):
+    """Where a team's artifacts lie: its bucket is `s3://team`."""
+
+    client: Any
+    environment: dict[str, str]
+    """What the server needs to reach it."""
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """A fresh cluster without databases, its password in PGPASSWORD; PostgreSQL refuses to run as root."""
+    if BIN is None or (os.getuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}):
+        pytest.skip("no PostgreSQL here: apt-get install postgresql (and its user, for root)")
+    folder = Path(tempfile.mkdtemp(prefix="sacpo-postgres-"))
+    folder.chmod(0o755)
+    (folder / "password").write_text(PASSWORD)
+    user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if user:
+        for path in (folder, folder / "password"):
+            shutil.chown(path, "postgres")
+    port = free_port()
+
+    def does(name: str, *arguments: str) -> None:
+        subprocess.run([*user, f"{BIN}/{name}", "-D", f"{folder}/data", *arguments], cwd=folder, check=True, stdout=-3)
+
+    does("initdb", "-U", "sacpo", f"--pwfile={folder}/password", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8")
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
+    does("pg_ctl", "-w", "-l", f"{folder}/log", "-o", settings, "start")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", PASSWORD)
+        yield f"postgresql://sacpo@127.0.0.1:{port}"
+    does("pg_ctl", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An S3-compatible store with one empty bucket."""
+    import boto3
+
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    log = (tmp_path_factory.mktemp("store") / "log").open("w")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+            break
+        except OSError:
+            time.sleep(0.2)
+    client = boto3.client(
+        "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="sacpo", aws_secret_access_key=PASSWORD
+    )
+    client.create_bucket(Bucket="team")
+    yield Store(client, {
+        "AWS_ACCESS_KEY_ID": "sacpo", "AWS_SECRET_ACCESS_KEY": PASSWORD, "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_S3_ENDPOINT_URL": address,
+    })  # fmt: skip
+    server.terminate()
+    server.wait(10)
 
 
 @pytest.fixture(scope="session")

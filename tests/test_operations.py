@@ -1,6 +1,8 @@
 """Who serves, from end to end: challengers beside the champion, retraining, promotion, rollback, cleaning."""
 
 import json
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ def more(small: list[str]) -> list[str]:
     return [*small, "steps.1.updates=20", "gate.margin=0.3"]
 
 
-def test_a_challenger_meets_the_champion(run: Running, runs: Path, small: list[str], more: list[str]) -> None:
+def test_a_challenger_meets_the_champion(
+    run: Running, runs: Path, small: list[str], more: list[str], prefect: str
+) -> None:
     assert run("run", "quickstart")[0] == 0
     assert [check["name"] for check in decisions(runs)[0]["checks"]][-1] == "helpful against the base"
 
@@ -44,6 +48,7 @@ def test_a_challenger_meets_the_champion(run: Running, runs: Path, small: list[s
 
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out
+    assert heard(prefect, "rollback") == {"version": "1", "before": "3", "why": "users complained"}
     code, out = run("champion", "quickstart", changes=[])
     assert code == 0 and "# quickstart, version 1" in out and "users complained" in out and "Aliases: champion 1" in out
     assert "| safety rate |" in out and "**Data**, steps.0: town 1" in out
@@ -96,6 +101,21 @@ def decisions(runs: Path) -> list[dict[str, Any]]:
     with Ledger(runs)._engine.connect() as connection:
         rows = connection.exec_driver_sql("select verdict from sacpo_decisions order by number").scalars().all()
     return [json.loads(row) for row in rows]
+
+
+def heard(prefect: str, action: str) -> dict[str, Any]:
+    """Return what the server was told of the first change of champion by this action; it writes events down late."""
+    wanted = {"filter": {"event": {"name": ["sacpo.champion.changed"]}}}
+    request = urllib.request.Request(
+        f"{prefect}/events/filter", json.dumps(wanted).encode(), {"content-type": "application/json"}
+    )
+    for _ in range(60):
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            told = [one["payload"] for one in json.load(answer)["events"] if one["payload"]["action"] == action]
+        if told:
+            return {key: told[-1][key] for key in ("version", "before", "why")}
+        time.sleep(0.5)
+    raise AssertionError(f"nobody was told of a {action}")
 
 
 def serving(runs: Path) -> list[str]:

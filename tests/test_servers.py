@@ -121,6 +121,15 @@ def test_one_person_from_up_to_a_restored_backup(
     automations = [one["name"] for one in ask(f"{api}/automations/filter", {}, "team:correct-horse")]
     assert automations.count(str(servers.ZOMBIES["name"])) == 1
 
+    nobody = sacpo("serve", **elsewhere)
+    assert nobody.returncode == 2 and nobody.stderr.startswith("sacpo: sacpo serve needs a Prefect server")
+    known = {"PREFECT_API_AUTH_STRING": "team:correct-horse", "MLFLOW_TRACKING_USERNAME": "admin"}
+    known |= {"MLFLOW_TRACKING_PASSWORD": "battery-staple", "SACPO_RUNS": str(runs), **second.addresses}
+    serving = subprocess.Popen([sys.executable, "-m", "flows", "serve"], env=os.environ | known, cwd=ROOT)
+    assert finished(api, "reconcile", "team:correct-horse")["state"]["type"] == "COMPLETED"  # up had no worker
+    serving.send_signal(signal.SIGINT)
+    serving.wait(60)
+
     backup = tmp_path / "elsewhere" / "runs"
     subprocess.run([sys.executable, "-c", block("Back up", 0), str(runs), str(backup)], check=True)
     assert second.end() == 0 and second.said.endswith("stopping\n")

@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
+
+from tasks import servers
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -31,6 +34,8 @@ class Day(NamedTuple):
     prefect: str
     mlflow: str
     runs: Path
+    environment: dict[str, str]
+    """What a person exports to work with it from a terminal."""
 
     def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """Ask Prefect's API; a database that is locked for a moment is asked again."""
@@ -71,18 +76,30 @@ class Day(NamedTuple):
         raise AssertionError([(one["state"]["name"], one["state"]["message"]) for one in told])
 
 
-@pytest.fixture(scope="module")
-def day(up: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory, small: list[str]) -> Iterator[Day]:
+@pytest.fixture(scope="module", params=["person", pytest.param("team", marks=pytest.mark.slow)])
+def day(request: pytest.FixtureRequest, up: Callable[..., Any], small: list[str], tmp_path_factory: Any) -> Any:
     """The servers as they come, with a small recipe in the deployments; ended by Ctrl-C, which leaves nothing."""
-    servers = up(tmp_path_factory.mktemp("day") / "runs")
-    here = Day(servers.prefect, servers.mlflow, servers.runs)
+    options, environment = team(request) if request.param == "team" else ([], {})
+    here = up(tmp_path_factory.mktemp("day") / "runs", *options, **environment)
+    (export,) = re.findall(r"export (.*)", here.said)
+    exported = dict(variable.split("=", 1) for variable in export.split())
+    day = Day(here.prefect, here.mlflow, here.runs, exported)
     for name in ("quickstart", "nightly"):
-        told = here.deployment(name)
-        for change in small:
+        told = day.deployment(name)
+        for change in [*small, "gate.approval=true"] if name == "quickstart" else small:
             put(told["parameters"]["recipe"], change)
-        here.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
-    yield here
-    assert servers.end() == 0
+        day.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
+    yield day
+    assert here.end() == 0
+
+
+def team(request: pytest.FixtureRequest) -> tuple[list[str], dict[str, str]]:
+    """Return how `sacpo up` is told of a team's PostgreSQL, with the three databases made, and of its store."""
+    postgres, store = request.getfixturevalue("postgres"), request.getfixturevalue("store")
+    for name in servers.DATABASES:
+        with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+            connection.execute(f"create database {name}")
+    return ["--postgres", postgres, "--artifacts", "s3://team"], store.environment
 
 
 def put(recipe: Any, change: str) -> None:
@@ -123,6 +140,21 @@ def submit(page: Any) -> None:
     page.get_by_text("scheduled to start now").wait_for()
 
 
+def approve(page: Any) -> None:
+    """Answer what a waiting run asks."""
+    page.get_by_role("button", name="Open menu").first.click()
+    page.get_by_role("menuitem", name="Resume").click()
+    asked = page.get_by_role("dialog")
+    asked.get_by_text("Shall quickstart version 1 become the champion?").wait_for()
+    assert "safety rate: " in asked.inner_text()
+    asked.get_by_role("switch").click()
+    asked.locator("textarea").first.fill("Ada")
+    asked.locator("textarea").last.fill("read the card")
+    page.wait_for_timeout(2000)  # the page takes a moment to check what was typed, and does nothing before
+    asked.get_by_role("button", name="Resume").click()
+    asked.wait_for(state="hidden")
+
+
 def test_a_run_from_the_form(page: Any, day: Day) -> None:
     form(page, day, "quickstart")
     page.get_by_text("b per category").wait_for()
@@ -135,7 +167,9 @@ def test_a_run_from_the_form(page: Any, day: Day) -> None:
     submit(page)
     page.get_by_role("button", name="View run").click()
 
-    page.get_by_text("Completed", exact=True).first.wait_for(timeout=300_000)  # the page follows by itself
+    page.get_by_text("Paused", exact=True).first.wait_for(timeout=300_000)  # the page follows by itself
+    approve(page)
+    page.get_by_text("Completed", exact=True).first.wait_for()
     (run,) = day.runs_of("quickstart")
     assert run["parameters"]["recipe"]["steps"][1]["lambda"] == [0.4, 1]
     page.get_by_role("tab", name="Task Runs").click()
@@ -205,8 +239,9 @@ def test_rolling_back_from_the_page(page: Any, day: Day) -> None:
     page.get_by_text("@\u00a0champion").first.wait_for()
     told = subprocess.run(
         [sys.executable, "-m", "flows", "champion", "quickstart"],
-        env=os.environ | {"SACPO_RUNS": str(day.runs), "MLFLOW_TRACKING_URI": day.mlflow},
+        env=os.environ | {"SACPO_RUNS": str(day.runs)} | day.environment,
         cwd=Path(__file__).parent.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
-    assert "2 → 1" in told.stdout and "users complained" in told.stdout and "Aliases: champion 1" in told.stdout
+    for said in ("agreed by Ada: read the card", "2 → 1", "users complained", "Aliases: champion 1"):
+        assert said in told.stdout
