@@ -13,8 +13,9 @@ from typing import Any
 from prefect import flow
 
 from models.recipe import Recipe
-from tasks import decisions, stages
+from tasks import decisions, reporting, stages
 from tasks.leases import watched
+from tasks.reporting import Findings
 from tasks.run import opened
 
 
@@ -54,5 +55,8 @@ def align(recipe: Recipe) -> dict[str, Any]:
         tested = decisions.test(run, choice, candidates, yardstick)
         verdict = decisions.certify(run, tested, yardstick)
         registered = decisions.register(run, choice, verdict, candidates, sources)
+        found = Findings(candidates, choice, [verdict] if verdict else [], yardstick, tested)
+        if decisions.waits(run, registered, verdict):
+            reporting.show(run, found, registered)
         registered = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
-        return stages.publish(run, candidates, choice, [verdict] if verdict else [], registered, yardstick, tested)
+        return reporting.publish(run, found, registered)

@@ -10,6 +10,7 @@ from models.promotion import NOT_REGISTERED
 from tasks import stages
 from tasks.decisions import test_in_order
 from tasks.leases import watched
+from tasks.reporting import Findings, publish
 from tasks.run import opened
 
 
@@ -29,4 +30,4 @@ def evaluate(assessment: Assessment) -> dict[str, Any]:
         told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [evidence.result() for evidence in told]
         verdicts = test_in_order(run, candidates)
-        return stages.publish(run, candidates, AS_THEY_ARE, verdicts, NOT_REGISTERED, yardstick)
+        return publish(run, Findings(candidates, AS_THEY_ARE, verdicts, yardstick), NOT_REGISTERED)

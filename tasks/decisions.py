@@ -132,11 +132,16 @@ class Approval(RunInput):
         return f", agreed by {self.by or 'a person'}: {self.why or 'no reason given'}" if self.by or self.why else ""
 
 
+def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
+    """Whether a person has to agree: the recipe says so, the gate let the version pass, and it never served yet."""
+    asked = run.training.gate.approval and registered.version and _passes(run, verdict)
+    return bool(asked) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
+
+
 def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval:
-    """Wait on the flow run's page for a person, where the recipe asks for one; without a server nobody could answer."""
+    """Wait on the flow run's page for a person, where one has to agree; without a server nobody could answer."""
     version = registered.version
-    asked = run.training.gate.approval and version and _passes(run, verdict)
-    if not asked or version in (entry.version_to for entry in registry.log(run.root, registered.name)):
+    if not waits(run, registered, verdict):
         return Approval(agreed=True)
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     if not PREFECT_API_URL.value():

@@ -3,7 +3,6 @@
 Results are found by manifest (tasks/store.py); Prefect's own result cache is not consulted.
 """
 
-import base64
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,16 +13,10 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from prefect import task
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
-from models import harness, outcome, report, suites
+from models import harness, suites
 from models import sources as origins
 from models.artifacts import (
     Answers,
@@ -38,20 +31,15 @@ from models.artifacts import (
     Sources,
     Verdicts,
 )
-from models.card import card
-from models.errors import Undecided
 from models.figures import Evidence
-from models.gate import Choice, Verdict
+from models.gate import Choice
 from models.hub import local
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
-from models.promotion import Registered
 from models.recipe import TOWN, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
-from models.recipe_gate import GateMode
 from tasks import screen
-from tasks.ledger import Ledger
-from tasks.run import Run, close, found
+from tasks.run import Run, found
 from tasks.store import Stage
 
 SETTLED = {"data": "-", "label": "", "pairs": 0}
@@ -233,52 +221,6 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     given: dict[str, Any] = {"sources": sources, "judges": by, "described": run.judges}
     given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
     return run.make(Calibration, "judging.calibrate", "judges on labelled answers", _Watch(), **given)
-
-
-@task(cache_policy=NO_CACHE, task_run_name="report")
-def publish(
-    run: Run,
-    candidates: list[Evidence],
-    choice: Choice,
-    verdicts: list[Verdict],
-    registered: Registered,
-    yardstick: Yardstick,
-    tested: Evidence | None = None,
-) -> dict[str, Any]:
-    """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
-    sources = yardstick.sources
-    calibration = calibrate(run, sources)
-    measured = taxed(run, candidates, choice)
-    registry = registered._asdict() if registered.version else None
-    tree = report.build(run.recipe, candidates, choice, verdicts, sources, calibration, measured, registry, run.seconds)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    report.write(tree, candidates, tested, yardstick.pairs, run.folder)
-    if registry:
-        run.tracker.describe(registered, card(tree), run.folder)
-        _link(run, registered)
-    text, picture = report.markdown(tree), run.folder / "frontier.png"
-    if picture.exists():
-        address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-        with suppress(Exception):  # the report lies on disk, whoever cannot be told of it
-            create_image_artifact(address, key="frontier", description="Helpful against harmless")
-        text = text.replace("(frontier.png)", f"({address})")
-    with suppress(Exception):
-        create_markdown_artifact(text, key="candidates", description="Candidates and decision")
-    served = registered.alias != "challenger" if isinstance(run.recipe, Recipe) else True
-    proven = verdicts or not isinstance(run.recipe, Recipe)  # who only asks for figures has them
-    exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
-    if isinstance(run.recipe, Recipe) and choice.decided and run.recipe.gate.mode is not GateMode.off:
-        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, outcome.decision(tree))
-    known = [*candidates, *([tested] if tested else [])]
-    made = [sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
-    return close(run, [*made, *measured.values()], exit_code)
-
-
-def _link(run: Run, registered: Registered) -> None:
-    """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
-    with suppress(Exception):  # neither a server that died nor a page that cannot be told must fail what is registered
-        for place, text in run.tracker.pages(registered):
-            create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:

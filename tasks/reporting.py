@@ -1,0 +1,86 @@
+"""The tasks that tell: the report on disk, the pages of Prefect, the model card and the report in MLflow."""
+
+import base64
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from prefect import task
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from models import outcome, report
+from models.artifacts import Noun
+from models.card import card
+from models.errors import Undecided
+from models.figures import Evidence
+from models.gate import Choice, Verdict
+from models.promotion import Registered
+from models.recipe import Recipe
+from models.recipe_gate import GateMode
+from tasks.ledger import Ledger
+from tasks.run import Run, close
+from tasks.stages import Yardstick, calibrate, taxed
+
+
+class Findings(NamedTuple):
+    """What a run has found."""
+
+    candidates: list[Evidence]
+    choice: Choice
+    verdicts: list[Verdict]
+    yardstick: Yardstick
+    tested: Evidence | None = None
+
+
+@task(cache_policy=NO_CACHE, task_run_name="report for the approval")
+def show(run: Run, found: Findings, registered: Registered) -> None:
+    """Everything that `publish` tells, while a person still has to agree: nobody should answer unread."""
+    _tell(run, found, registered, "Before the approval: ")
+
+
+@task(cache_policy=NO_CACHE, task_run_name="report")
+def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]:
+    """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
+    tree, made = _tell(run, found, registered)
+    if registered.version:
+        _link(run, registered)
+    training, verdicts = isinstance(run.recipe, Recipe), found.verdicts
+    served = registered.alias != "challenger" or not training
+    proven = verdicts or not training  # who only asks for figures has them
+    exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
+    if isinstance(run.recipe, Recipe) and found.choice.decided and run.recipe.gate.mode is not GateMode.off:
+        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, outcome.decision(tree))
+    return close(run, made, exit_code)
+
+
+def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> tuple[dict[str, Any], list[Noun]]:
+    """Write the report, the card and the artifacts; return the report, and what it is made of."""
+    candidates, choice, verdicts, yardstick, tested = found
+    calibration = calibrate(run, yardstick.sources)
+    measured = taxed(run, candidates, choice)
+    registry = registered._asdict() if registered.version else None
+    tree = report.build(
+        run.recipe, candidates, choice, verdicts, yardstick.sources, calibration, measured, registry, run.seconds
+    )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    report.write(tree, candidates, tested, yardstick.pairs, run.folder)
+    if registry:
+        run.tracker.describe(registered, card(tree), run.folder)
+    text, picture = report.markdown(tree), run.folder / "frontier.png"
+    if picture.exists():
+        address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+        with suppress(Exception):  # the report lies on disk, whoever cannot be told of it
+            create_image_artifact(address, key="frontier", description=f"{when}Helpful against harmless")
+        text = text.replace("(frontier.png)", f"({address})")
+    with suppress(Exception):
+        create_markdown_artifact(text, key="candidates", description=f"{when}Candidates and decision")
+    known = [*candidates, *([tested] if tested else [])]
+    made = [yardstick.sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
+    return tree, [*made, *measured.values()]
+
+
+def _link(run: Run, registered: Registered) -> None:
+    """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
+    with suppress(Exception):  # neither a server that died nor a page that cannot be told must fail what is registered
+        for place, text in run.tracker.pages(registered):
+            create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
