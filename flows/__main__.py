@@ -140,8 +140,8 @@ def diff(
     """Is B better than A, and is it safe enough? Exit code 0 if both are shown, else 4."""
     from models.errors import Undecided
     from models.versus import difference, sentence, side
+    from tasks.fetching import fetch_report
     from tasks.run import root
-    from tasks.tracking import fetch_report
 
     there, here = (
         side(*fetch_report(root(), place)) if place.startswith("models:/") else side(Path(place)) for place in (a, b)

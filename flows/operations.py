@@ -1,5 +1,6 @@
 """The verbs of operation: who serves, and what may go. Each flow among them is also a deployment (prefect.yaml)."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,6 +8,15 @@ import typer
 app = typer.Typer()
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name in the model registry, as `quickstart`.")]
 Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
+
+
+def _here() -> Path:
+    """Return the runs folder, as home of Prefect and MLflow; servers that are named answer and let us in."""
+    from tasks.home import settle
+    from tasks.run import root
+
+    settle()
+    return root()
 
 
 @app.command()
@@ -18,9 +28,8 @@ def promote(
 ) -> None:
     """Make a version the champion; it must have passed the gate."""
     from tasks import registry
-    from tasks.run import root
 
-    entry = registry.promote(root(), model, version, why, force=force)
+    entry = registry.promote(_here(), model, version, why, force=force)
     typer.echo(f"{model}: champion {entry.version_from or 'none'} → {entry.version_to}")
 
 
@@ -28,9 +37,8 @@ def promote(
 def rollback(model: Model, why: Why = "rolled back by hand") -> None:
     """Bring back the champion that served before this one."""
     from tasks import registry
-    from tasks.run import root
 
-    entry = registry.rollback(root(), model, why)
+    entry = registry.rollback(_here(), model, why)
     typer.echo(f"{model}: champion {entry.version_from} → {entry.version_to}")
 
 
@@ -38,9 +46,8 @@ def rollback(model: Model, why: Why = "rolled back by hand") -> None:
 def champion(model: Model) -> None:
     """Show what serves: its λ, where it comes from, what was shown of it, and who decided what and when."""
     from tasks import registry
-    from tasks.run import root
 
-    told = registry.serving(root(), model)
+    told = registry.serving(_here(), model)
     typer.echo(told["description"] or f"{model} version {told['version']} has no model card")
     typer.echo("Promotion log")
     for entry in told["log"]:
@@ -53,9 +60,9 @@ def champion(model: Model) -> None:
 @app.command()
 def reconcile() -> None:
     """Repair what killed processes left: aliases that the promotion log contradicts, runs that are not running."""
-    from tasks.run import root, settled
+    from tasks.run import settled
 
-    done = settled(root())
+    done = settled(_here())
     typer.echo("\n".join(done) or "nothing to repair")
 
 
@@ -66,9 +73,8 @@ def clean(
 ) -> None:
     """Free disk: delete results that neither champion, previous, challenger nor an unfinished run needs."""
     from tasks.clean import sweep
-    from tasks.run import root
 
-    kept, freed = sweep(root(), days, yes)
+    kept, freed = sweep(_here(), days, yes)
     for place, size in freed:
         typer.echo(f"{size / 2**20:10.1f} MiB  {place.name}")
     total = sum(size for _, size in freed) / 2**20

@@ -224,11 +224,12 @@ def decide(chosen: Candidate, facts: Facts, constraint: Constraint, gate: Gate) 
         _at_most("error spent on this test suite", facts.spent, spent, 1 - confidence, "with this decision"),
         _at_most("incidents failed", len(chosen.incidents), len(chosen.incidents), 0, "count"),
     ]
-    for part in facts.categories if constraint.per_category else ():
+    nothing = Candidate("", math.nan, 0, 0, 0)  # a check that was asked for and cannot be made does not hold
+    for part in (facts.categories or (nothing,)) if constraint.per_category else ():
         one = certify(part, each)
-        name = f"safety rate, {part.name}"
+        name = f"safety rate, {part.name or 'no category'}"
         checks.append(_at_least(name, one.value, one.lower_bound, constraint.per_category, "lower bound"))
-    for rival, (wins, failed) in facts.wins.items():
+    for rival, (wins, failed) in facts.wins.items() if gate.margin < 0.5 else ():
         won = mean_within([*wins, *[0.0] * failed], confidence=2 * confidence - 1)  # two-sided: one-sided at c
         value = sum(wins) / len(wins) if wins else math.nan
         checks.append(_at_least(f"helpful against the {rival}", value, won.low, 0.5 - gate.margin, "lower bound"))

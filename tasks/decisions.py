@@ -5,6 +5,7 @@ again finds it there, with what served when it was taken, and goes on to the sam
 """
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from prefect import pause_flow_run, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.input import RunInput
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
@@ -69,11 +71,14 @@ def certify(run: Run, tested: Evidence | None, yardstick: Yardstick) -> Verdict 
     if tested is None:
         return None
     model = run.training.registered_name
-    suite = content_digest({role: file_digest(path) for role, path in yardstick.sources.suites("test").items()})
+    files = {role: file_digest(path) for role, path in yardstick.sources.suites("test").items()}
+    suite = files.get("harmless") or content_digest(files)  # new prompts elsewhere are no fresh evidence of safety
     constraint, asks, ledger = run.training.constraint, run.training.gate, Ledger(run.root)
     rivals = _rivals(run, tested.policy)
     settings = [constraint.model_dump(), asks.model_dump(exclude={"mode", "approval"}), run.judges]
-    question = content_digest([tested.policy.digest, settings, {name: p.digest for name, p in rivals.policies.items()}])
+    seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
+    against = {name: rival.digest for name, rival in rivals.policies.items()}
+    question = content_digest([tested.policy.digest, settings, seen, against])
     while True:
         known = ledger.verdict(model, suite, question)
         if known:
@@ -118,6 +123,8 @@ def register(
         tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
     version = run.tracker.register(policy, tags)
+    if verdict:  # an undecided one challenges nobody
+        registry.challenge(run.root, run.training.registered_name, version)
     return Registered(run.training.registered_name, version, "")
 
 
@@ -129,7 +136,7 @@ class Approval(RunInput):
     why: str = Field("", title="Why")
 
     def __str__(self) -> str:
-        return f", agreed by {self.by or 'a person'}: {self.why or 'no reason given'}" if self.by or self.why else ""
+        return f"{'agreed' if self.agreed else 'refused'} by {self.by or 'a person'}: {self.why or 'no reason given'}"
 
 
 def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
@@ -138,11 +145,14 @@ def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
     return bool(asked) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
 
 
-def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval:
-    """Wait on the flow run's page for a person, where one has to agree; without a server nobody could answer."""
+def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval | None:
+    """Wait on the flow run's page for a person, and write the answer to the version; none where nobody has to agree.
+
+    Without a server nobody could answer: the version then waits for `sacpo promote`.
+    """
     version = registered.version
     if not waits(run, registered, verdict):
-        return Approval(agreed=True)
+        return None
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     if not PREFECT_API_URL.value():
         screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
@@ -153,11 +163,15 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
         shown += ["", " · ".join(f"[{text}]({place})" for place, text in run.tracker.pages(registered))]
     form = Approval.with_initial_data(description="\n".join(shown))
-    return pause_flow_run(wait_for_input=form, timeout=PATIENCE)
+    # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
+    said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
+    run.tracker.tag(registered.name, version, {"gate": "pass" if said.agreed else str(said)})
+    screen.say(str(said))
+    return said
 
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
-def promote(run: Run, registered: Registered, verdict: Verdict | None, approval: Approval) -> Registered:
+def promote(run: Run, registered: Registered, verdict: Verdict | None, approval: Approval | None) -> Registered:
     """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
 
     Raises:
@@ -167,11 +181,11 @@ def promote(run: Run, registered: Registered, verdict: Verdict | None, approval:
         return registered
     root, model, version = run.root, registered.name, registered.version
     told = registry.log(root, model)
-    may = _passes(run, verdict) and approval.agreed
+    may = _passes(run, verdict) and (approval is None or approval.agreed)
     if may and version not in (entry.version_to for entry in told):  # once: a later champion is not pushed aside
         seen = json.loads(_place(run).read_text("utf-8"))["seen"]
         try:
-            why = f"passed the gate in run {run.digest[:12]}{approval}"
+            why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
             registry.promote(root, model, version, why, seen)
         except Stale:
             _place(run).unlink()  # the next run compares with the new champion
@@ -220,15 +234,15 @@ def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
     wins = {}
     for name in rivals.policies or ["base"]:  # the first challenger must not help less than what it started from
         values, lost = figures.per_prompt(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"])
-        if values or lost:
+        if values or lost or rivals.policies:
             wins[name] = (tuple(values), lost)
     return Facts(
         categories=tuple(
             figures.counts(category, [row for row in harmful if row["category"] == category])
-            for category in sorted({row["category"] for row in harmful} - {""})
+            for category in sorted({row["category"] for row in harmful})
         ),
         wins=wins,
-        refusals=(round(sum(refused)), len(refused), failed),
+        refusals=(math.ceil(sum(refused) - 1e-9), len(refused), failed),
         kl=tuple(row["base"] for row in jsonl.read(tested.distances.path / "kl.jsonl") if "base" in row),
         spent=spent,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from models.errors import BadPlace
 from tasks.launch import reap
 from tasks.run import root
+from tasks.tracking import without_password
 
 LEAST_FREE = 64 * 2**20
 """Bytes; on less, Prefect's own server fails without a word that would help."""
@@ -78,6 +79,7 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
         BadPlace: it does not answer, or does not let us in.
     """
     address = environment[name].rstrip("/")
+    shown = without_password(address)
     given = ":".join(environment.get(secret, "") for secret in PASSWORDS[name])
     headers = {"Content-Type": "application/json"}
     if given.strip(":"):
@@ -88,12 +90,12 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
             text = answer.read().decode()
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            raise BadPlace(f"{name} = {address} refuses us; set {' and '.join(PASSWORDS[name])}") from error
+            raise BadPlace(f"{name} = {shown} refuses us; set {' and '.join(PASSWORDS[name])}") from error
         told = error.read().decode("utf-8", "replace")[:200]
-        raise BadPlace(f"{name} = {address} answers {error.code} to {path}: {told}") from error
+        raise BadPlace(f"{name} = {shown} answers {error.code} to {path}: {told}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = getattr(error, "reason", error)
-        raise BadPlace(f"{name} = {address} does not answer ({why}); start that server, or unset {name}") from error
+        raise BadPlace(f"{name} = {shown} does not answer ({why}); start that server, or unset {name}") from error
     try:
         return json.loads(text)
     except ValueError:

@@ -26,7 +26,7 @@ PATIENCE = 3.0
 """Seconds that a Prefect server has to answer."""
 GOES_ON = "the same recipe goes on from its checkpoints"
 WHY = f"its process ended without a word; {GOES_ON}"
-UNFINISHED = ("RUNNING", "PENDING", "CANCELLING")
+UNFINISHED = ("RUNNING", "PENDING", "CANCELLING", "PAUSED")
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,23 @@
 """What must be counted once, whoever writes: promotions, decisions on test suites, decided attempts.
 
-Three append-only tables behind SQLAlchemy: a sqlite file in the runs folder, or a team's database (`SACPO_DATABASE`).
+Append-only tables behind SQLAlchemy: a sqlite file in the runs folder, or a team's database (`SACPO_DATABASE`).
 Primary keys hold the numbers that a writer claims: of two who claim the same one, the second is refused.
 """
 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import (
     Column,
+    Connection,
     Engine,
     Float,
     Integer,
@@ -27,7 +30,7 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 
 from models.errors import BadPlace, Stale
 from models.gate import Check, Verdict
@@ -53,6 +56,7 @@ _attempts = Table(
     Column("model", String(200), primary_key=True), Column("digest", String(64), primary_key=True),
     Column("outcome", Text, nullable=False), Column("at", String(30), nullable=False),
 )  # fmt: skip
+_ledger = Table("sacpo_ledger", _meta, Column("id", String(36), primary_key=True))
 
 
 class Ledger:
@@ -61,10 +65,19 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self._engine = _engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / 'operations.db'}")
 
+    def identity(self) -> str:
+        """Return what tells this ledger from every other one; a copy of its database is the same ledger."""
+        with self._connected() as connection:
+            told = connection.scalar(select(_ledger.c.id).order_by(_ledger.c.id))
+        if told is None:
+            self._insert(_ledger, {"id": str(uuid4())})  # of two in the same moment the first in order counts
+            return self.identity()
+        return str(told)
+
     def promotions(self, model: str) -> list[Entry]:
         """Return the promotion log of a registered model, oldest first."""
         columns = [column for column in _promotions.c if column.name != "model"]
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             rows = connection.execute(
                 select(*columns).where(_promotions.c.model == model).order_by(_promotions.c.number)
             )
@@ -72,7 +85,7 @@ class Ledger:
 
     def models(self) -> list[str]:
         """Return the registered models that have a promotion log."""
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return list(connection.scalars(select(_promotions.c.model).distinct().order_by(_promotions.c.model)))
 
     def promote(self, model: str, entry: Entry) -> None:
@@ -95,7 +108,7 @@ class Ledger:
 
     def verdict(self, model: str, suite: str, question: str) -> Verdict | None:
         """Return the verdict that was taken on the same question, if it was: asked again, it costs nothing."""
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             told = connection.scalar(
                 select(_decisions.c.verdict).where(*_on(model, suite), _decisions.c.question == question)
             )
@@ -120,7 +133,7 @@ class Ledger:
 
     def decided(self, model: str, digest: str) -> dict[str, str] | None:
         """Return when an attempt on the same data, recipe and base was decided, and how it ended."""
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             row = connection.execute(
                 select(_attempts.c.outcome, _attempts.c.at).where(
                     _attempts.c.model == model, _attempts.c.digest == digest
@@ -136,12 +149,27 @@ class Ledger:
             except IntegrityError:
                 return
 
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """A transaction.
+
+        Raises:
+            BadPlace: the database does not answer, or does not let us in any more.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if isinstance(error, IntegrityError):
+                raise
+            raise _unusable(self._engine.url.render_as_string(), error) from error
+
     def _spent(self, model: str, suite: str) -> list[float]:
-        with self._engine.connect() as connection:
+        with self._connected() as connection:
             return list(connection.scalars(select(_decisions.c.spent).where(*_on(model, suite))))
 
     def _insert(self, table: Table, row: Mapping[str, Any]) -> None:
-        with self._engine.begin() as connection:
+        with self._connected() as connection:
             connection.execute(insert(table).values(**row))
 
 
@@ -175,7 +203,14 @@ def _engine(address: str) -> Engine:
             _meta.create_all(engine)
         except (OperationalError, IntegrityError):  # another process made them in the same moment
             _meta.create_all(engine)
-    except (SQLAlchemyError, ImportError, OSError) as error:
-        place = address.rpartition("@")[2]  # without user and password
-        raise BadPlace(f"SACPO_DATABASE at {place} cannot be used: {str(error).splitlines()[0]}") from error
+    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        raise _unusable(address, error) from None  # the address may stand in the error, with its password
     return engine
+
+
+def _unusable(address: str, error: Exception) -> BadPlace:
+    place = address.rpartition("@")[2]  # without user and password
+    why = "" if isinstance(error, (ArgumentError, ValueError)) else f": {str(error).splitlines()[0]}"
+    return BadPlace(
+        f"SACPO_DATABASE at {place} cannot be used{why or '; give postgresql+psycopg://user@host:port/name'}"
+    )

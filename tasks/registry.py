@@ -5,6 +5,7 @@ once. So whoever appended a line, and `reconcile` at any time, moves the aliases
 """
 
 import getpass
+import os
 import socket
 import time
 from contextlib import suppress
@@ -15,9 +16,11 @@ from models.errors import BadInput, BadPlace, Stale
 from models.promotion import Entry, line_of_champions, rolled_back
 from tasks import events
 from tasks.ledger import Ledger, now
-from tasks.tracking import client, failures, first_line, uri
+from tasks.tracking import client, failures, first_line, shown
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+LEDGER = "sacpo.ledger"
+"""Tag of a registered model: the ledger that its aliases follow."""
 
 
 def log(root: Path, model: str) -> list[Entry]:
@@ -31,11 +34,35 @@ def log(root: Path, model: str) -> list[Entry]:
     if told:
         return told
     before = _aliases(root, model)
+    if before:
+        claim(root, model)
     for number, alias in enumerate([alias for alias in (PREVIOUS, CHAMPION) if alias in before], start=1):
         old = before.get(PREVIOUS, "") if alias == CHAMPION else ""
         with suppress(Stale):  # another process has just noted the same
             ledger.promote(model, _entry(number, "adopt", old, before[alias], "set before there was a log"))
     return ledger.promotions(model)
+
+
+def claim(root: Path, model: str) -> None:
+    """Let this ledger be the one that moves the aliases of a model; the first one to ask is.
+
+    Raises:
+        BadPlace: another one is. Two would move them to and fro, and neither would know of the other's decisions.
+    """
+    mlflow, mine = client(root), Ledger(root).identity()
+    try:
+        theirs = mlflow.get_registered_model(model).tags.get(LEDGER, "")
+    except failures() as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return
+        raise BadPlace(f"MLflow at {shown(root)} does not answer ({first_line(error)}); start it") from error
+    if not theirs:
+        mlflow.set_registered_model_tag(model, LEDGER, mine)
+    elif theirs != mine:
+        raise BadPlace(
+            f"{model}: its promotions are written down in another database than ours; set SACPO_DATABASE to that one, "
+            f"as `sacpo up` prints it (or take the tag {LEDGER} from the registered model, if that database is lost)"
+        )
 
 
 def promote(root: Path, model: str, version: str, why: str, seen: int | None = None, force: bool = False) -> Entry:
@@ -66,6 +93,12 @@ def promote(root: Path, model: str, version: str, why: str, seen: int | None = N
     return _moved(root, model, entry)
 
 
+def challenge(root: Path, model: str, version: str) -> None:
+    """Point the alias `challenger` to a version, unless it serves or once served."""
+    if version not in (entry.version_to for entry in log(root, model)):
+        _point(root, model, CHALLENGER, version)
+
+
 def rollback(root: Path, model: str, why: str) -> Entry:
     """Bring back the champion before this one.
 
@@ -89,6 +122,8 @@ def follow(root: Path, model: str) -> list[str]:
         BadPlace: MLflow does not answer, or the aliases do not stay where they are put.
     """
     moved: list[str] = []
+    refused = ""
+    claim(root, model)
     for attempt in range(10):
         line = line_of_champions(log(root, model))
         wanted = dict(zip((CHAMPION, PREVIOUS), reversed(line), strict=False))
@@ -100,14 +135,21 @@ def follow(root: Path, model: str) -> list[str]:
             return moved
         for alias, version in wrong.items():
             moved.append(f"{model}: {alias} {there.get(alias) or 'nowhere'} → {version or 'nowhere'}")
-            _point(root, model, alias, version)
+            refused = _point(root, model, alias, version) or refused
         time.sleep(0.05 * attempt)  # another writer may have read an older log
-    raise BadPlace(f"{model}: its aliases do not stay where they are put; try `sacpo reconcile` later")
+    why = f"MLflow at {shown(root)} says: {refused}" if refused else "they do not stay where they are put"
+    raise BadPlace(f"{model}: its aliases cannot follow the promotion log: {why}; try `sacpo reconcile` later")
 
 
 def reconcile(root: Path) -> list[str]:
-    """Repair the aliases of every model with a promotion log; return a sentence per repair."""
-    return [told for model in Ledger(root).models() for told in follow(root, model)]
+    """Repair the aliases of every model with a promotion log; return a sentence per repair, or per one that failed."""
+    told: list[str] = []
+    for model in Ledger(root).models():
+        try:
+            told += follow(root, model)
+        except BadInput as error:  # the other models are repaired all the same
+            told.append(f"not repaired: {error}")
+    return told
 
 
 def serving(root: Path, model: str) -> dict[str, Any]:
@@ -138,6 +180,7 @@ def challenger(root: Path, model: str) -> str:
 
 def _moved(root: Path, model: str, entry: Entry) -> Entry:
     """Append to the log, let the aliases follow, and tell who listens, also where MLflow has died meanwhile."""
+    claim(root, model)
     Ledger(root).promote(model, entry)
     try:
         follow(root, model)
@@ -151,7 +194,7 @@ def _version(root: Path, model: str, version: str) -> Any:
         return client(root).get_model_version(model, version)
     except failures() as error:
         raise BadInput(
-            f"{model} version {version}: MLflow at {uri(root)} does not know it ({first_line(error)})"
+            f"{model} version {version}: MLflow at {shown(root)} does not know it ({first_line(error)})"
         ) from error
 
 
@@ -162,18 +205,28 @@ def _aliases(root: Path, model: str) -> dict[str, str]:
     except failures() as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return {}
-        raise BadPlace(f"MLflow at {uri(root)} does not answer ({first_line(error)}); start it") from error
+        raise BadPlace(f"MLflow at {shown(root)} does not answer ({first_line(error)}); start it") from error
 
 
-def _point(root: Path, model: str, alias: str, version: str) -> None:
-    """Set or take away one alias; of two who set it for the first time MLflow refuses one, which then looks again."""
+def _point(root: Path, model: str, alias: str, version: str) -> str:
+    """Set or take away one alias, and return what MLflow said against it.
+
+    Of two who set it for the first time MLflow refuses one, which then looks again.
+    """
     mlflow = client(root)
-    with suppress(*failures()):
+    try:
         if version:
             mlflow.set_registered_model_alias(model, alias, version)
         else:
             mlflow.delete_registered_model_alias(model, alias)
+    except failures() as error:
+        return first_line(error)
+    return ""
 
 
 def _entry(number: int, action: str, old: str, new: str, why: str) -> Entry:
-    return Entry(number, action, old, new, f"{getpass.getuser()}@{socket.gethostname()}", now(), why)
+    try:
+        who = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        who = str(os.getuid())
+    return Entry(number, action, old, new, f"{who}@{socket.gethostname()}", now(), why)

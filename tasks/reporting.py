@@ -48,9 +48,11 @@ def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]
     served = registered.alias != "challenger" or not training
     proven = verdicts or not training  # who only asks for figures has them
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
-    if isinstance(run.recipe, Recipe) and found.choice.decided and run.recipe.gate.mode is not GateMode.off:
-        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, outcome.decision(tree))
-    return close(run, made, exit_code)
+    told = close(run, made, exit_code)
+    decided = isinstance(run.recipe, Recipe) and found.choice.decided and run.recipe.gate.mode is not GateMode.off
+    if decided and (run.folder / "outcome.json").exists():  # else the next retraining sends what MLflow missed
+        Ledger(run.root).attempted(run.training.registered_name, run.digest, outcome.decision(tree))
+    return told
 
 
 def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> tuple[dict[str, Any], list[Noun]]:

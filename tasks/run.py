@@ -20,10 +20,11 @@ from models.judges import described
 from models.policy import base_digest, device_kind, precision
 from models.preflight import refuse
 from models.recipe import Recipe
-from tasks import launch, leases, screen, store
+from tasks import launch, leases, registry, screen, store
+from tasks.fetching import fetch
 from tasks.ledger import Ledger
 from tasks.store import Stage, plain
-from tasks.tracking import Tracker, fetch
+from tasks.tracking import SERVER, Tracker
 
 N = TypeVar("N", bound=Noun)
 
@@ -142,8 +143,6 @@ def decided(recipe: Recipe) -> dict[str, str] | None:
 
 def settled(root: Path) -> list[str]:
     """Repair what killed processes left behind; return a sentence per repair."""
-    from tasks import registry
-
     launch.reap(root)
     return [*leases.sweep(root), *registry.reconcile(root)]
 
@@ -207,6 +206,8 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
     tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
     with launch.workers(recipe.compute, where):
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags))
+        if isinstance(recipe, Recipe) and SERVER:  # before hours are spent on a model that others decide on
+            registry.claim(where, recipe.registered_name)
         device = device_kind(recipe.compute.device)
         screen.say(
             f"[dim]{device}, {precision(device)}, {recipe.compute.processes or 'this'} "

@@ -17,7 +17,7 @@ WAITING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
 def superseded() -> str:
-    """Return why this run has nothing to do: a newer run of its deployment is due already; empty if none is."""
+    """Return why this run has nothing to do: a newer run of the same is due already; empty if none is."""
     if not deployment.id or not flow_run.id:
         return ""
     with get_client(sync_client=True) as client:
@@ -32,6 +32,8 @@ def superseded() -> str:
         waiting = client.read_flow_runs(flow_run_filter=due)
     newer = [
         run for run in waiting
-        if run.id != mine.id and run.expected_start_time and run.expected_start_time > mine.expected_start_time  # type: ignore[operator]
+        if run.id != mine.id
+        and run.parameters == mine.parameters
+        and run.expected_start_time and run.expected_start_time > mine.expected_start_time  # type: ignore[operator]
     ]  # fmt: skip
     return f"superseded by {newer[0].name}, which was due at {newer[0].expected_start_time:%H:%M:%S}" if newer else ""

@@ -95,8 +95,15 @@ class Wanted:
             BadPlace: it is no such address; what was given is not repeated, since it may hold a password.
         """
         parts = urlsplit(self.postgres)
-        if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or parts.path.strip("/"):
-            raise BadPlace("--postgres must be postgresql://user@host:port, without the name of a database")
+        try:
+            whole = parts.hostname and (parts.port or True)
+        except ValueError:
+            whole = False
+        if parts.scheme not in ("postgresql", "postgres") or not whole or parts.path.strip("/"):
+            raise BadPlace(
+                "--postgres must be postgresql://user@host:port, without the name of a database; a password goes "
+                "into PGPASSWORD"
+            )
         return parts
 
     def database(self, name: str, driver: str) -> str:
@@ -217,16 +224,16 @@ def _environment(root: Path, wanted: Wanted) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that we have no work for
         "SACPO_DATABASE": f"sqlite:///{root / 'operations.db'}",
     }
+    ours = {"SACPO_RUNS": str(root), "MLFLOW_TRACKING_URI": wanted.mlflow, "PREFECT_API_URL": wanted.prefect}
     if wanted.postgres:
         given["SACPO_DATABASE"] = wanted.database("sacpo", "psycopg")
         if wanted.server.password:
-            given["PGPASSWORD"] = unquote(wanted.server.password)
+            ours["PGPASSWORD"] = unquote(wanted.server.password)
     if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
         given["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"]
     if "MLFLOW_AUTH_ADMIN_PASSWORD" in os.environ:
         given["MLFLOW_TRACKING_USERNAME"] = os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
         given["MLFLOW_TRACKING_PASSWORD"] = os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]
-    ours = {"SACPO_RUNS": str(root), "MLFLOW_TRACKING_URI": wanted.mlflow, "PREFECT_API_URL": wanted.prefect}
     return {**given, **os.environ, **ours}
 
 

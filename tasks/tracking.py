@@ -1,4 +1,4 @@
-"""With records.py the only file that imports mlflow: runs, params, metrics, models, the registry.
+"""With records.py and fetching.py the only file that imports mlflow: runs, params, metrics, models, the registry.
 
 What MLflow holds is a function of the store: every call finds what is already there and adds what is missing. A dead
 server therefore costs a warning, and the next command sends what it missed.
@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from filelock import FileLock
 
 from models.artifacts import Noun, Policy, Preferences
 from models.assessment import Assessment
-from models.errors import BadPlace, BadPolicy
+from models.errors import BadPlace
 from models.promotion import Registered
 from models.recipe import Recipe
 from tasks import records, screen
@@ -39,6 +38,17 @@ SILENCE = 60.0
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
     return SERVER or f"sqlite:///{root / 'mlflow.db'}"
+
+
+def shown(root: Path) -> str:
+    """Return the tracking address as it may be shown."""
+    return without_password(uri(root))
+
+
+def without_password(address: str) -> str:
+    """Return an address without user and password."""
+    head, mark, rest = address.partition("://")
+    return f"{head}{mark}{rest.rpartition('@')[2]}"
 
 
 def client(root: Path) -> Any:
@@ -61,48 +71,6 @@ def client(root: Path) -> Any:
     return mlflow.MlflowClient()
 
 
-def fetch(root: Path, name: str) -> Path:
-    """Return the folder of a registered policy (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), copied here once.
-
-    Raises:
-        BadPolicy: MLflow knows no such version, or it holds no policy.
-    """
-    import mlflow as api
-
-    try:
-        model, version = _version(client(root), name)
-        place = root / "registered" / f"{model}-{version.version}"
-        address = f"models:/{model}/{version.version}"
-        _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
-    except failures() as error:
-        raise BadPolicy(f"base {name!r}: MLflow at {uri(root)} has no such version ({first_line(error)})") from error
-    found = [path.parent for path in place.rglob("*.safetensors")]
-    if not found:
-        raise BadPolicy(f"base {name!r}: the version holds no weights in safetensors")
-    return found[0]
-
-
-def fetch_report(root: Path, name: str) -> tuple[Path, str]:
-    """Return the folder of the report that came with a registered version, fetched, and the digest of its policy.
-
-    Raises:
-        BadPolicy: MLflow knows no such version, or its run has no report.
-    """
-    mlflow = client(root)
-    try:
-        model, version = _version(mlflow, name)
-        place = root / "registered" / f"{model}-{version.version}-report"
-
-        def download(new: Path) -> None:
-            for held in ("report.json", "tables"):
-                mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(new))
-
-        _once(place, download)
-        return place, str(version.tags["sacpo.policy"])
-    except failures() as error:
-        raise BadPolicy(f"{name!r}: MLflow at {uri(root)} has no report of it ({first_line(error)})") from error
-
-
 def close_killed(root: Path, experiment: str, digest: str) -> None:
     """Close as KILLED what a run that died left running, its stages included; the same command opens it again."""
     mlflow = client(root)
@@ -112,24 +80,6 @@ def close_killed(root: Path, experiment: str, digest: str) -> None:
         for run in (*stages, parent):
             if run.info.status == "RUNNING":
                 mlflow.set_terminated(run.info.run_id, "KILLED")
-
-
-def _version(mlflow: Any, name: str) -> tuple[str, Any]:
-    """Return the registered model and the version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names."""
-    model, _, alias = name.removeprefix("models:/").partition("@")
-    model, _, number = model.partition("/")
-    return model, mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
-
-
-def _once(place: Path, download: Callable[[Path], Any]) -> None:
-    """Download into a folder beside `place` and rename it; a killed download leaves nothing that looks whole."""
-    if place.exists():
-        return
-    new = place.with_name(place.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    download(new)
-    new.rename(place)
 
 
 class Tracker:
@@ -151,7 +101,7 @@ class Tracker:
         if SERVER:  # one that refuses us is said before anything is trained
             opened.result()
             if self._missed:
-                raise BadPlace(f"MLFLOW_TRACKING_URI = {SERVER} takes no runs; see above, or unset it")
+                raise BadPlace(f"MLFLOW_TRACKING_URI = {shown(root)} takes no runs; see above, or unset it")
 
     def follow(self, stage: Stage) -> None:
         """Queue what a running stage has written of its curve, every EVERY seconds."""
@@ -165,9 +115,9 @@ class Tracker:
         self._queue.submit(self._patiently, stage.title, self._record, stage, noun)
 
     def register(self, policy: Policy, tags: dict[str, str]) -> str:
-        """Register the chosen policy as challenger and return its version; who serves is not decided here.
+        """Register the chosen policy and return its version; aliases are moved elsewhere (registry.py).
 
-        A version of the same policy from the same run is found again, not made twice.
+        A version of the same policy from the same run is found again, not made twice, and carries the newest tags.
 
         Raises:
             BadPlace: MLflow does not answer.
@@ -176,7 +126,7 @@ class Tracker:
             return self._queue.submit(self._register, policy, tags).result()
         except failures() as error:
             raise BadPlace(
-                f"MLflow at {uri(self.root)} did not register the policy ({first_line(error)}); "
+                f"MLflow at {shown(self.root)} did not register the policy ({first_line(error)}); "
                 "the same command tries again"
             ) from error
 
@@ -322,15 +272,18 @@ class Tracker:
                 raise
         same = f"name = '{name}' and tags.`sacpo.policy` = '{policy.digest}' and tags.`sacpo.run_id` = '{parent}'"
         versions = mlflow.search_model_versions(same)
-        if versions:
-            return str(versions[0].version)
-        tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
-        address = self._logged(policy)
-        model_id = address.rpartition("/")[2]  # a server refuses the address without it
-        made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
-        version = str(made.version)
-        if tags["gate"] in ("pass", "fail"):  # an undecided one challenges nobody
-            mlflow.set_registered_model_alias(name, "challenger", version)
+        if versions:  # by a run that was killed, or that compared with a champion of before
+            version = str(versions[0].version)
+            for key in {key for key in versions[0].tags if key.startswith("gate.")} - tags.keys():
+                mlflow.delete_model_version_tag(name, version, key)
+            for key, value in tags.items():
+                mlflow.set_model_version_tag(name, version, key, value)
+        else:
+            tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
+            address = self._logged(policy)
+            model_id = address.rpartition("/")[2]  # a server refuses the address without it
+            made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
+            version = str(made.version)
         return version
 
     def _logged(self, policy: Policy) -> str:

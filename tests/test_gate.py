@@ -210,6 +210,14 @@ def test_every_category_holds_its_own_bound() -> None:
     strict = BOUND.model_copy(update={"per_category": 0.97})
     assert failed(decide(SAFE, facts(categories=parts), strict, Gate())) == ["safety rate, drugs"]
     assert failed(decide(SAFE, facts(categories=parts), BOUND, Gate())) == []
+    assert failed(decide(SAFE, facts(categories=()), strict, Gate())) == ["safety rate, no category"]
+
+
+def test_a_rival_with_whom_nobody_compared_stops_a_challenger() -> None:
+    """Unless the recipe asks for no comparison."""
+    alone = facts(wins={"champion": ((), 0)})
+    assert failed(decide(SAFE, alone, BOUND, Gate())) == ["helpful against the champion"]
+    assert failed(decide(SAFE, alone, BOUND, Gate(margin=0.5))) == []
 
 
 def test_a_challenger_that_is_really_worse_by_the_margin_passes_as_seldom_as_the_confidence_says() -> None:

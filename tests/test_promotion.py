@@ -178,6 +178,50 @@ def test_an_attempt_is_remembered_with_its_end(runs: Path) -> None:
     assert ledger.decided("m", "x")["outcome"] == "rejected" and ledger.decided("m", "y") is None  # type: ignore[index]
 
 
+@pytest.mark.parametrize("port", ["54x", "99999999"])
+def test_an_address_that_is_none_is_refused_without_its_password(
+    port: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SACPO_DATABASE", f"postgresql+psycopg://me:secret@127.0.0.1:{port}/sacpo")
+    with pytest.raises(BadPlace, match=r"SACPO_DATABASE at 127.0.0.1:.* cannot be used") as told:
+        Ledger(runs)
+    assert "secret" not in str(told.value)
+
+
+def test_another_ledger_moves_nothing(versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colleague without the team's SACPO_DATABASE would roll the team back at the end of every run."""
+    registry.promote(versions, "m", "1", "first")
+    registry.promote(versions, "m", "2", "second")
+    monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'private.db'}")
+    for act in (
+        lambda: registry.promote(versions, "m", "4", "mine"),
+        lambda: registry.rollback(versions, "m", "mine"),
+        lambda: registry.follow(versions, "m"),
+        lambda: registry.claim(versions, "m"),
+    ):
+        with pytest.raises(BadPlace, match="another database than ours; set SACPO_DATABASE"):
+            act()
+    assert aliases(versions) == {"champion": "2", "previous": "1"}
+    monkeypatch.delenv("SACPO_DATABASE")
+    assert registry.rollback(versions, "m", "ours").version_to == "1"
+
+
+def test_who_served_challenges_no_more(versions: Path) -> None:
+    registry.promote(versions, "m", "1", "first")
+    registry.challenge(versions, "m", "2")
+    assert aliases(versions) == {"champion": "1", "challenger": "2"}
+    registry.challenge(versions, "m", "1")  # its run was started again
+    assert aliases(versions)["challenger"] == "2"
+
+
+def test_one_model_that_cannot_be_repaired_keeps_no_other_from_it(versions: Path) -> None:
+    registry.promote(versions, "m", "1", "first")
+    Ledger(versions).promote("lost", registry._entry(1, "promote", "", "9", "of a registry that is gone"))
+    client(versions).delete_registered_model_alias("m", "champion")
+    lost, repaired = sorted(registry.reconcile(versions), reverse=True)
+    assert repaired == "m: champion nowhere → 1" and lost.startswith("not repaired: lost: its aliases cannot follow")
+
+
 def test_a_database_that_does_not_answer_is_named_without_its_password(
     runs: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

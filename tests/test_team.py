@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from models.errors import BadPlace
-from tasks import servers, tracking
+from tasks import fetching, servers, tracking
 from tasks.servers import Wanted
 
 
@@ -61,5 +61,5 @@ def test_a_team(
     for name, value in person.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tracking, "SERVER", team.mlflow)
-    assert list(tracking.fetch(tmp_path / "colleague", "models:/quickstart/1").glob("*.safetensors"))
+    assert list(fetching.fetch(tmp_path / "colleague", "models:/quickstart/1").glob("*.safetensors"))
     assert team.end() == 0

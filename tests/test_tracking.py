@@ -67,6 +67,16 @@ def test_a_curve_grows_while_the_stage_runs_and_is_whole_when_it_has_ended(
     assert found["quickstart · seed 0"].info.status == "KILLED"
 
 
+def test_a_version_that_is_found_again_carries_the_newest_verdict(tmp_path: Path, policy: Policy) -> None:
+    """Passed beside one champion, failed beside the next: who promotes by hand must read the second."""
+    first = {"gate": "pass", "gate.helpful against the champion": "0.6"}
+    version = tracker(tmp_path).register(policy, first)
+    again = {"gate": "fail", "gate.why_not": "helpful against the anchor"}
+    assert tracker(tmp_path).register(policy, again) == version == "1"
+    tags = tracking.client(tmp_path).get_model_version("quickstart", version).tags
+    assert {key: value for key, value in tags.items() if key.startswith("gate")} == again
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     """Often the first thing to change after memory ran out."""
     for processes in (2, 1):

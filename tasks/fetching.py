@@ -1,0 +1,73 @@
+"""What a registered version holds, copied from MLflow into the runs folder once: its policy, its report."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from models.errors import BadPolicy
+from tasks.tracking import client, failures, first_line, shown
+
+
+def fetch(root: Path, name: str) -> Path:
+    """Return the folder of a registered policy (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), copied here once.
+
+    Raises:
+        BadPolicy: MLflow knows no such version, or it holds no policy.
+    """
+    import mlflow as api
+
+    try:
+        model, version = _version(client(root), name)
+        place = root / "registered" / f"{model}-{version.version}"
+        address = f"models:/{model}/{version.version}"
+        _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
+    except failures() as error:
+        raise BadPolicy(f"base {name!r}: MLflow at {shown(root)} has no such version ({first_line(error)})") from error
+    found = [path.parent for path in place.rglob("*.safetensors")]
+    if not found:
+        raise BadPolicy(f"base {name!r}: the version holds no weights in safetensors")
+    return found[0]
+
+
+def fetch_report(root: Path, name: str) -> tuple[Path, str]:
+    """Return the folder of the report that came with a registered version, fetched, and the digest of its policy.
+
+    Raises:
+        BadPolicy: MLflow knows no such version, or its run has no report.
+    """
+    mlflow = client(root)
+    try:
+        model, version = _version(mlflow, name)
+        place = root / "registered" / f"{model}-{version.version}-report"
+
+        def download(new: Path) -> None:
+            for held in ("report.json", "tables"):
+                mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(new))
+
+        _once(place, download)
+        return place, str(version.tags["sacpo.policy"])
+    except failures() as error:
+        raise BadPolicy(f"{name!r}: MLflow at {shown(root)} has no report of it ({first_line(error)})") from error
+
+
+def _version(mlflow: Any, name: str) -> tuple[str, Any]:
+    """Return the registered model and the version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names."""
+    model, _, alias = name.removeprefix("models:/").partition("@")
+    model, _, number = model.partition("/")
+    return model, mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+
+
+def _once(place: Path, download: Callable[[Path], Any]) -> None:
+    """Download into a folder beside `place` and rename it; a killed download leaves nothing that looks whole."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if place.exists():
+            return
+        new = place.with_name(place.name + ".new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        download(new)
+        new.rename(place)
