@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,10 +135,19 @@ def form(page: Any, day: Day, name: str) -> None:
 
 
 def submit(page: Any) -> None:
-    """Submit a form; the page takes a moment to check what was typed, and does nothing before."""
-    page.wait_for_timeout(2000)
-    page.get_by_role("button", name="Submit").click()
-    page.get_by_text("scheduled to start now").wait_for()
+    """Submit a form."""
+    press(page.get_by_role("button", name="Submit"), page.get_by_text("scheduled to start now"), "visible")
+
+
+def press(button: Any, then: Any, state: str) -> None:
+    """Press until something happens: the page takes a while to check what was typed, and does nothing before."""
+    for _ in range(4):
+        button.page.wait_for_timeout(2000)
+        button.click()
+        with suppress(playwright.TimeoutError):
+            then.wait_for(state=state, timeout=20_000)
+            return
+    raise AssertionError(button.page.inner_text("body"))
 
 
 def approve(page: Any) -> None:
@@ -150,9 +160,7 @@ def approve(page: Any) -> None:
     asked.get_by_role("switch").click()
     asked.locator("textarea").first.fill("Ada")
     asked.locator("textarea").last.fill("read the card")
-    page.wait_for_timeout(2000)  # the page takes a moment to check what was typed, and does nothing before
-    asked.get_by_role("button", name="Resume").click()
-    asked.wait_for(state="hidden")
+    press(asked.get_by_role("button", name="Resume"), asked, "hidden")
 
 
 def test_a_run_from_the_form(page: Any, day: Day) -> None:
