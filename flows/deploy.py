@@ -84,7 +84,7 @@ def serve_all(limit: int) -> None:
                 triggers=entry.get("triggers"),
                 description=entry["description"],
                 tags=entry["tags"],
-                concurrency_limit=entry["concurrency_limit"]["limit"],
+                concurrency_limit=(entry.get("concurrency_limit") or {}).get("limit"),
                 enforce_parameter_schema=True,
             )
         )

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -85,9 +86,17 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     if given.strip(":"):
         headers["Authorization"] = f"Basic {base64.b64encode(given.encode()).decode()}"
     data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address + path, data, headers)
     try:
-        with urllib.request.urlopen(urllib.request.Request(address + path, data, headers), timeout=30) as answer:
-            text = answer.read().decode()
+        for patience in (1, 2, 4, 8, 0):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    text = answer.read().decode()
+                break
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not patience:  # Prefect's sqlite is locked for a moment now and then
+                    raise
+                time.sleep(patience)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise BadPlace(f"{name} = {shown} refuses us; set {' and '.join(PASSWORDS[name])}") from error

@@ -317,9 +317,14 @@ def _worker(root: Path, environment: dict[str, str]) -> Child:
 
 
 def _pool(environment: dict[str, str]) -> None:
-    known = ask("PREFECT_API_URL", "/work_pools/filter", environment, {})
-    if POOL not in [pool["name"] for pool in known]:
-        ask("PREFECT_API_URL", "/work_pools/", environment, {"name": POOL, "type": "process"})
+    """Make the work pool, and in it the queue of trainings: one at a time, unless somebody changed that."""
+    pools, queues = "/work_pools", f"/work_pools/{POOL}/queues"
+    for made, path, look in (
+        ({"name": POOL, "type": "process"}, f"{pools}/", f"{pools}/filter"),
+        ({"name": "training", "concurrency_limit": 1}, queues, f"{queues}/filter"),
+    ):
+        if made["name"] not in [one["name"] for one in ask("PREFECT_API_URL", look, environment, {})]:
+            ask("PREFECT_API_URL", path, environment, made)
 
 
 def _look(wanted: Wanted) -> None:
