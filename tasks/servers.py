@@ -346,6 +346,8 @@ def _look(wanted: Wanted) -> None:
 
 
 def _free(port: int, option: str) -> None:
+    if not 0 < port < 65536:
+        raise BadPlace(f"{option} {port} is no port; choose one from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that closed a moment ago is free
         try:
