@@ -5,6 +5,7 @@ process, without a worker.
 """
 
 import os
+import signal
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -56,6 +57,7 @@ def serve_all(limit: int) -> None:
     Raises:
         BadPlace: no Prefect server is named, or it does not answer.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     settle()
     os.environ["SACPO_RUNS"] = str(root())  # from here on we are in the checkout
     os.chdir(CHECKOUT)

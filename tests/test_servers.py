@@ -127,7 +127,7 @@ def test_one_person_from_up_to_a_restored_backup(
     known |= {"MLFLOW_TRACKING_PASSWORD": "battery-staple", "SACPO_RUNS": str(runs), **second.addresses}
     serving = subprocess.Popen([sys.executable, "-m", "flows", "serve"], env=os.environ | known, cwd=ROOT)
     assert finished(api, "reconcile", "team:correct-horse")["state"]["type"] == "COMPLETED"  # up had no worker
-    serving.send_signal(signal.SIGINT)
+    serving.terminate()
     serving.wait(60)
 
     backup = tmp_path / "elsewhere" / "runs"
