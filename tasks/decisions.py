@@ -60,6 +60,7 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
     if not (choice.name and choice.decided) or run.training.gate.mode is GateMode.off:
         return None
     told = named(choice.name, candidates)
+    _forget_former_champion(run, told.policy)
     rivals = _rivals(run, told.policy).policies
     answers, verdicts = judged(run, told.policy, {"base": yardstick.base, **rivals}, yardstick, "test")
     return told._replace(answers=answers, verdicts=verdicts)
@@ -219,6 +220,18 @@ def _rivals(run: Run, challenger: Policy) -> Rivals:
             known = {challenger.digest, *(other.digest for other in policies.values())}
             policies |= {name: policy} if policy.digest not in known else {}
     return Rivals(said["seen"], policies)
+
+
+def _forget_former_champion(run: Run, challenger: Policy) -> None:
+    """Compare anew if somebody moved the champion since a run that was killed asked what served.
+
+    Not if the run itself has moved it: the verdict that let it would be asked for again.
+    """
+    with suppress(FileNotFoundError):
+        seen, model = json.loads(_place(run).read_text("utf-8"))["seen"], run.training.registered_name
+        later = {entry.version_to for entry in registry.log(run.root, model)[seen:]}
+        if later and challenger.digest not in (registry.policy(run.root, model, version) for version in later):
+            _place(run).unlink()
 
 
 def _place(run: Run) -> Any:

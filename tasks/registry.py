@@ -173,6 +173,11 @@ def serving(root: Path, model: str) -> dict[str, Any]:
     }
 
 
+def policy(root: Path, model: str, version: str) -> str:
+    """Return the digest of a version's policy; empty for one that was not made here."""
+    return str(_version(root, model, version).tags.get("sacpo.policy", ""))
+
+
 def challenger(root: Path, model: str) -> str:
     """Return the version that waits for a decision, or an empty string."""
     return _aliases(root, model).get(CHALLENGER, "")

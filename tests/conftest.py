@@ -40,13 +40,13 @@ Dialogue = tuple[str, str, str]
 """Prompt, chosen, rejected."""
 PASSWORD = "only for the tests"
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
-LONGEST = ("test_walk", "test_run", "test_death", "test_operations", "test_evaluate", "test_servers", "test_team")
+LONGEST = ("walk", "run", "death", "operations", "evaluate", "servers", "approval", "team")
 """Files that take a minute or more."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files, so that two processes that share the files end at about the same time."""
-    place = {name: number for number, name in enumerate(LONGEST)}
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: in a file nothing moves
 
 

@@ -1,0 +1,94 @@
+"""A person has to agree: what they answer binds, and a death or another champion meanwhile is no obstacle."""
+
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+
+from tasks import leases, registry, tracking
+
+ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.approval=true"]
+
+
+@pytest.fixture
+def runs(runs: Path, undisturbed: Path) -> Path:
+    """A runs folder in which version 1 serves."""
+    shutil.copytree(undisturbed, runs)
+    return runs
+
+
+def paused(client: SyncPrefectClient, process: "subprocess.Popen[str]", runs: Path) -> UUID:
+    """Wait until a command asks a person, and return its flow run."""
+    while process.poll() is None:
+        for path in runs.glob("leases/*.json"):
+            lease = leases._read(path)
+            if lease and lease.pid == process.pid and lease.run:
+                state = client.read_flow_run(UUID(lease.flow_run)).state
+                if state and state.is_paused():
+                    return UUID(lease.flow_run)
+        time.sleep(0.2)
+    raise AssertionError(process.communicate()[0])
+
+
+def answer(client: SyncPrefectClient, flow_run: UUID, agreed: bool) -> None:
+    """Answer as the page does."""
+    said = {"agreed": agreed, "by": "Ada", "why": "read the card"}
+    told = client._client.post(f"/flow_runs/{flow_run}/resume", json={"run_input": said})
+    assert told.json()["status"] == "ACCEPT", told.text
+
+
+def tags(runs: Path, version: str) -> dict[str, Any]:
+    return dict(tracking.client(runs).get_model_version("quickstart", version).tags)
+
+
+def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
+    prefect: str, start: Callable[..., "subprocess.Popen[str]"], runs: Path, small: list[str]
+) -> None:
+    with SyncPrefectClient(prefect) as client:
+        first = start("run", "quickstart", changes=[*small, *ASKS])
+        asked = paused(client, first, runs)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert tags(runs, "2")["gate"] == "waits for approval"
+
+        mlflow = tracking.client(runs)  # meanwhile somebody else's version serves, which happens to be version 1 again
+        source = mlflow.get_model_version("quickstart", "1")
+        mlflow.create_model_version("quickstart", source.source, source.run_id, tags={"gate": "pass"})
+        registry.promote(runs, "quickstart", "3", "a colleague's")
+
+        again = start("run", "quickstart", changes=[*small, *ASKS])
+        asked_again = paused(client, again, runs)
+        state = client.read_flow_run(asked).state
+        assert state and state.is_crashed()  # found by the second one
+        answer(client, asked_again, agreed=True)
+        out, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, out
+    assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
+    assert "agreed by Ada: read the card" in registry.log(runs, "quickstart")[-1].why
+    assert tags(runs, "2")["gate"] == "pass"
+
+
+def test_a_refusal_binds(
+    prefect: str,
+    start: Callable[..., "subprocess.Popen[str]"],
+    run: Callable[..., tuple[int, str]],
+    runs: Path,
+    small: list[str],
+) -> None:
+    with SyncPrefectClient(prefect) as client:
+        process = start("run", "quickstart", changes=[*small, "gate.approval=true"])
+        answer(client, paused(client, process, runs), agreed=False)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 4 and "Nothing was promoted" in " ".join(out.split()), out
+    assert tags(runs, "2")["gate"] == "refused by Ada: read the card"
+    code, out = run("promote", "quickstart", "2", changes=[])
+    assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
+    code, out = run("promote", "quickstart", "2", "--force", changes=[])
+    assert code == 0 and registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "2"]
