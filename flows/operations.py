@@ -116,6 +116,7 @@ def up(
 ) -> None:
     """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
     from tasks.home import writable
-    from tasks.servers import Wanted, up
+    from tasks.servers import up
+    from tasks.wanted import Wanted
 
     up(writable(), Wanted(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

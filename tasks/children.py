@@ -5,6 +5,7 @@ parent, group and session tell nothing (Prefect gives every flow run its own ses
 """
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,16 @@ class Child:
         lines = [line.strip() for line in self.log.read_text("utf-8", "replace").splitlines()]
         return next((line[:300] for line in reversed(lines) if any(map(str.isalpha, line))), "it said nothing")
 
+    @property
+    def how(self) -> str:
+        """How it ended, and where to read on."""
+        code = self.process.poll()
+        if code is None:
+            why = f"not done after {PATIENCE:.0f} s: {self.last_line}"
+        else:
+            why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {self.last_line}"
+        return f"{why} (see {self.log})"
+
 
 def start(
     root: Path, kind: str, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path
@@ -74,9 +85,9 @@ def until(child: Child, ready: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not ready():
         if child.process.poll() is not None:
-            raise BadPlace(f"{child.name} did not start: {child.last_line} (see {child.log})")
+            raise BadPlace(f"{child.name} did not start, {child.how}")
         if time.monotonic() > end:
-            raise BadPlace(f"{child.name} is not ready after {PATIENCE:.0f} s: {child.last_line} (see {child.log})")
+            raise BadPlace(f"{child.name} did not start, {child.how}")
         time.sleep(0.2)
 
 
@@ -89,7 +100,7 @@ def finish(child: Child) -> None:
     with suppress(subprocess.TimeoutExpired):
         child.process.wait(PATIENCE)
     if child.process.returncode != 0:
-        raise BadPlace(f"{child.name} failed: {child.last_line} (see {child.log})")
+        raise BadPlace(f"{child.name} failed, {child.how}")
 
 
 def watch(children: Sequence[Child]) -> None:
@@ -101,7 +112,7 @@ def watch(children: Sequence[Child]) -> None:
     while True:
         for child in children:
             if child.process.poll() is not None:
-                raise BadPlace(f"{child.name} ended: {child.last_line} (see {child.log}); everything is stopped")
+                raise BadPlace(f"{child.name} ended, {child.how}; everything is stopped")
         time.sleep(0.5)
 
 

@@ -13,22 +13,20 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
 from models.errors import BadPlace
 from tasks import children
 from tasks.children import Child
-from tasks.home import QUIET, VERSIONS, ask
+from tasks.home import VERSIONS, ask
+from tasks.wanted import Wanted, environment_of, free, reachable
 
 CHECKOUT = Path(__file__).parent.parent
 POOL = "sacpo"
-DATABASES = ("mlflow", "prefect", "sacpo")
-"""On a team's PostgreSQL: MLflow's, Prefect's, and our own."""
 SILENCE = 90
 """Seconds without a heartbeat after which a flow run counts as crashed; Prefect allows no beat under 30 s."""
 ZOMBIES = {
@@ -57,61 +55,6 @@ ZOMBIES = {
 """An automation of Prefect's server; made once."""
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What the user asked for."""
-
-    mlflow_port: int = 5000
-    prefect_port: int = 4200
-    postgres: str = field(default="", repr=False)  # may hold a password
-    artifacts: str = ""
-    worker: bool = True
-
-    @property
-    def mlflow(self) -> str:
-        """The address of MLflow: one that the user named, else ours."""
-        return _named("MLFLOW_TRACKING_URI") or f"http://127.0.0.1:{self.mlflow_port}"
-
-    @property
-    def prefect(self) -> str:
-        """The address of Prefect's API: one that the user named, else ours."""
-        return _named("PREFECT_API_URL") or f"http://127.0.0.1:{self.prefect_port}/api"
-
-    @property
-    def starts_mlflow(self) -> bool:
-        """Whether MLflow is ours to start; the address that we print may stand in the environment."""
-        return self.mlflow == f"http://127.0.0.1:{self.mlflow_port}"
-
-    @property
-    def starts_prefect(self) -> bool:
-        """Whether Prefect is ours to start."""
-        return self.prefect == f"http://127.0.0.1:{self.prefect_port}/api"
-
-    @property
-    def server(self) -> SplitResult:
-        """The team's PostgreSQL, taken apart.
-
-        Raises:
-            BadPlace: it is no such address; what was given is not repeated, since it may hold a password.
-        """
-        parts = urlsplit(self.postgres)
-        try:
-            whole = parts.hostname and (parts.port or True)
-        except ValueError:
-            whole = False
-        if parts.scheme not in ("postgresql", "postgres") or not whole or parts.path.strip("/"):
-            raise BadPlace(
-                "--postgres must be postgresql://user@host:port, without the name of a database; a password goes "
-                "into PGPASSWORD"
-            )
-        return parts
-
-    def database(self, name: str, driver: str) -> str:
-        """Return the address of a database on the team's PostgreSQL, without the password: that is PGPASSWORD."""
-        user, _, place = self.server.netloc.rpartition("@")
-        return f"postgresql+{driver}://{user.partition(':')[0] + '@' if user else ''}{place}/{name}"
-
-
 def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
     """Start what is wanted, say where it is, and wait; Ctrl-C or a termination ends all of it.
 
@@ -132,6 +75,8 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         else:
             say("already up:")
             _tell(addresses, say)
+            if wanted.addresses != {name: addresses.get(name) for name in wanted.addresses}:
+                say("it was started with other options; end it first to change them")
         return
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background job ignores the first
         if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # as nohup wants it
@@ -141,7 +86,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         left = children.end(root)
         if left:
             say(f"ended {left} processes that a killed `sacpo up` left behind")
-        environment = _environment(root, wanted)
+        environment = environment_of(root, wanted)
         started = _start(root, wanted, environment, say)
         named = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
         addresses = {name: address for name, address in named.items() if not urlsplit(address).password}
@@ -169,13 +114,15 @@ def _tell(addresses: dict[str, str], say: Callable[[str], None]) -> None:
 def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> list[Child]:
     """Look first, then start what is ours, wait until all is healthy, and register everything with Prefect."""
     if wanted.postgres:
-        _look(wanted)
+        reachable(wanted)
+    if wanted.starts_mlflow and wanted.starts_prefect and wanted.mlflow_port == wanted.prefect_port:
+        raise BadPlace(f"--mlflow-port and --prefect-port are both {wanted.mlflow_port}; each server needs its own")
     for ours, port, option in (
         (wanted.starts_mlflow, wanted.mlflow_port, "--mlflow-port"),
         (wanted.starts_prefect, wanted.prefect_port, "--prefect-port"),
     ):
         if ours:
-            _free(port, option)
+            free(port, option)
     servers = {"mlflow": wanted.starts_mlflow, "prefect": wanted.starts_prefect}
     for name in (name for name, ours in servers.items() if not ours):
         _greet(name, wanted, environment, say)
@@ -213,28 +160,6 @@ def _greet(name: str, wanted: Wanted, environment: dict[str, str], say: Callable
     there, here = str(ask(address, VERSIONS[address], environment)), version(name)
     if there.split(".")[:2] != here.split(".")[:2]:
         say(f"warning: {address} = {environment[address]} is {name} {there}; tested with {here}")
-
-
-def _environment(root: Path, wanted: Wanted) -> dict[str, str]:
-    """Return what the servers, the worker and its flow runs find in their environment; what the user set stays."""
-    given = {
-        **QUIET,
-        "PREFECT_HOME": str(root / "prefect"),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that we have no work for
-        "SACPO_DATABASE": f"sqlite:///{root / 'operations.db'}",
-    }
-    ours = {"SACPO_RUNS": str(root), "MLFLOW_TRACKING_URI": wanted.mlflow, "PREFECT_API_URL": wanted.prefect}
-    if wanted.postgres:
-        given["SACPO_DATABASE"] = wanted.database("sacpo", "psycopg")
-        if wanted.server.password:
-            ours["PGPASSWORD"] = unquote(wanted.server.password)
-    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
-        given["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"]
-    if "MLFLOW_AUTH_ADMIN_PASSWORD" in os.environ:
-        given["MLFLOW_TRACKING_USERNAME"] = os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
-        given["MLFLOW_TRACKING_PASSWORD"] = os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]
-    return {**given, **os.environ, **ours}
 
 
 def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
@@ -327,53 +252,12 @@ def _pool(environment: dict[str, str]) -> None:
             ask("PREFECT_API_URL", path, environment, made)
 
 
-def _look(wanted: Wanted) -> None:
-    """Refuse a PostgreSQL that does not let us in, or lacks a database."""
-    import psycopg
-
-    parts = wanted.server
-    password = unquote(parts.password) if parts.password else None
-    for name in DATABASES:
-        try:
-            psycopg.connect(
-                host=parts.hostname, port=parts.port or 5432, user=unquote(parts.username or "") or None,
-                password=password, dbname=name, connect_timeout=10,
-            ).close()  # fmt: skip
-        except psycopg.OperationalError as error:
-            why = str(error).strip().splitlines()[0].removeprefix("connection failed: ")
-            remedy = f"; createdb -h {parts.hostname} -p {parts.port or 5432} {name}" if "does not exist" in why else ""
-            raise BadPlace(f"PostgreSQL, database {name}: {why}{remedy}") from error
-
-
-def _free(port: int, option: str) -> None:
-    if not 0 < port < 65536:
-        raise BadPlace(f"{option} {port} is no port; choose one from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that closed a moment ago is free
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise BadPlace(f"port {port} is taken by another program; choose one with {option}") from error
-
-
 def _answers(address: str) -> bool:
     try:
         urllib.request.urlopen(address, timeout=5).close()
     except OSError:
         return False
     return True
-
-
-def _named(name: str) -> str:
-    """Return the server that an environment variable names, if any.
-
-    Raises:
-        BadPlace: it names no server.
-    """
-    address = os.environ.get(name, "").rstrip("/")
-    if address and not address.startswith(("http://", "https://")):
-        raise BadPlace(f"{name} = {address} is no server; unset it, and `sacpo up` starts one")
-    return address
 
 
 def _tool(name: str) -> str:

@@ -22,7 +22,7 @@ import yaml
 from models.errors import BadPlace
 from tasks import children, servers, tracking
 from tasks.home import VERSIONS
-from tasks.servers import Wanted
+from tasks.wanted import Wanted, environment_of
 
 ROOT = Path(__file__).parent.parent
 SECRETS = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
@@ -150,6 +150,8 @@ def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Pat
     done = sacpo("up", "--mlflow-port", str(port), PREFECT_API_URL=nobody)
     assert done.returncode == 2 and f"PREFECT_API_URL = {nobody} does not answer" in done.stderr
     assert not (runs / "mlflow.db").exists() and not (runs / "servers.json").exists()
+    done = sacpo("up", "--mlflow-port", str(port), "--prefect-port", str(port))
+    assert done.returncode == 2 and f"are both {port}; each server needs its own" in done.stderr
     done = sacpo("up", MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
     assert done.returncode == 2 and "is no server; unset it" in done.stderr
 
@@ -157,12 +159,20 @@ def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Pat
 def test_a_child_that_dies_is_told_with_the_last_line_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no such table'); print('---'); raise SystemExit(1)"]
     child = children.start(tmp_path, "server", "prefect", command, os.environ, tmp_path)
-    told = rf"no such table \(see {tmp_path}/logs/prefect.log\)"
-    with pytest.raises(BadPlace, match=f"prefect did not start: {told}"):
+    told = rf"exit code 1: no such table \(see {tmp_path}/logs/prefect.log\)"
+    with pytest.raises(BadPlace, match=f"prefect did not start, {told}"):
         children.until(child, lambda: False)
-    with pytest.raises(BadPlace, match=f"prefect failed: {told}"):
+    with pytest.raises(BadPlace, match=f"prefect failed, {told}"):
         children.finish(child)
-    with pytest.raises(BadPlace, match=f"prefect ended: {told}"):
+    with pytest.raises(BadPlace, match=f"prefect ended, {told}"):
+        children.watch([child])
+
+
+def test_a_child_that_was_killed_is_told_with_the_signal(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "print('all is well', flush=True); import time; time.sleep(99)"]
+    child = children.start(tmp_path, "server", "mlflow", command, os.environ, tmp_path)
+    child.process.kill()
+    with pytest.raises(BadPlace, match=r"mlflow ended, killed by SIGKILL \(see .*mlflow.log\); everything is stopped"):
         children.watch([child])
 
 
@@ -186,7 +196,7 @@ def test_passwords_stand_in_no_address() -> None:
     wanted = Wanted(postgres="postgresql://ada:p%40ss@127.0.0.1:5433")
     assert wanted.database("sacpo", "psycopg") == "postgresql+psycopg://ada@127.0.0.1:5433/sacpo"
     assert "p%40ss" not in repr(wanted)
-    assert servers._environment(Path("/runs"), wanted)["PGPASSWORD"] == "p@ss"
+    assert environment_of(Path("/runs"), wanted)["PGPASSWORD"] == "p@ss"
     for given in ("mysql://ada@127.0.0.1", "postgresql://ada:secret@127.0.0.1/mlflow", "ada"):
         with pytest.raises(BadPlace, match=r"^--postgres must be") as refused:
             Wanted(postgres=given).database("sacpo", "psycopg")

@@ -12,7 +12,7 @@ import pytest
 
 from models.errors import BadPlace
 from tasks import fetching, servers, tracking
-from tasks.servers import Wanted
+from tasks.wanted import DATABASES, Wanted, reachable
 
 
 def test_a_team(
@@ -20,14 +20,14 @@ def test_a_team(
 ) -> None:
     wanted = Wanted(postgres=postgres)
     port = postgres.rpartition(":")[2]
-    for name in servers.DATABASES:
+    for name in DATABASES:
         with pytest.raises(BadPlace, match=f'"{name}" does not exist; createdb -h 127.0.0.1 -p {port} {name}$'):
-            servers._look(wanted)
+            reachable(wanted)
         with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
             connection.execute(f"create database {name}")  # type: ignore[arg-type]
-    servers._look(wanted)
+    reachable(wanted)
     with pytest.raises(BadPlace, match="password authentication failed"):
-        servers._look(Wanted(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
+        reachable(Wanted(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
 
     runs = tmp_path / "server"
     secrets = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}

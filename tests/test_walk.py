@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from tasks import servers
+from tasks.wanted import DATABASES
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -97,7 +97,7 @@ def day(request: pytest.FixtureRequest, up: Callable[..., Any], small: list[str]
 def team(request: pytest.FixtureRequest) -> tuple[list[str], dict[str, str]]:
     """Return how `sacpo up` is told of a team's PostgreSQL, with the three databases made, and of its store."""
     postgres, store = request.getfixturevalue("postgres"), request.getfixturevalue("store")
-    for name in servers.DATABASES:
+    for name in DATABASES:
         with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
             connection.execute(f"create database {name}")
     return ["--postgres", postgres, "--artifacts", "s3://team"], store.environment
