@@ -11,6 +11,7 @@ promote it if it also passes the gate beside the champion
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from models.recipe import Recipe
 from tasks import decisions, reporting, stages
@@ -19,8 +20,13 @@ from tasks.reporting import Findings
 from tasks.run import opened
 
 
+def _named() -> str:
+    """Name a run by what tells it from others of its recipe: `quickstart · helpful λ=1 → harmless λ=0.2, 1`."""
+    return Recipe.model_validate(flow_run.parameters["recipe"]).headline
+
+
 @watched
-@flow(name="align", flow_run_name="{recipe.name}")
+@flow(name="align", flow_run_name=_named)
 def align(recipe: Recipe) -> dict[str, Any]:
     """Align the base policy step by step, and register the candidate that holds the constraint.
 

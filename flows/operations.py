@@ -55,6 +55,9 @@ def champion(model: Model) -> None:
         typer.echo(f"  {entry.number}  {entry.at}  {entry.action:8}  {change:10}  {entry.who}  {entry.why}")
     named = ", ".join(f"{alias} {version}" for alias, version in sorted(told["aliases"].items()))
     typer.echo(f"Aliases: {named}")
+    wanted = {registry.CHAMPION: told["version"], registry.PREVIOUS: told["previous"]}
+    if any(told["aliases"].get(alias, "") != version for alias, version in wanted.items()):
+        typer.echo("They are not where the promotion log says; `sacpo reconcile` puts them there")
 
 
 @app.command()

@@ -13,27 +13,31 @@ from tasks.run import root, settled
 
 
 @flow(name="promote", flow_run_name="{model} {version}")
-def promote(model: str, version: str = "", why: str = "", force: bool = False) -> dict[str, Any]:
+def promote(model: str, version: str = "", who: str = "", why: str = "", force: bool = False) -> dict[str, Any]:
     """Make a version the champion; it must have passed the gate.
 
     Args:
         model: name in the model registry.
         version: number of the version; empty means the challenger.
+        who: your name; goes to the promotion log, beside the worker's user.
         why: goes to the promotion log.
         force: promote also a version that did not pass the gate; the log says so.
     """
-    return _told(root(), model, registry.promote(root(), model, version, why or "promoted by hand", force=force))
+    return _told(
+        root(), model, registry.promote(root(), model, version, why or "promoted by hand", force=force, who=who)
+    )
 
 
 @flow(name="rollback", flow_run_name="{model}")
-def rollback(model: str, why: str = "") -> dict[str, Any]:
+def rollback(model: str, who: str = "", why: str = "") -> dict[str, Any]:
     """Bring back the champion that served before this one.
 
     Args:
         model: name in the model registry.
+        who: your name; goes to the promotion log, beside the worker's user.
         why: goes to the promotion log.
     """
-    return _told(root(), model, registry.rollback(root(), model, why or "rolled back by hand"))
+    return _told(root(), model, registry.rollback(root(), model, why or "rolled back by hand", who))
 
 
 @flow(name="reconcile")

@@ -273,6 +273,12 @@ class Recipe(Record):
         return self.constraint.shared
 
     @property
+    def headline(self) -> str:
+        """Name and method in a line: `quickstart · helpful λ=1 → harmless λ=0.2, 1`."""
+        steps = (f"{step.metric} λ={', '.join(f'{value:g}' for value in step.lambda_)}" for step in self.steps)
+        return f"{self.name} · {' → '.join(steps)}"
+
+    @property
     def registered_name(self) -> str:
         """The name in the model registry."""
         return self.registry.name or self.name

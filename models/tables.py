@@ -18,10 +18,6 @@ TABLES = {
 """Name of the table → the noun of a candidate's evidence that holds it, and the file."""
 
 
-TESTED = ("answers", "scores", "comparisons")
-"""What there is of the tested candidate on test prompts too."""
-
-
 def write(candidates: list[Evidence], tested: Evidence | None, folder: Path) -> None:
     """Write `folder/NAME.jsonl` for each of TABLES: the candidates' rows one after the other, with name and split.
 
@@ -31,8 +27,9 @@ def write(candidates: list[Evidence], tested: Evidence | None, folder: Path) -> 
     """
     folder.mkdir(exist_ok=True)
     for name in TABLES:
-        also = [tested] if tested and name in TESTED else []
-        jsonl.write(folder / f"{name}.jsonl", _rows([*candidates, *also], name))
+        noun, _ = TABLES[name]
+        also = tested and all(getattr(tested, noun) != getattr(told, noun) for told in candidates)  # measured anew
+        jsonl.write(folder / f"{name}.jsonl", _rows([*candidates, *([tested] if tested and also else [])], name))
 
 
 def _rows(candidates: list[Evidence], name: str) -> Iterator[dict[str, Any]]:

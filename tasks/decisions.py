@@ -29,7 +29,7 @@ from models.recipe_gate import GateMode
 from tasks import events, registry, screen, store
 from tasks.ledger import Ledger
 from tasks.run import Run
-from tasks.stages import Yardstick, judged, loaded, named
+from tasks.stages import Yardstick, apart, judged, loaded, named
 
 PATIENCE = 7 * 24 * 3600
 """Seconds that a run waits for a person."""
@@ -62,8 +62,11 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
     told = named(choice.name, candidates)
     _forget_former_champion(run, told.policy)
     rivals = _rivals(run, told.policy).policies
-    answers, verdicts = judged(run, told.policy, {"base": yardstick.base, **rivals}, yardstick, "test")
-    return told._replace(answers=answers, verdicts=verdicts)
+    base = {"base": yardstick.base}
+    answers, verdicts = judged(run, told.policy, {**base, **rivals}, yardstick, "test")
+    asked = run.training.gate.kl > 0
+    distances = apart(run, told.policy, base, yardstick, "test") if asked else told.distances
+    return told._replace(answers=answers, verdicts=verdicts, distances=distances)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
@@ -239,7 +242,7 @@ def _place(run: Run) -> Any:
 
 
 def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
-    """Return what the gate looks at beside the safety rate; distances were measured on validation prompts."""
+    """Return what the gate looks at beside the safety rate."""
     verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
     over = figures.scores(verdicts, "over_refusal")

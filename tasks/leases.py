@@ -109,7 +109,8 @@ def _ended(flow: Any, flow_run: Any, state: Any) -> None:
         path.unlink(missing_ok=True)
     elif lease:
         sweep(root())
-    if state.is_failed() or state.is_crashed():
+    # a flow inside another one, as in `retrain`, leaves the telling to the outer one
+    if (state.is_failed() or state.is_crashed()) and flow_run.parent_task_run_id is None:
         told = {"flow_run_id": str(flow_run.id), "state": state.name, "why": state.message or ""}
         events.emit(events.FAILED, f"sacpo.run.{lease.name if lease else flow_run.name}", told)
         events.flush()  # a process that was told to end has no time for it later

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.schema import CreateTable
 
 from models.errors import BadPlace, Stale
 from models.gate import Check, Verdict
@@ -56,7 +57,10 @@ _attempts = Table(
     Column("model", String(200), primary_key=True), Column("digest", String(64), primary_key=True),
     Column("outcome", Text, nullable=False), Column("at", String(30), nullable=False),
 )  # fmt: skip
-_ledger = Table("sacpo_ledger", _meta, Column("id", String(36), primary_key=True))
+_identity = Table(
+    "sacpo_identity", _meta,
+    Column("number", Integer, primary_key=True, autoincrement=False), Column("id", String(36), nullable=False),
+)  # fmt: skip
 
 
 class Ledger:
@@ -68,9 +72,10 @@ class Ledger:
     def identity(self) -> str:
         """Return what tells this ledger from every other one; a copy of its database is the same ledger."""
         with self._connected() as connection:
-            told = connection.scalar(select(_ledger.c.id).order_by(_ledger.c.id))
+            told = connection.scalar(select(_identity.c.id))
         if told is None:
-            self._insert(_ledger, {"id": str(uuid4())})  # of two in the same moment the first in order counts
+            with suppress(IntegrityError):  # another process has just named it
+                self._insert(_identity, {"number": 1, "id": str(uuid4())})
             return self.identity()
         return str(told)
 
@@ -200,12 +205,19 @@ def _engine(address: str) -> Engine:
             event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA busy_timeout = 30000"))
             Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
         try:
-            _meta.create_all(engine)
+            _make(engine)
         except (OperationalError, IntegrityError):  # another process made them in the same moment
-            _meta.create_all(engine)
+            _make(engine)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise _unusable(address, error) from None  # the address may stand in the error, with its password
     return engine
+
+
+def _make(engine: Engine) -> None:
+    """Make the tables that are not there; asked and made in one statement, since others may do the same."""
+    with engine.begin() as connection:
+        for table in _meta.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
 
 
 def _unusable(address: str, error: Exception) -> BadPlace:

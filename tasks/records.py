@@ -36,6 +36,20 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
     mlflow.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
+def headline(tree: dict[str, Any]) -> dict[str, float]:
+    """Return the figures by which whole runs are compared: of the chosen candidate, and of every test of the bound."""
+    chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
+    told: dict[str, float] = {}
+    for candidate in tree["candidates"]:
+        if candidate["name"] == chosen:
+            told |= {f"chosen/{name}": figure["value"] for name, figure in candidate["metrics"].items()}
+            told |= {f"chosen/{name}": candidate[name] for name in ("lambda", "beta_over_lambda", "merge_weight")}
+    for test in tree["constraints"][0]["tested"][:1] if chosen and tree["constraints"] else ():
+        told |= {"test/safety_rate": test["value"], "test/lower_bound": test["lower_bound"]}
+        told |= {f"test/{check['name']}": check["value"] for check in test["checks"] if check["name"] != "safety rate"}
+    return {_name(name): float(value) for name, value in told.items() if value is not None}
+
+
 def _name(metric: str) -> str:
     """Return a metric's name in the letters that MLflow allows; categories may hold others."""
     return re.sub(r"[^\w .:/-]", "-", metric, flags=re.ASCII)

@@ -52,26 +52,31 @@ def claim(root: Path, model: str) -> None:
     mlflow, mine = client(root), Ledger(root).identity()
     try:
         theirs = mlflow.get_registered_model(model).tags.get(LEDGER, "")
+        if not theirs:
+            with suppress(*failures()):  # of two in the same moment MLflow refuses one
+                mlflow.set_registered_model_tag(model, LEDGER, mine)
+            theirs = mlflow.get_registered_model(model).tags.get(LEDGER, "")
     except failures() as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return
-        raise BadPlace(f"MLflow at {shown(root)} does not answer ({first_line(error)}); start it") from error
-    if not theirs:
-        mlflow.set_registered_model_tag(model, LEDGER, mine)
-    elif theirs != mine:
+        raise _silent(root, error) from error
+    if theirs != mine:
         raise BadPlace(
             f"{model}: its promotions are written down in another database than ours; set SACPO_DATABASE to that one, "
             f"as `sacpo up` prints it (or take the tag {LEDGER} from the registered model, if that database is lost)"
         )
 
 
-def promote(root: Path, model: str, version: str, why: str, seen: int | None = None, force: bool = False) -> Entry:
+def promote(
+    root: Path, model: str, version: str, why: str, seen: int | None = None, force: bool = False, who: str = ""
+) -> Entry:
     """Make a version the champion.
 
     Args:
         version: number, or empty for the challenger.
         seen: number of the log's last line when the decision was taken; none means now.
         force: also a version that did not pass the gate.
+        who: the person who decided, where that is not the user of this process.
 
     Raises:
         BadInput: no such version, it serves already, or it did not pass the gate.
@@ -89,7 +94,7 @@ def promote(root: Path, model: str, version: str, why: str, seen: int | None = N
         gate = ": ".join(filter(None, [tags.get("gate", "it never asked"), tags.get("gate.why_not", "")]))
         raise BadInput(f"{model} version {version} did not pass the gate ({gate}); to promote it all the same: --force")
     number = 1 + (len(told) if seen is None else seen)
-    entry = _entry(number, "promote", line[-1] if line else "", version, why + (" (forced)" if force else ""))
+    entry = _entry(number, "promote", line[-1] if line else "", version, why + (" (forced)" if force else ""), who)
     return _moved(root, model, entry)
 
 
@@ -99,8 +104,8 @@ def challenge(root: Path, model: str, version: str) -> None:
         _point(root, model, CHALLENGER, version)
 
 
-def rollback(root: Path, model: str, why: str) -> Entry:
-    """Bring back the champion before this one.
+def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:
+    """Bring back the champion before this one; `who` is the person who decided, where that is not our user.
 
     Raises:
         BadInput: there is no earlier champion.
@@ -112,7 +117,7 @@ def rollback(root: Path, model: str, why: str) -> Entry:
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from error
     _version(root, model, before)  # it must still be there
-    return _moved(root, model, _entry(len(told) + 1, "rollback", serves, before, why))
+    return _moved(root, model, _entry(len(told) + 1, "rollback", serves, before, why, who))
 
 
 def follow(root: Path, model: str) -> list[str]:
@@ -153,7 +158,7 @@ def reconcile(root: Path) -> list[str]:
 
 
 def serving(root: Path, model: str) -> dict[str, Any]:
-    """Return what serves: version, tags, description, aliases and the log.
+    """Return what serves: version, the one before it, tags, description, aliases and the log.
 
     Raises:
         BadInput: nothing serves under this name.
@@ -169,6 +174,7 @@ def serving(root: Path, model: str) -> dict[str, Any]:
         "description": version.description or "",
         "run": version.tags.get("sacpo.run_id", ""),
         "aliases": _aliases(root, model),
+        "previous": line[-2] if len(line) > 1 else "",
         "log": told,
     }
 
@@ -198,9 +204,10 @@ def _version(root: Path, model: str, version: str) -> Any:
     try:
         return client(root).get_model_version(model, version)
     except failures() as error:
-        raise BadInput(
-            f"{model} version {version}: MLflow at {shown(root)} does not know it ({first_line(error)})"
-        ) from error
+        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            why = f"MLflow at {shown(root)} does not know it ({first_line(error)})"
+            raise BadInput(f"{model} version {version}: {why}") from error
+        raise _silent(root, error) from error
 
 
 def _aliases(root: Path, model: str) -> dict[str, str]:
@@ -210,7 +217,7 @@ def _aliases(root: Path, model: str) -> dict[str, str]:
     except failures() as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             return {}
-        raise BadPlace(f"MLflow at {shown(root)} does not answer ({first_line(error)}); start it") from error
+        raise _silent(root, error) from error
 
 
 def _point(root: Path, model: str, alias: str, version: str) -> str:
@@ -229,9 +236,14 @@ def _point(root: Path, model: str, alias: str, version: str) -> str:
     return ""
 
 
-def _entry(number: int, action: str, old: str, new: str, why: str) -> Entry:
+def _silent(root: Path, error: Exception) -> BadPlace:
+    return BadPlace(f"MLflow at {shown(root)} does not answer ({first_line(error)}); start it")
+
+
+def _entry(number: int, action: str, old: str, new: str, why: str, who: str = "") -> Entry:
     try:
-        who = getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
-        who = str(os.getuid())
-    return Entry(number, action, old, new, f"{who}@{socket.gethostname()}", now(), why)
+        user = str(os.getuid())
+    place = f"{user}@{socket.gethostname()}"
+    return Entry(number, action, old, new, f"{who} ({place})" if who else place, now(), why)

@@ -23,6 +23,7 @@ from models.recipe import Recipe
 from tasks import launch, leases, registry, screen, store
 from tasks.fetching import fetch
 from tasks.ledger import Ledger
+from tasks.progress import Progress
 from tasks.store import Stage, plain
 from tasks.tracking import SERVER, Tracker
 
@@ -59,7 +60,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._asked: dict[str, object] = {}
 
-    def make(self, makes: type[N], does: str, title: str, watch: launch.Watch, **given: Any) -> N:
+    def make(self, makes: type[N], does: str, title: str, **given: Any) -> N:
         """Return what `does` (`module.function` of models/) makes of `given`: from the store, or from a worker."""
         module, function = does.split(".")
         work = Stage(function, title, VERSIONS[does], f"models.{module}:{function}", makes, given)
@@ -70,11 +71,14 @@ class Run:
         if begun:
             screen.say(f"[dim]{title}: a killed attempt came to {begun}, going on[/]")
 
+        progress = Progress()
+
         def moved(work: Stage, line: dict[str, Any]) -> None:
-            watch(work, line)
+            progress(work, line)
             self.tracker.follow(work)
 
         noun = launch.run(self.root, work, moved)
+        progress.done(work)
         if first:
             screen.done(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)

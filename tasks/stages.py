@@ -3,17 +3,12 @@
 Results are found by manifest (tasks/store.py); Prefect's own result cache is not consulted.
 """
 
-import time
 from collections import Counter
-from contextlib import suppress
-from contextvars import copy_context
 from dataclasses import replace
 from importlib.metadata import version
-from threading import Thread
 from typing import Any, NamedTuple
 
 from prefect import task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
 from models import harness, suites
@@ -40,7 +35,6 @@ from models.recipe import TOWN, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from tasks import screen
 from tasks.run import Run, found
-from tasks.store import Stage
 
 SETTLED = {"data": "-", "label": "", "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
@@ -65,7 +59,7 @@ def gather(run: Run) -> Sources:
     for role, place in run.recipe.evaluation.suites:
         if place not in ("", TOWN) and (told := suites.repeated(local(place, "dataset"), role)):
             screen.say(f"[dim]suite {role}: {told}[/]")
-    return run.make(Sources, "sources.gather", "data", _Watch(), **given)
+    return run.make(Sources, "sources.gather", "data", **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
@@ -74,7 +68,7 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     role = f"steps.{run.training.steps.index(step)}"
     given = {"sources": sources, "role": role, "metric": step.metric, "method": step.method.value}
     given |= {"label": step.label, "limit": step.pairs, "config": run.training.data}
-    return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", _Watch(), **given)
+    return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
@@ -116,7 +110,7 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
         return policy
     given = {"policy": policy, "sources": sources, "config": run.training.sft, "data": run.training.data}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
-    return run.make(Policy, "alignment.sft", "base · sft", _Watch(), **given)
+    return run.make(Policy, "alignment.sft", "base · sft", **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="reference · {preferences.metric} · {policy.name}")
@@ -127,8 +121,8 @@ def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Ref
     if step.method is Method.kto:
         order = step.model_copy(update={"lambda_": [], **SETTLED})  # the grid shares one order and one reference
         given |= {"step": order, "seed": run.recipe.seed}
-        return run.make(Reference, "reference.score_unpaired", title, _Watch(), **given)
-    return run.make(Reference, "reference.score", title, _Watch(), splits=list(TRAIN), **given)
+        return run.make(Reference, "reference.score_unpaired", title, **given)
+    return run.make(Reference, "reference.score", title, splits=list(TRAIN), **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="held-out · {preferences.metric}")
@@ -136,7 +130,7 @@ def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
     title = f"held-out · {preferences.metric} under {policy.name}"
     given = {"policy": policy, "preferences": preferences, "data": run.training.data, "compute": run.recipe.compute}
-    return run.make(Reference, "reference.score", title, _Watch(), splits=list(HELDOUT), **given)
+    return run.make(Reference, "reference.score", title, splits=list(HELDOUT), **given)
 
 
 def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
@@ -167,13 +161,13 @@ def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: f
     one = step.model_copy(update={"lambda_": [lambda_], **SETTLED})
     given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.training.beta}
     given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
-    return run.make(Policy, f"alignment.{step.method}", title, _Watch(), **given)
+    return run.make(Policy, f"alignment.{step.method}", title, **given)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="merge · q={q}")
 def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
     """P-SACPO: θ = q·θ_safe + (1−q)·θ_reward."""
-    return run.make(Policy, "merge.interpolate", f"merge · q={q:g}", _Watch(), safe=safe, reward=reward, q=q)
+    return run.make(Policy, "merge.interpolate", f"merge · q={q:g}", safe=safe, reward=reward, q=q)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
@@ -182,10 +176,9 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
     near = {"base": yardstick.base}
     near |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
     answers, verdicts = judged(run, policy, near, yardstick, yardstick.split)
-    given = {"policy": policy, "others": near, **_asked(run, yardstick, yardstick.split)}
-    distances = run.make(Distances, "distance.measure", f"distance · {policy.name}", _Watch(), **given)
+    distances = apart(run, policy, near, yardstick, yardstick.split)
     given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
-    margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", _Watch(), **given)
+    margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", **given)
     return Evidence(policy, answers, verdicts, distances, margins)
 
 
@@ -200,7 +193,7 @@ def measure(run: Run, policy: Policy) -> Benchmarks:
         "version": version("lm-eval"),
         "compute": run.recipe.compute,
     }
-    return run.make(Benchmarks, "harness.measure", f"tasks · {policy.name}", _Watch(), **given)
+    return run.make(Benchmarks, "harness.measure", f"tasks · {policy.name}", **given)
 
 
 def taxed(run: Run, candidates: list[Evidence], choice: Choice) -> dict[str, Benchmarks]:
@@ -220,7 +213,7 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
         return None
     given: dict[str, Any] = {"sources": sources, "judges": by, "described": run.judges}
     given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
-    return run.make(Calibration, "judging.calibrate", "judges on labelled answers", _Watch(), **given)
+    return run.make(Calibration, "judging.calibrate", "judges on labelled answers", **given)
 
 
 def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
@@ -254,7 +247,7 @@ def loaded(run: Run, place: str, title: str) -> Policy:
     """Return the policy in a folder, file, hub or registry, as it is."""
     where = found(place)
     given = {"base": where, "sha256": base_digest(where), "template": run.recipe.template, "seed": run.recipe.seed}
-    return run.make(Policy, "policy.base", title, _Watch(), **given)
+    return run.make(Policy, "policy.base", title, **given)
 
 
 def judged(
@@ -266,13 +259,19 @@ def judged(
     by = run.recipe.evaluation.judges
     given: dict[str, Any] = {"answers": answers, "others": others, "judges": by, "described": run.judges}
     given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
-    return answers, run.make(Verdicts, "judging.judge", f"judge · {policy.name} · {split}", _Watch(), **given)
+    return answers, run.make(Verdicts, "judging.judge", f"judge · {policy.name} · {split}", **given)
+
+
+def apart(run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str) -> Distances:
+    """Measure the KL to the policies near it, on prompts of one split."""
+    given = {"policy": policy, "others": near, **_asked(run, yardstick, split)}
+    return run.make(Distances, "distance.measure", f"distance · {policy.name} · {split}", **given)
 
 
 def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answers:
     """Answer the prompts of one split; a policy that others are compared with answers once."""
     title = f"answers · {policy.name} · {split}"
-    return run.make(Answers, "answering.answer", title, _Watch(), policy=policy, **_asked(run, yardstick, split))
+    return run.make(Answers, "answering.answer", title, policy=policy, **_asked(run, yardstick, split))
 
 
 def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
@@ -286,28 +285,3 @@ def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
 def named(name: str, candidates: list[Evidence]) -> Evidence:
     """Return the candidate with this name."""
     return next(c for c in candidates if c.policy.name == name)
-
-
-class _Watch:
-    """Shows a running stage in the terminal, and about every five seconds as a Prefect progress artifact."""
-
-    def __init__(self) -> None:
-        self.artifact: Any = None
-        self.told = time.monotonic()
-        self.teller: Thread | None = None
-
-    def __call__(self, work: Stage, line: dict[str, Any]) -> None:
-        screen.moved(work.title, line)
-        if time.monotonic() - self.told < 5 or (self.teller and self.teller.is_alive()):
-            return
-        self.told, share = time.monotonic(), 100.0 * line["done"] / line["of"]
-        # beside us, since a dead server is asked for a minute; in our context, for the artifact is this task run's
-        self.teller = Thread(target=copy_context().run, args=(self._tell, work, share), daemon=True)
-        self.teller.start()
-
-    def _tell(self, work: Stage, share: float) -> None:
-        with suppress(Exception):  # a page that cannot be told must not stop a training
-            if self.artifact is None:
-                self.artifact = create_progress_artifact(share, description=work.title)
-            else:
-                update_progress_artifact(self.artifact, share)

@@ -322,6 +322,7 @@ class Tracker:
             if told["digest"] not in known:
                 records.candidate(mlflow, run, told)
         mlflow.set_tag(parent, "sacpo.chosen", (tree["chosen"] or {"candidate": "none"})["candidate"])
+        records.numbers(mlflow, parent, records.headline(tree))
         mlflow.set_terminated(parent)
 
 

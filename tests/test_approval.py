@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from tasks import leases, registry, tracking
 
-ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.approval=true"]
+ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "gate.approval=true"]
 
 
 @pytest.fixture
@@ -71,6 +71,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         out, _ = again.communicate(timeout=120)
     assert again.returncode == 0, out
     assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
+    assert "KL to the base" in out or any("gate.KL to the base" in key for key in tags(runs, "2"))
     assert "agreed by Ada: read the card" in registry.log(runs, "quickstart")[-1].why
     assert tags(runs, "2")["gate"] == "pass"
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from flows import operations
 from models.errors import BadInput, BadPlace, Stale
 from models.gate import Candidate, Facts, decide
 from models.promotion import Entry, line_of_champions, rolled_back
@@ -86,6 +88,20 @@ def test_aliases_follow_promotions_and_rollbacks(versions: Path) -> None:
     ]
     assert log[3].why == "bad answers" and "@" in log[3].who
     assert registry.serving(versions, "m")["version"] == "1"
+
+
+def test_an_alias_moved_by_hand_is_pointed_out_and_put_back(versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_here", lambda: versions)
+    registry.promote(versions, "m", "1", "first")
+
+    def says(*arguments: str) -> str:
+        return CliRunner().invoke(operations.app, arguments).output
+
+    assert "Aliases: champion 1\n" in says("champion", "m") and "not where" not in says("champion", "m")
+    client(versions).set_registered_model_alias("m", "champion", "2")
+    assert "They are not where the promotion log says" in says("champion", "m")
+    assert "m: champion 2 → 1" in says("reconcile")
+    assert "not where" not in says("champion", "m")
 
 
 def test_what_may_not_be_promoted(versions: Path) -> None:

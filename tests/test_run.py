@@ -111,6 +111,10 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     curve = client.get_metric_history(safety.info.run_id, "margin")
     assert [point.step for point in curve] == list(range(1, 13))
     assert float(safety.data.params["lambda_"]) == 0.2 and float(safety.data.metrics["beta_over_lambda"]) == 0.5
+    (tested,) = report(undisturbed)["constraints"][0]["tested"]
+    assert parent.data.metrics["test/safety_rate"] == pytest.approx(tested["value"])
+    assert parent.data.metrics["test/lower_bound"] == pytest.approx(tested["lower_bound"])
+    assert {"test/helpful against the base", "chosen/harmless/safety_rate"} < parent.data.metrics.keys()
     version = client.get_model_version_by_alias("quickstart", "champion")
     chosen = next(
         c for c in report(undisturbed)["candidates"] if c["name"] == report(undisturbed)["chosen"]["candidate"]

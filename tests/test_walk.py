@@ -243,6 +243,7 @@ def test_rolling_back_from_the_page(page: Any, day: Day) -> None:
     """After the retraining above version 2 serves."""
     form(page, day, "rollback")
     page.get_by_text("goes to the promotion log").wait_for()
+    page.locator("textarea").nth(1).fill("Ada")
     page.locator("textarea").last.fill("users complained")
     submit(page)
     day.wait("rollback", "Completed")
@@ -254,5 +255,5 @@ def test_rolling_back_from_the_page(page: Any, day: Day) -> None:
         cwd=Path(__file__).parent.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
-    for said in ("agreed by Ada: read the card", "2 → 1", "users complained", "Aliases: champion 1"):
+    for said in ("agreed by Ada: read the card", "2 → 1", "Ada (", "users complained", "Aliases: champion 1"):
         assert said in told.stdout
