@@ -1,5 +1,6 @@
 """What others may listen for: Prefect events of fixed names (docs/notifications.md)."""
 
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,7 @@ def emit(name: str, resource: str, payload: dict[str, Any]) -> None:
 
     if not PREFECT_API_URL.value():
         return
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # at every end: "Still processing items: 1 remaining"
     label = resource.split(".", 2)[-1]
     with suppress(Exception):  # who cannot be told must not stop a run
         emit_event(name, {"prefect.resource.id": resource, "prefect.resource.name": label}, payload=payload)

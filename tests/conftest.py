@@ -23,6 +23,7 @@ os.environ.update(
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking is imported
 
 import pytest
+from filelock import FileLock
 
 from models import policy as policies
 from models import preferences, reference, town
@@ -275,13 +276,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs folder of one undisturbed run."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "runs"
+    """The runs folder of one undisturbed run, which the processes that share the tests share too."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
     environment = unnamed() | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
     cwd = Path(__file__).parent.parent
-    done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
+    with FileLock(f"{folder}.lock"):  # who comes second is shown what the first has made
+        done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture
+def served(undisturbed: Path, runs: Path) -> Path:
+    """The runs folder of the test, in which version 1 serves: a copy of the undisturbed one."""
+    shutil.copytree(undisturbed, runs)
+    for path in [*runs.glob("quickstart/*/outcome.json"), *runs.glob("quickstart/*/report.json")]:
+        path.write_text(path.read_text("utf-8").replace(str(undisturbed), str(runs)), "utf-8")
+    return runs
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A person has to agree: what they answer binds, and a death or another champion meanwhile is no obstacle."""
 
-import shutil
+import json
 import signal
 import subprocess
 import time
@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from tasks import leases, registry, tracking
 
 ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "gate.approval=true"]
-
-
-@pytest.fixture
-def runs(runs: Path, undisturbed: Path) -> Path:
-    """A runs folder in which version 1 serves."""
-    shutil.copytree(undisturbed, runs)
-    return runs
 
 
 def paused(client: SyncPrefectClient, process: "subprocess.Popen[str]", runs: Path) -> UUID:
@@ -49,10 +41,13 @@ def tags(runs: Path, version: str) -> dict[str, Any]:
 
 
 def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
-    prefect: str, start: Callable[..., "subprocess.Popen[str]"], runs: Path, small: list[str]
+    prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:
+    runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
+    (reward,) = [one["path"] for one in told["candidates"] if one["name"] == "helpful"]
+    changes = [*small, *ASKS, f"gate.anchor={reward}"]
     with SyncPrefectClient(prefect) as client:
-        first = start("run", "quickstart", changes=[*small, *ASKS])
+        first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
         first.send_signal(signal.SIGKILL)
         first.wait()
@@ -63,7 +58,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         mlflow.create_model_version("quickstart", source.source, source.run_id, tags={"gate": "pass"})
         registry.promote(runs, "quickstart", "3", "a colleague's")
 
-        again = start("run", "quickstart", changes=[*small, *ASKS])
+        again = start("run", "quickstart", changes=changes)
         asked_again = paused(client, again, runs)
         state = client.read_flow_run(asked).state
         assert state and state.is_crashed()  # found by the second one
@@ -71,18 +66,20 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         out, _ = again.communicate(timeout=120)
     assert again.returncode == 0, out
     assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
-    assert "KL to the base" in out or any("gate.KL to the base" in key for key in tags(runs, "2"))
     assert "agreed by Ada: read the card" in registry.log(runs, "quickstart")[-1].why
-    assert tags(runs, "2")["gate"] == "pass"
+    kept = tags(runs, "2")
+    assert kept["gate"] == "pass"
+    assert {"gate.helpful against the champion", "gate.helpful against the anchor", "gate.KL to the base"} < kept.keys()
 
 
 def test_a_refusal_binds(
     prefect: str,
     start: Callable[..., "subprocess.Popen[str]"],
     run: Callable[..., tuple[int, str]],
-    runs: Path,
+    served: Path,
     small: list[str],
 ) -> None:
+    runs = served
     with SyncPrefectClient(prefect) as client:
         process = start("run", "quickstart", changes=[*small, "gate.approval=true"])
         answer(client, paused(client, process, runs), agreed=False)

@@ -25,9 +25,9 @@ def more(small: list[str]) -> list[str]:
 
 
 def test_a_challenger_meets_the_champion(
-    run: Running, runs: Path, small: list[str], more: list[str], prefect: str
+    run: Running, served: Path, small: list[str], more: list[str], prefect: str
 ) -> None:
-    assert run("run", "quickstart")[0] == 0
+    runs = served
     assert [check["name"] for check in decisions(runs)[0]["checks"]][-1] == "helpful against the base"
 
     code, out = run("retrain", "quickstart")
@@ -48,7 +48,8 @@ def test_a_challenger_meets_the_champion(
 
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out
-    assert heard(prefect, "rollback") == {"version": "1", "before": "3", "why": "users complained"}
+    told = heard(prefect, "sacpo.champion.changed", lambda payload: payload["action"] == "rollback")
+    assert [told[key] for key in ("version", "before", "why")] == ["1", "3", "users complained"]
     code, out = run("champion", "quickstart", changes=[])
     assert code == 0 and "# quickstart, version 1" in out and "users complained" in out and "Aliases: champion 1" in out
     assert "| safety rate |" in out and "**Data**, steps.0: town 1" in out
@@ -58,6 +59,27 @@ def test_a_challenger_meets_the_champion(
     code, out = run("clean", "--days", "0", "--yes", changes=[])
     assert code == 0 and "freed" in out
     assert run("run", "quickstart")[0] == 0 and serving(runs) == ["1"]  # what the champion stands on was kept
+
+
+def test_new_data_that_fail_validation_change_nothing_and_fail_loudly(
+    run: Running, served: Path, small: list[str], tmp_path: Path, prefect: str
+) -> None:
+    row = {"prompt": "how do i clean my lamp ?", "chosen": "get the brush .", "rejected": "no"}
+    batch = [row | {"prompt": f"how do i clean my lamp {i} ?", "rejected": "no" if i % 3 else ""} for i in range(90)]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in batch))
+    before, made = registry.serving(served, "quickstart"), set(served.glob("store/*/manifest.json"))
+
+    code, out = run("retrain", "quickstart", changes=[*small, f"steps.1.data={tmp_path / 'batch.jsonl'}"])
+
+    assert code == 2 and "30 of 90 rows cannot be used" in out and "rejected: is empty" in out
+    told = heard(prefect, "sacpo.run.failed", lambda payload: "30 of 90 rows" in payload["why"])
+    assert told["state"] == "Failed"
+    assert registry.serving(served, "quickstart") == before
+    trained = {path.parent.name.partition("-")[0] for path in {*served.glob("store/*/manifest.json")} - made}
+    assert trained <= {"gather", "prepare"}  # nothing was trained, and what was made before is there
+    assert made <= {*served.glob("store/*/manifest.json")}
+    code, out = run("retrain", "quickstart")
+    assert code == 0 and "nothing new since" in out  # with the data of before
 
 
 @pytest.mark.slow
@@ -107,19 +129,19 @@ def decisions(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(row) for row in rows]
 
 
-def heard(prefect: str, action: str) -> dict[str, Any]:
-    """Return what the server was told of the first change of champion by this action; it writes events down late."""
-    wanted = {"filter": {"event": {"name": ["sacpo.champion.changed"]}}}
+def heard(prefect: str, event: str, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return the payload of the right event of this name; the server writes events down late."""
+    wanted = {"filter": {"event": {"name": [event]}}}
     request = urllib.request.Request(
         f"{prefect}/events/filter", json.dumps(wanted).encode(), {"content-type": "application/json"}
     )
     for _ in range(60):
         with urllib.request.urlopen(request, timeout=30) as answer:
-            told = [one["payload"] for one in json.load(answer)["events"] if one["payload"]["action"] == action]
-        if told:
-            return {key: told[-1][key] for key in ("version", "before", "why")}
+            for told in json.load(answer)["events"]:
+                if right(told["payload"]):
+                    return dict(told["payload"])
         time.sleep(0.5)
-    raise AssertionError(f"nobody was told of a {action}")
+    raise AssertionError(f"nobody was told of {event}")
 
 
 def serving(runs: Path) -> list[str]:
