@@ -26,7 +26,7 @@ from models.gate import Choice, Facts, Verdict
 from models.outcome import CHECK_COLUMNS, check_row
 from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe_gate import GateMode
-from tasks import events, registry, screen, store
+from tasks import events, launch, registry, screen, store
 from tasks.ledger import Ledger
 from tasks.run import Run
 from tasks.stages import Yardstick, apart, judged, loaded, named
@@ -166,6 +166,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     shown += [f"- {check}" for check in verdict.checks] if verdict else []
     with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
         shown += ["", " · ".join(f"[{text}]({place})" for place, text in run.tracker.pages(registered))]
+    launch.stop()  # it may take days, and what is left to do needs no worker: nor memory, nor a GPU
     form = Approval.with_initial_data(description="\n".join(shown))
     # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
     said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")

@@ -49,6 +49,8 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
     with SyncPrefectClient(prefect) as client:
         first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
+        workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
+        assert workers and not any(map(leases._started, workers))  # nobody knows how long it waits
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"
