@@ -10,7 +10,6 @@ from filelock import FileLock, Timeout
 from models.errors import BadPlace
 from models.promotion import line_of_champions
 from tasks import registry
-from tasks.ledger import Ledger
 
 DAY = 24 * 3600.0
 
@@ -43,10 +42,7 @@ def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, 
 
 def _needed(root: Path) -> set[Path]:
     """Return the results behind the versions that serve, served before, or wait for a decision."""
-    serving: set[tuple[str, str]] = set()
-    for model in Ledger(root).models():
-        line = line_of_champions(registry.log(root, model))
-        serving |= {(model, version) for version in [*line[-2:], registry.challenger(root, model)]}
+    serving: dict[str, list[str]] = {}  # model → versions
     needed: set[Path] = set()
     for outcome in root.glob("*/*/outcome.json"):
         try:
@@ -54,7 +50,11 @@ def _needed(root: Path) -> set[Path]:
             stages = json.loads(outcome.read_text("utf-8"))["stages"]
         except (OSError, ValueError, KeyError):
             continue
-        if told and (told["name"], told["version"]) in serving:
+        model = told["name"] if told else ""
+        if model and model not in serving:
+            line = line_of_champions(registry.log(root, model))
+            serving[model] = [*line[-2:], registry.challenger(root, model)]
+        if model and told["version"] in serving[model]:
             needed |= {Path(stage).resolve() for stage in stages}
     return needed
 

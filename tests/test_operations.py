@@ -87,6 +87,9 @@ def test_a_dry_run_decides_and_moves_nothing(run: Running, runs: Path, small: li
     code, out = run("run", "quickstart", changes=[*small, "gate.mode=dry-run"])
     assert code == 4 and "version 1, alias challenger. Nothing was promoted" in " ".join(out.split())
     assert decisions(runs)[0]["holds"] and registry.log(runs, "quickstart") == []
+    kept = [path.parent for path in runs.glob("store/dpo-*/manifest.json")]
+    code, out = run("clean", "--days", "0", "--yes", changes=[])
+    assert code == 0 and kept and all(path.exists() for path in kept)  # the challenger stands on them
     code, out = run("promote", "quickstart", "--why", "seen", changes=[])  # it passed: a person may
     assert code == 0 and serving(runs) == ["1"]
 

@@ -1,0 +1,90 @@
+"""What the command line prints of a plan and of a finished run."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models.outcome import decision, prompts_of, trained
+from models.plan import Plan
+from models.recipe import Recipe
+from models.report import table
+from tasks.tracking import SERVER
+
+
+def plan_of(recipe: Recipe, planned: Plan) -> None:
+    """Print the plan of `sacpo check`."""
+
+    def known(value: float, text: str) -> str:
+        return text if value >= 0 else "?"
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    shown = Table(box=None, pad_edge=False)
+    for column in ("step", "data", "reference", "KL weight β/λ", "trainings", "rows", "updates", "tokens"):
+        shown.add_column(column)
+    for step in planned.steps:
+        shown.add_row(
+            step.title,
+            Path(step.data).name if len(step.data) > 40 else step.data,
+            step.reference,
+            ", ".join(f"{weight:g}" for weight in step.weights),
+            str(step.trainings),
+            known(step.rows, f"{step.rows:,}"),
+            known(step.updates, f"{step.updates:,}"),
+            known(step.tokens, f"about {step.tokens:,}"),
+        )
+    console.print(f"{recipe.name}: base {recipe.base}, β = {recipe.beta:g}", highlight=False)
+    console.print(shown, highlight=False)
+    console.print(
+        f"{planned.policies} policies of {known(planned.parameters, f'{planned.parameters:,}')} parameters in float32; "
+        f"memory per training {known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides activations "
+        f"(this machine has {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:,.0f} GiB); "
+        f"disk {known(planned.disk, f'{planned.disk / 2**30:,.1f} GiB')}; "
+        f"time {known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
+        highlight=False,
+    )
+    for step in planned.steps:
+        if step.card:
+            console.print(f"data: {step.title.split(' · ')[0]}: {step.card}", highlight=False)
+    for sentence in planned.evidence:
+        console.print(f"evidence: {sentence}", highlight=False)
+    if not any(step.rows >= 0 for step in planned.steps) and not planned.errors:
+        console.print("? data or base lie on a hub and are counted when the run fetches them")
+
+
+def outcome_of(outcome: dict[str, Any]) -> None:
+    """Print the table of candidates, the decision, and where to look next."""
+    folder = Path(outcome["report"])
+    tree = json.loads((folder / "report.json").read_text("utf-8"))
+    chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
+    header, *rows = table(tree)
+    shown = Table(box=None, pad_edge=False)
+    for column in header:
+        shown.add_column(column, no_wrap=column == header[0])  # a figure may wrap, a name must stay whole
+    for row in rows:
+        mark = "→ " if row[0] == chosen else "  "
+        shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(shown)
+    if tree["suites"]:
+        scale = "; s far above β/λ: trained too little for λ to decide (see the report)" if trained(tree) else ""
+        console.print(f"[dim]Figures of {prompts_of(tree)} with 95 % intervals{scale}.[/]", highlight=False)
+    console.print(decision(tree), highlight=False)
+    here = Path(sys.prefix) / "bin"
+    console.print()
+    if (folder / "frontier.png").exists():
+        console.print(f"Picture: {folder / 'frontier.png'}", highlight=False, soft_wrap=True)
+    console.print(f"Report:  {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    if tree["registry"]:
+        name, version = tree["registry"]["name"], tree["registry"]["version"]
+        console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
+    prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    named = {"MLflow": SERVER, "Prefect": prefect} if SERVER or prefect else {"Pages": f"{here}/sacpo up"}
+    for name, place in named.items():
+        console.print(
+            f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
+        )
