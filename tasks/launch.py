@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +37,7 @@ ALLOCATOR = {
 of the CPU time of training SmolLM2-135M was spent in the kernel."""
 
 _pool: Executor | None = None
+_stopped = False  # the workers were told to end: they did not die
 _logs = Path()
 
 
@@ -46,10 +47,11 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
 
     Inside another `workers` this does nothing: the command line starts them before Prefect, a deployed flow does not.
     """
-    global _pool, _logs
+    global _pool, _logs, _stopped
     if _pool is not None:
         yield
         return
+    _stopped = False
     _logs = root / "logs"
     _logs.mkdir(parents=True, exist_ok=True)
     threads = str(compute.threads)
@@ -85,6 +87,8 @@ def stop() -> None:
 
     Without worker processes what runs goes on to its end, and nothing is started after it.
     """
+    global _stopped
+    _stopped = _pool is not None
     processes = list((getattr(_pool, "_processes", None) or {}).values())
     if _pool is not None:
         _pool.shutdown(wait=False, cancel_futures=True)
@@ -115,7 +119,9 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
             if line:
                 watch(stage, line)
         return future.result()
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, CancelledError) as error:
+        if _stopped:
+            raise SacpoError(f"{stage.title}: stopped; the same command goes on from the last checkpoint") from error
         raise SacpoError(
             f"{stage.title}: its process was killed, often because memory ran out; see {_logs}. The same command "
             "goes on from the last checkpoint"

@@ -191,6 +191,8 @@ def test_a_cancelled_run_stops_at_once_and_goes_on_to_the_same_weights(
     assert all(gone(int(log.stem.split("-")[1])) for log in (runs / "logs").glob("worker-*.log"))
     assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))
     until(lambda: name(client, cancelled) == "Cancelled", 60)
+    told = client._client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [str(cancelled.id)]}}}).json()
+    assert told and not [line for line in told if "memory ran out" in line["message"]]  # nobody died
     assert statuses(runs)["quickstart · seed 0"] == "KILLED"
 
     code, out = run("run", "quickstart", changes=rare)

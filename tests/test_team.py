@@ -48,7 +48,7 @@ def test_a_team(
     assert done.returncode in (0, 4), done.stdout + done.stderr
 
     with psycopg.connect(f"{postgres}/prefect") as connection:
-        states = connection.execute("select state_type from flow_run where name = 'quickstart'").fetchall()
+        states = connection.execute("select state_type from flow_run where name like 'quickstart · %'").fetchall()
     assert states == [("COMPLETED",)]
     with psycopg.connect(f"{postgres}/sacpo") as connection:
         assert connection.execute("select count(*) from sacpo_decisions").fetchone() == (1,)
