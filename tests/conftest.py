@@ -35,7 +35,7 @@ from tasks.home import VERSIONS
 SMALL = [
     "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
     "steps.1.save_every=5", "steps.1.lambda=[0.2,1]", "merge.weights=[0.5]", "constraint.at_least=0.05",
-    "data.heldout=40", "evaluation.kl_prompts=16",
+    "data.heldout=40", "evaluation.kl_prompts=16", "compute.processes=1",
 ]  # fmt: skip
 Dialogue = tuple[str, str, str]
 """Prompt, chosen, rejected."""
@@ -280,9 +280,9 @@ def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "undisturbed"
     environment = unnamed() | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(folder)}
-    cwd = Path(__file__).parent.parent
+    wanted, cwd = command("run", "quickstart", changes=[*SMALL, "compute.processes=2"]), Path(__file__).parent.parent
     with FileLock(f"{folder}.lock"):  # who comes second is shown what the first has made
-        done = subprocess.run(command("run", "quickstart"), env=environment, cwd=cwd, capture_output=True, text=True)
+        done = subprocess.run(wanted, env=environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

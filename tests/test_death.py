@@ -107,8 +107,10 @@ def test_a_dead_process_is_found_and_others_are_left_alone(
 # The command
 
 
-def test_sigterm_ends_the_command_with_a_checkpoint(start: Callable[..., "subprocess.Popen[str]"], runs: Path) -> None:
-    process = start("run", "quickstart", "--set", "sft.save_every=1000")
+def test_sigterm_ends_the_command_with_a_checkpoint(
+    start: Callable[..., "subprocess.Popen[str]"], runs: Path, small: list[str]
+) -> None:
+    process = start("run", "quickstart", changes=[*small, "sft.save_every=1000", "compute.processes=2"])
     until(lambda: updates(runs, "sft"))
     (lease,) = map(leases._read, runs.glob("leases/*.json"))
     assert lease and lease.pid == process.pid and lease.alive
@@ -119,7 +121,7 @@ def test_sigterm_ends_the_command_with_a_checkpoint(start: Callable[..., "subpro
     assert "Traceback" not in out and time.monotonic() - begun < 15
     assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))  # 1000 updates were never reached
     workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
-    assert workers and all(map(gone, workers))
+    assert len(workers) == 2 and all(map(gone, workers))
     told = statuses(runs)
     assert told["quickstart · seed 0"] == "KILLED" and "RUNNING" not in told.values()
     assert not list(runs.glob("leases/*.json"))
@@ -182,7 +184,7 @@ def test_a_cancelled_run_stops_at_once_and_goes_on_to_the_same_weights(
     undisturbed: Path,
     small: list[str],
 ) -> None:
-    (begin, _), rare = deployed, [*small, "sft.save_every=1000"]  # how often does not change the weights
+    (begin, _), rare = deployed, [*small, "sft.save_every=1000", "compute.processes=2"]  # neither changes the weights
     cancelled = begin(rare)
     until(lambda: updates(runs, "sft"))
     process = held_by(runs, cancelled)
