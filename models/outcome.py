@@ -25,6 +25,8 @@ def decision(tree: Tree) -> str:
     registry = tree["registry"]
     if registry:
         alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
+        if registry["alias"] == "champion":
+            alias = "which became champion"  # the sentence is kept, and another may serve when it is read
         told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
     return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
 

@@ -238,7 +238,7 @@ def test_a_schedule_retrains_once_and_then_finds_nothing_new(day: Day) -> None:
     day.ask(f"/deployments/{told['id']}/schedules/{schedule['id']}", method="DELETE")
     assert (
         "nothing new since" in nothing["state"]["message"]
-        and "version 2, alias champion" in nothing["state"]["message"]
+        and "version 2, which became champion" in nothing["state"]["message"]
     )
     trained = [one for one in day.runs_of("nightly") if one["state"]["name"] == "Completed"]
     assert len(trained) == 1 and trained[0]["auto_scheduled"]
