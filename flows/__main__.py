@@ -1,6 +1,7 @@
 """The command line: `sacpo run RECIPE`, one verb per flow. Heavy imports come after parsing."""
 
 import errno
+import os
 import signal
 import sys
 from pathlib import Path
@@ -49,9 +50,11 @@ def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
 def retrain(recipe: Which, set_: Changes = None) -> None:
     """The same as run if data, recipe or base changed since the last decision; else end at once."""
     from models.recipe_file import read
+    from tasks.home import settle
     from tasks.run import decided
 
     chosen = read(recipe, set_)
+    settle()  # a schedule that a dead server has silenced must not look like one with nothing to do
     before = decided(chosen)
     if before:
         typer.echo(f"{chosen.name}: nothing new since {before['at']}: {before['outcome']}")
@@ -214,7 +217,8 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         from tasks.run import root
 
         settle()
-        typer.echo(f"{chosen.name}: starting Prefect and the workers; everything goes to {root()}")
+        servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
+        typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
         with workers(chosen.compute, root()):  # they import torch while Prefect starts
             try:
                 outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)

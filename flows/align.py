@@ -27,7 +27,7 @@ def _named() -> str:
 
 @watched
 @flow(name="align", flow_run_name=_named)
-def align(recipe: Recipe) -> dict[str, Any]:
+def align(recipe: Recipe) -> Any:
     """Align the base policy step by step, and register the candidate that holds the constraint.
 
     Args:
@@ -65,4 +65,4 @@ def align(recipe: Recipe) -> dict[str, Any]:
         if decisions.waits(run, registered, verdict):
             reporting.show(run, found, registered)
         registered = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
-        return reporting.publish(run, found, registered)
+        return reporting.ended(reporting.publish(run, found, registered))

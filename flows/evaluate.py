@@ -10,13 +10,13 @@ from models.promotion import NOT_REGISTERED
 from tasks import stages
 from tasks.decisions import test_in_order
 from tasks.leases import watched
-from tasks.reporting import Findings, publish
+from tasks.reporting import Findings, ended, publish
 from tasks.run import opened
 
 
 @watched
 @flow(name="evaluate", flow_run_name="{assessment.name}")
-def evaluate(assessment: Assessment) -> dict[str, Any]:
+def evaluate(assessment: Assessment) -> Any:
     """Judge policies side by side, and test the bound on them in the order in which they are given.
 
     Args:
@@ -30,4 +30,4 @@ def evaluate(assessment: Assessment) -> dict[str, Any]:
         told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [evidence.result() for evidence in told]
         verdicts = test_in_order(run, candidates)
-        return publish(run, Findings(candidates, AS_THEY_ARE, verdicts, yardstick), NOT_REGISTERED)
+        return ended(publish(run, Findings(candidates, AS_THEY_ARE, verdicts, yardstick), NOT_REGISTERED))

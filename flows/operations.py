@@ -115,7 +115,9 @@ def up(
             metavar="PLACE", envvar="SACPO_ARTIFACTS", help="Where MLflow keeps artifacts, for instance s3://bucket."
         ),
     ] = "",
-    worker: Annotated[bool, typer.Option(" /--no-worker", help="Only the servers and the deployments.")] = True,
+    worker: Annotated[
+        bool, typer.Option(" /--no-worker", show_default=False, help="Only the servers and the deployments.")
+    ] = True,
 ) -> None:
     """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
     from tasks.home import writable

@@ -6,13 +6,19 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from models.promotion import Entry
 from tasks import registry
 from tasks.run import root, settled
 
 
-@flow(name="promote", flow_run_name="{model} {version}")
+def _named() -> str:
+    given = flow_run.parameters
+    return f"{given['model']} {given.get('version') or 'challenger'}"
+
+
+@flow(name="promote", flow_run_name=_named)
 def promote(model: str, version: str = "", who: str = "", why: str = "", force: bool = False) -> dict[str, Any]:
     """Make a version the champion; it must have passed the gate.
 
@@ -40,7 +46,7 @@ def rollback(model: str, who: str = "", why: str = "") -> dict[str, Any]:
     return _told(root(), model, registry.rollback(root(), model, why or "rolled back by hand", who))
 
 
-@flow(name="reconcile")
+@flow(name="reconcile", flow_run_name="repairs")
 def reconcile() -> list[str]:
     """Repair what a killed process left: aliases that the promotion log contradicts, runs that are not running."""
     done = settled(root())

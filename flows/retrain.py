@@ -9,6 +9,7 @@ from flows.align import align
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
+from tasks.reporting import ended
 from tasks.run import decided, root
 
 
@@ -30,4 +31,5 @@ def retrain(recipe: Recipe) -> Any:
     before = decided(recipe)
     if before:
         return Completed(name="NothingNew", message=f"nothing new since {before['at']}: {before['outcome']}")
-    return align(recipe)
+    told: Any = align(recipe)
+    return ended(told)

@@ -9,11 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from models.errors import BadPlace
 from models.outcome import decision, prompts_of, trained
 from models.plan import Plan
 from models.recipe import Recipe
 from models.report import table
-from tasks.tracking import SERVER
+from tasks.home import VERSIONS, ask
+from tasks.tracking import SERVER, without_password
 
 
 def plan_of(recipe: Recipe, planned: Plan) -> None:
@@ -82,9 +84,22 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     if tree["registry"]:
         name, version = tree["registry"]["name"], tree["registry"]["version"]
         console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
-    prefect = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
-    named = {"MLflow": SERVER, "Prefect": prefect} if SERVER or prefect else {"Pages": f"{here}/sacpo up"}
+    prefect = os.environ.get("PREFECT_API_URL", "")
+    named = {"MLflow": _page("MLFLOW_TRACKING_URI", SERVER), "Prefect": _page("PREFECT_API_URL", prefect)}
+    if not any(named.values()):
+        named = {"Pages": f"{here}/sacpo up"}
     for name, place in named.items():
         console.print(
             f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
         )
+
+
+def _page(variable: str, address: str) -> str:
+    """Return where the pages of a named server are, and whether it is silent now."""
+    place = without_password(address).removesuffix("/api")
+    if address.startswith("http"):
+        try:
+            ask(variable, VERSIONS[variable], {**os.environ, variable: address})
+        except BadPlace:
+            return f"{place} (does not answer)"
+    return place

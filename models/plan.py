@@ -140,13 +140,16 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
 def _told(card: dict[str, Any]) -> str:
     """Say in one line what became of the rows."""
     quarantined = sum(card["quarantined"].values())
-    first = f" ({next(iter(card['quarantined']))})" if quarantined else ""
+    reasons = sorted(card["quarantined"].items(), key=lambda one: -one[1])[:3]
+    why = f" ({'; '.join(f'{count:,} {reason}' for reason, count in reasons)})"
+    over = card["over_the_limit"]
     parts = {
         "duplicates": card["duplicates"],
         "near a held-out prompt": card["near_a_heldout_prompt"],
         "inside a suite": card["inside_a_suite"],
-        "over a limit": sum(card["over_the_limit"].values()),
-        f"quarantined{first}": quarantined,
+        "over the step's limit of pairs": over["train"],
+        "over data.heldout": over["validation"] + over["test"],
+        f"quarantined{why}": quarantined,
         "contradictions (kept)": card["contradictions"],
     }
     held = card["splits"]["validation"] + card["splits"]["test"]

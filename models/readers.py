@@ -200,7 +200,7 @@ def _checked(pair: Pair) -> Pair:
 def _text(row: Row, field: str) -> str:
     value = row.get(field)
     if not isinstance(value, str):
-        raise Unusable(f"{field}: must be text")
+        raise Unusable(f"{field}: {'must be text' if field in row else 'is missing'}")
     if not value.strip():
         raise Unusable(f"{field}: is empty")
     return value

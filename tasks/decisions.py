@@ -7,7 +7,7 @@ again finds it there, with what served when it was taken, and goes on to the sam
 import json
 import math
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from prefect import pause_flow_run, task
@@ -220,7 +220,7 @@ def _rivals(run: Run, challenger: Policy) -> Rivals:
     policies: dict[str, Policy] = {}
     for name in ("champion", "anchor"):
         if said[name]:
-            policy = loaded(run, said[name], f"{name} · {said[name]}")
+            policy = replace(loaded(run, said[name], f"{name} · {said[name]}"), name=name)
             known = {challenger.digest, *(other.digest for other in policies.values())}
             policies |= {name: policy} if policy.digest not in known else {}
     return Rivals(said["seen"], policies)

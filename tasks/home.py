@@ -100,6 +100,8 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise BadPlace(f"{name} = {shown} refuses us; set {' and '.join(PASSWORDS[name])}") from error
+        if error.code == 404 and name == "PREFECT_API_URL" and not address.endswith("/api"):
+            raise BadPlace(f"{name} = {shown} is not Prefect's API; it ends in /api: {shown}/api") from error
         told = error.read().decode("utf-8", "replace")[:200]
         raise BadPlace(f"{name} = {shown} answers {error.code} to {path}: {told}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:

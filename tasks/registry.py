@@ -86,6 +86,8 @@ def promote(
     version = version or challenger(root, model)
     if not version:
         raise BadInput(f"{model} has no challenger; say which version to promote")
+    if not version.isdecimal():
+        raise BadInput(f"{model} version {version!r}: give the number of a version")
     tags = _version(root, model, version).tags
     line = line_of_champions(told)
     if line[-1:] == [version]:

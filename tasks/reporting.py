@@ -4,9 +4,10 @@ import base64
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from prefect import task
+from prefect import State, task
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
 
 from models import outcome, report
 from models.artifacts import Noun
@@ -18,6 +19,7 @@ from models.promotion import Registered
 from models.recipe import Recipe
 from models.recipe_gate import GateMode
 from tasks.ledger import Ledger
+from tasks.registry import CHALLENGER, CHAMPION
 from tasks.run import Run, close
 from tasks.stages import Yardstick, calibrate, taxed
 
@@ -45,14 +47,29 @@ def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]
     if registered.version:
         _link(run, registered)
     training, verdicts = isinstance(run.recipe, Recipe), found.verdicts
-    served = registered.alias != "challenger" or not training
+    served = registered.alias != CHALLENGER or not training
     proven = verdicts or not training  # who only asks for figures has them
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
-    told = close(run, made, exit_code)
+    decision = outcome.decision(tree)
+    told = close(run, made, exit_code, _state(registered, exit_code, training), decision)
     decided = isinstance(run.recipe, Recipe) and found.choice.decided and run.recipe.gate.mode is not GateMode.off
     if decided and (run.folder / "outcome.json").exists():  # else the next retraining sends what MLflow missed
-        Ledger(run.root).attempted(run.training.registered_name, run.digest, outcome.decision(tree))
+        Ledger(run.root).attempted(run.training.registered_name, run.digest, decision)
     return told
+
+
+def ended(told: dict[str, Any]) -> State[dict[str, Any]]:
+    """Return the state in which a flow ends that ran to its end: its name and message say what was decided."""
+    return Completed(name=told["state"], message=told["decision"], data=told)
+
+
+def _state(registered: Registered, exit_code: int, training: bool) -> str:
+    """Name the end of a run, for the lists of Prefect and MLflow."""
+    if registered.alias == CHAMPION:
+        return "Promoted"
+    if exit_code == 0:  # it only asked for figures, or a version of it served before
+        return "Completed"
+    return "NotPromoted" if training else "NotProven"
 
 
 def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> tuple[dict[str, Any], list[Noun]]:

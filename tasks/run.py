@@ -229,12 +229,14 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
             screen.stop()
 
 
-def close(run: Run, stages: Sequence[Noun], exit_code: int) -> dict[str, Any]:
+def close(run: Run, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
     """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
-    complete = run.tracker.finish(run.folder)
+    complete = run.tracker.finish(run.folder, {"sacpo.outcome": state, "mlflow.note.content": decision})
     outcome = {
         "report": str(run.folder),
         "exit_code": exit_code,
+        "state": state,
+        "decision": decision,
         "stages": sorted({str(noun.path) for noun in stages}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -160,9 +160,9 @@ class Tracker:
     def _tag(self, *given: str) -> None:
         self._client().set_model_version_tag(*given)
 
-    def finish(self, report: Path) -> bool:
+    def finish(self, report: Path, tags: dict[str, str]) -> bool:
         """Log the report and one model per candidate, close the run, wait, and return whether all was taken."""
-        self._queue.submit(self._patiently, "the report", self._finish, report)
+        self._queue.submit(self._patiently, "the report", self._finish, report, tags)
         self._close()
         return not self._missed
 
@@ -213,7 +213,7 @@ class Tracker:
         else:
             tags = {"sacpo.run": self.digest, **self.tags}
             self._parent = mlflow.create_run(
-                experiment_id, run_name=f"{self.recipe.name} · seed {self.recipe.seed}", tags=tags
+                experiment_id, run_name=f"{self.recipe.name} · seed {self.recipe.seed} · {self.digest[:8]}", tags=tags
             ).info.run_id
         told = self.recipe.model_dump(mode="json", by_alias=True, exclude={"compute": {"processes"}})
         records.params(mlflow, self._parent, told)  # params never change, and how many processes a run has may
@@ -307,7 +307,7 @@ class Tracker:
             )
         return str(logged.model_uri)
 
-    def _finish(self, report: Path) -> None:
+    def _finish(self, report: Path, tags: dict[str, str]) -> None:
         mlflow, parent = self._client(), self._open()
         tree = json.loads((report / "report.json").read_text("utf-8"))
         for name in ("report.html", "report.json", "report.md", "frontier.png"):
@@ -321,7 +321,8 @@ class Tracker:
         for told in tree["candidates"]:
             if told["digest"] not in known:
                 records.candidate(mlflow, run, told)
-        mlflow.set_tag(parent, "sacpo.chosen", (tree["chosen"] or {"candidate": "none"})["candidate"])
+        for key, value in {"sacpo.chosen": (tree["chosen"] or {"candidate": "none"})["candidate"], **tags}.items():
+            mlflow.set_tag(parent, key, value)
         records.numbers(mlflow, parent, records.headline(tree))
         mlflow.set_terminated(parent)
 

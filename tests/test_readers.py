@@ -187,7 +187,7 @@ def test_other_formats_are_recognised_by_their_columns(row: dict[str, Any], prom
         (pku(0, response_0=3), "response_0: must be text"),
         (pku(0, response_1="\n"), "response_1: is empty"),
         (pku(0, response_1="zero 0"), "the two answers are identical"),
-        ({}, "prompt: must be text"),
+        ({}, "prompt: is missing"),
         ([1, 2], "the row is not an object"),
         ("text", "the row is not an object"),
         (None, "the row is not an object"),

@@ -64,7 +64,7 @@ def test_a_curve_grows_while_the_stage_runs_and_is_whole_when_it_has_ended(
     told.fail("KILLED")
     found = known(tmp_path)
     assert found["data"].info.status == "FINISHED" and found["data"].data.tags["sacpo.digest"] == made.digest
-    assert found["quickstart · seed 0"].info.status == "KILLED"
+    assert found["quickstart · seed 0 · digest"].info.status == "KILLED"
 
 
 def test_a_version_that_is_found_again_carries_the_newest_verdict(tmp_path: Path, policy: Policy) -> None:
@@ -84,7 +84,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
         settled(told)
         assert not told._missed
         told.fail("KILLED")
-    assert len([name for name in known(tmp_path) if name == "quickstart · seed 0"]) == 1
+    assert len([name for name in known(tmp_path) if name == "quickstart · seed 0 · digest"]) == 1
 
 
 def test_updates_that_a_resumed_training_repeats_are_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_damaged_database_is_said_and_is_not_taken_for_success(
     told = tracker(tmp_path)
     settled(told)
     told.record(stage(), store.make(tmp_path, stage()))
-    assert told.finish(tmp_path) is False
+    assert told.finish(tmp_path, {}) is False
     assert "MLflow did not take the run" in capsys.readouterr().out
     with pytest.raises(BadPlace, match="did not register the policy"):
         tracker(tmp_path).register(Policy(path=tmp_path, digest="x", name="p", kind="step"), {})
@@ -124,11 +124,11 @@ def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
     first.follow(stage())
     first.fail("FAILED")
     before = known(tmp_path)
-    assert {before[name].info.status for name in ("data", "quickstart · seed 0")} == {"FAILED"}
+    assert {before[name].info.status for name in ("data", "quickstart · seed 0 · digest")} == {"FAILED"}
     second = tracker(tmp_path)
     second.follow(stage())
     settled(second)
     after = known(tmp_path)
-    for name in ("data", "quickstart · seed 0"):
+    for name in ("data", "quickstart · seed 0 · digest"):
         assert after[name].info.status == "RUNNING" and after[name].info.run_id == before[name].info.run_id
     second.fail("KILLED")

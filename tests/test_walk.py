@@ -180,9 +180,10 @@ def test_a_run_from_the_form(page: Any, day: Day) -> None:
     read = {told["key"] for told in day.ask("/artifacts/filter", {})}
     assert {"gate", "candidates", "frontier"} <= read  # there is something to read before one answers
     approve(page)
-    page.get_by_text("Completed", exact=True).first.wait_for()
+    page.get_by_text("Promoted", exact=True).first.wait_for()
     (run,) = day.runs_of("quickstart")
     assert run["parameters"]["recipe"]["steps"][1]["lambda"] == [0.4, 1]
+    assert "version 1, which became champion" in run["state"]["message"]
     page.get_by_role("tab", name="Task Runs").click()
     page.get_by_text("harmless · dpo · λ=0.4 (β/λ=0.25)").first.wait_for()
 
@@ -233,14 +234,14 @@ def test_a_schedule_retrains_once_and_then_finds_nothing_new(day: Day) -> None:
     day.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
     every = [{"schedule": {"interval": 20.0, "anchor_date": "2026-01-01T00:00:00Z"}, "active": True}]
     (schedule,) = day.ask(f"/deployments/{told['id']}/schedules", every)
-    day.wait("nightly", "Completed")
+    day.wait("nightly", "Promoted")
     nothing = day.wait("nightly", "NothingNew")
     day.ask(f"/deployments/{told['id']}/schedules/{schedule['id']}", method="DELETE")
     assert (
         "nothing new since" in nothing["state"]["message"]
         and "version 2, which became champion" in nothing["state"]["message"]
     )
-    trained = [one for one in day.runs_of("nightly") if one["state"]["name"] == "Completed"]
+    trained = [one for one in day.runs_of("nightly") if one["state"]["name"] == "Promoted"]
     assert len(trained) == 1 and trained[0]["auto_scheduled"]
 
 
