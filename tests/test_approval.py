@@ -84,8 +84,11 @@ def test_a_refusal_binds(
     runs = served
     with SyncPrefectClient(prefect) as client:
         process = start("run", "quickstart", changes=[*small, "gate.approval=true"])
-        answer(client, paused(client, process, runs), agreed=False)
+        asked = paused(client, process, runs)
+        answer(client, asked, agreed=False)
         out, _ = process.communicate(timeout=120)
+        state = client.read_flow_run(asked).state
+    assert state and state.name == "NotPromoted" and "alias challenger. Nothing was promoted." in (state.message or "")
     assert process.returncode == 4 and "Nothing was promoted" in " ".join(out.split()), out
     assert tags(runs, "2")["gate"] == "refused by Ada: read the card"
     code, out = run("promote", "quickstart", "2", changes=[])

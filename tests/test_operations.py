@@ -32,13 +32,21 @@ def test_a_challenger_meets_the_champion(
 
     code, out = run("retrain", "quickstart")
     assert code == 0 and "nothing new since" in out and "Registered as quickstart version 1" in out
+    silent = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    code, out = run("retrain", "quickstart", **silent)
+    assert code == 2 and "http://127.0.0.1:9 does not answer" in out  # a schedule learns of it
+    code, out = run("run", "quickstart", **silent)
+    assert code == 0 and "MLflow:  http://127.0.0.1:9 (does not answer)" in out  # a finished run needs nobody
 
     proud = [*more, "gate.margin=0"]  # nobody can be shown to be no worse at all
     code, out = run("run", "quickstart", changes=proud)
     assert code == 4 and "The gate does not let it pass: helpful against the champion" in out
     assert "Registered as quickstart version 2, alias challenger. Nothing was promoted." in " ".join(out.split())
+    assert "answers · champion · test" in out
     code, out = run("retrain", "quickstart", changes=proud)
     assert code == 0 and "nothing new" in out  # a rejected challenger is not trained again
+    code, out = run("promote", "quickstart", "two", changes=[])
+    assert code == 2 and "quickstart version 'two': give the number of a version" in out
     code, out = run("promote", "quickstart", changes=[])
     assert code == 2 and "version 2 did not pass the gate (fail: helpful against the champion" in out
 

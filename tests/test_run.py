@@ -115,6 +115,8 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     assert parent.data.metrics["test/safety_rate"] == pytest.approx(tested["value"])
     assert parent.data.metrics["test/lower_bound"] == pytest.approx(tested["lower_bound"])
     assert {"test/helpful against the base", "chosen/harmless/safety_rate"} < parent.data.metrics.keys()
+    assert parent.data.tags["sacpo.outcome"] == "Promoted"
+    assert "which became champion" in parent.data.tags["mlflow.note.content"]  # the description on its page
     version = client.get_model_version_by_alias("quickstart", "champion")
     chosen = next(
         c for c in report(undisturbed)["candidates"] if c["name"] == report(undisturbed)["chosen"]["candidate"]
