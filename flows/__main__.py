@@ -227,7 +227,10 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
             except Exception:
                 outcome = finished(chosen)  # Prefect may have died after the last stage
                 if outcome is None:
-                    settle()  # a server that has died is named
+                    try:
+                        settle()
+                    except BadPlace as silent:  # a server that has died is named
+                        raise BadPlace(f"{silent}; the same command goes on") from silent
                     raise
     outcome_of(outcome)
     raise typer.Exit(outcome["exit_code"])

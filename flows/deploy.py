@@ -6,13 +6,14 @@ process, without a worker.
 
 import os
 import signal
+from contextlib import chdir
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import yaml
 
-from models.errors import BadPlace
+from models.errors import BadInput, BadPlace, SacpoError
 from models.recipe_file import assessment, read
 from tasks.home import settle
 from tasks.leases import sweep
@@ -37,17 +38,35 @@ def place() -> dict[str, str]:
 
 
 def deployments() -> list[dict[str, Any]]:
-    """Return the entries of `prefect.yaml`, with the parameters that their build steps make."""
-    told = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text("utf-8"))["deployments"]
-    return [{**entry, "parameters": _filled(entry)} for entry in told]
+    """Return the entries of `prefect.yaml`, with the parameters that their build steps make; none without that file.
+
+    Raises:
+        BadInput: the file is no YAML or lists no deployments, or a build step fails, as of a recipe that is not there.
+    """
+    file = CHECKOUT / "prefect.yaml"
+    if not file.exists():
+        return []
+    try:
+        told = yaml.safe_load(file.read_text("utf-8"))["deployments"]
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f": line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{file}{where}: no YAML ({getattr(error, 'problem', None) or error})") from error
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{file}: has no list `deployments`") from error
+    with chdir(CHECKOUT):  # where `prefect deploy` looks for a recipe
+        return [{**entry, "parameters": _filled(entry, file)} for entry in told]
 
 
-def _filled(entry: dict[str, Any]) -> dict[str, Any]:
+def _filled(entry: dict[str, Any], file: Path) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for step in entry.get("build") or []:
         for name, given in step.items():
             inputs = {key: value for key, value in (given or {}).items() if key != "id"}
-            made |= resolve_name(name.replace("flows.deploy.", "flows.deploy:"))(**inputs)
+            try:
+                made |= resolve_name(name.replace("flows.deploy.", "flows.deploy:"))(**inputs)
+            except (SacpoError, AttributeError, ImportError, TypeError) as error:
+                raise BadInput(f"{file}: deployment {entry.get('name')!r}, {name}: {error}") from error
     return {key: made.get(key, value) for key, value in (entry.get("parameters") or {}).items()}
 
 

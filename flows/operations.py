@@ -120,8 +120,10 @@ def up(
     ] = True,
 ) -> None:
     """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
+    from flows.deploy import deployments
     from tasks.home import writable
     from tasks.servers import up
     from tasks.wanted import Wanted
 
+    deployments()  # what `prefect deploy` would only say in its log, after all has been started
     up(writable(), Wanted(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

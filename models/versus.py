@@ -24,6 +24,18 @@ class Side:
     tree: Tree
     candidate: Tree
 
+    @property
+    def called(self) -> str:
+        """The candidate and where it comes from: two runs may choose candidates of one name."""
+        registered, recipe = self.tree["registry"], self.tree["recipe"]
+        chosen = registered and self.candidate["name"] == self.tree["chosen"]["candidate"]
+        origin = (
+            f"{registered['name']} version {registered['version']}"
+            if chosen
+            else f"{recipe['name']} {recipe['digest'][:7]}"
+        )
+        return f"{self.candidate['name']} ({origin})"
+
     def rows(self, table: str, metric: str, split: str) -> list[Tree]:
         """Return the rows of a table about the candidate, one metric and the prompts of one split."""
         told = jsonl.read(self.folder / "tables" / f"{table}.jsonl")
@@ -93,7 +105,9 @@ def side(folder: Path, policy: str = "") -> Side:
     try:
         tree = json.loads((folder / "report.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{folder}: holds no report.json that can be read; give the folder of a report") from error
+        raise BadInput(
+            f"{folder}: holds no report.json that can be read; give the folder of a report, or models:/NAME@ALIAS"
+        ) from error
     if tree.get("schema") != SCHEMA:
         raise BadInput(f"{folder}: the report was made by an older sacpo; run the same command again to renew it")
     wanted = (tree["chosen"] or {"candidate": tree["candidates"][-1]["name"]})["candidate"]
@@ -127,9 +141,8 @@ def difference(a: Side, b: Side) -> Difference:
 
 def sentence(a: Side, b: Side, told: Difference) -> str:
     """Say in one line whether B is better than A, and safe enough."""
-    name = f"{b.candidate['name']} ({b.tree['recipe']['name']} {b.tree['recipe']['digest'][:7]})"
     if told.better is None:
-        first = f"whether {name} is better than {a.candidate['name']} cannot be said: {told.why_not}"
+        first = f"whether {b.called} is better than {a.called} cannot be said: {told.why_not}"
     else:
         value, low, high = told.better.value, told.better.low, told.better.high
         even = told.even
@@ -139,7 +152,7 @@ def sentence(a: Side, b: Side, told: Difference) -> str:
             if even
             else "their win rates against the base differ by {:+.3f} [{:+.3f}, {:+.3f}] on"
         )
-        first = f"{name} {how} {a.candidate['name']}: {wins.format(value, low, high)} {told.better.n} prompts"
+        first = f"{b.called} {how} {a.called}: {wins.format(value, low, high)} {told.better.n} prompts"
         if told.better.failed:
             first += f" ({told.better.failed} without a verdict)"
         if told.split != "test":  # who was chosen on these prompts looks better on them

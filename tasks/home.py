@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import logging
 import os
 import shutil
 import time
@@ -44,6 +45,7 @@ def settle() -> None:
     for name, path in VERSIONS.items():
         if os.environ.get(name, "").startswith("http"):  # before anything is trained
             ask(name, path, os.environ)
+    logging.raiseExceptions = False  # else a line per batch of the log that a dead Prefect server did not take
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # errors are told in one line; the pages have all
     quiet |= {"PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}  # a line per event that a dead server did not take
     for name, value in {"PREFECT_HOME": str(runs / "prefect"), **quiet, **QUIET}.items():

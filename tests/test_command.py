@@ -68,6 +68,12 @@ def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
         assert not (runs / "store").exists()
 
 
+def test_an_address_of_prefect_without_api_is_said(prefect: str) -> None:
+    page = prefect.removesuffix("/api")
+    done = sacpo("run", "quickstart", PREFECT_API_URL=page)
+    assert done.returncode == 2 and f"PREFECT_API_URL = {page} is not Prefect's API; it ends in /api" in done.stderr
+
+
 def test_a_disk_that_is_nearly_full_is_refused_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "LEAST_FREE", 2**62)
     with pytest.raises(BadPlace, match=f"^{runs}: only .* MiB free; .* or set SACPO_RUNS to another disk$"):

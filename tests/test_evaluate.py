@@ -161,7 +161,12 @@ def test_suites_and_judges_of_ones_own(undisturbed: Path, runs: Path, run: Comma
 def test_two_runs_are_compared(undisturbed: Path, runs: Path, run: Command, tmp_path: Path) -> None:
     (folder,) = undisturbed.glob("quickstart/*/")
     code, out = run("diff", str(folder), str(folder), changes=[])
-    assert code == 4 and "is not shown to differ" in out and "wins 0.500 [0.49" in out and "of 400 prompts;" in out
+    assert (
+        code == 4
+        and "(quickstart version 1) is not shown to differ from" in out
+        and "wins 0.500 [0.49" in out
+        and "of 400 prompts;" in out
+    )
     better = tmp_path / "better"
     shutil.copytree(folder, better)
     told = tree(better)

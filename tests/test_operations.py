@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from flows import deploy
+from models.errors import BadInput
 from models.recipe import Recipe
 from tasks import registry
 from tasks.ledger import Ledger
@@ -114,6 +115,30 @@ def test_deployments_are_the_shipped_recipes_whole() -> None:
         assert (
             trains == ("concurrency_limit" not in entry) == (entry["entrypoint"].split(":")[1] in ("align", "retrain"))
         )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("deployments:", "deployed:", "has no list `deployments`"),
+        ("name: evaluate", "name: [evaluate", "no YAML"),
+        (
+            "id: preset, name: smollm2-135m",
+            "id: preset, name: mine.toml",
+            "deployment 'smollm2-135m', .*no recipe 'mine",
+        ),
+        ("flows.deploy.judged", "flows.deploy.judge", "deployment 'evaluate', .*has no attribute 'judge'"),
+    ],
+)
+def test_a_wrong_prefect_yaml_is_refused_before_anything_starts(
+    old: str, new: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (deploy.CHECKOUT / "prefect.yaml").read_text("utf-8")
+    assert text.count(old) == 1
+    (tmp_path / "prefect.yaml").write_text(text.replace(old, new), "utf-8")
+    monkeypatch.setattr(deploy, "CHECKOUT", tmp_path)
+    with pytest.raises(BadInput, match=f"{tmp_path}/prefect.yaml: .*{said}"):
+        deploy.deployments()
 
 
 def test_forms_show_what_decides_first_and_no_field_without_a_name() -> None:
