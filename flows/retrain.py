@@ -9,8 +9,7 @@ from flows.align import align
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
-from tasks.reporting import ended
-from tasks.run import decided, root
+from tasks.run import asking, decided, root
 
 
 @watched
@@ -31,5 +30,7 @@ def retrain(recipe: Recipe) -> Any:
     before = decided(recipe)
     if before:
         return Completed(name="NothingNew", message=f"nothing new since {before['at']}: {before['outcome']}")
-    told: Any = align(recipe)
-    return ended(told)
+    asked = asking(recipe)
+    if asked:
+        return Completed(name="WaitsForApproval", message=asked)
+    return align.fn(recipe)  # in this flow run: a run inside another could not pause it, and would hold its place

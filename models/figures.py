@@ -140,6 +140,16 @@ def per_prompt(rows: list[Row], value: Callable[[Row], float]) -> tuple[list[flo
     return values, len(means) - len(values)
 
 
+def at_worst(rows: list[Row], value: Callable[[Row], float], worst: float) -> tuple[list[float], int]:
+    """Return the same for a bound: beside answers with a verdict, one without counts as the worst that it can be."""
+    told = [
+        [value(row) if row["status"] == "ok" else worst for row in answers]
+        for answers in by_prompt(rows).values()
+        if any(row["status"] == "ok" for row in answers)
+    ]
+    return [_mean(values) for values in told], len(by_prompt(rows)) - len(told)
+
+
 def prompt_means(rows: Iterable[Row], value: Callable[[Row], float]) -> Means:
     """Return (suite, prompt) → mean value of its answers with a verdict, none where no answer has one."""
     kept = {key: [value(row) for row in told if row["status"] == "ok"] for key, told in by_prompt(rows).items()}

@@ -1,7 +1,7 @@
 """Is run B better than run A, and is it safe enough? What differs in recipe and data, and what the prompts say."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +196,20 @@ def _better(a: Side, b: Side, split: str) -> tuple[Estimate | None, float, str]:
     wins = matched_wins(b.rows("scores", "helpful", split), a.rows("scores", "helpful", split)).values()
     kept = [won for won in wins if won is not None]
     if kept:
-        return mean_within(kept, len(wins) - len(kept)), 0.5, ""
+        return _cautious(kept, len(wins) - len(kept), (0.0, 1.0)), 0.5, ""
     if a.tree["candidates"][0]["digest"] != b.tree["candidates"][0]["digest"]:
         return None, 0.5, "they share no scores, and their bases differ"
     compared = [[r for r in one.rows("comparisons", "helpful", split) if r["against"] == "base"] for one in (a, b)]
     both, failed = _shared(*(prompt_means(rows, lambda row: row["win"]) for rows in compared))
     if not both:
         return None, 0.5, "they answered no prompt in common"
-    return mean_within([y - x for x, y in both], failed, ends=(-1, 1)), 0.0, ""
+    return _cautious([y - x for x, y in both], failed, (-1.0, 1.0)), 0.0, ""
+
+
+def _cautious(values: list[float], failed: int, ends: tuple[float, float]) -> Estimate:
+    """Return the mean over prompts; one without a verdict counts against either end of the interval."""
+    low, high = (mean_within([*values, *[end] * failed], ends=ends) for end in ends)
+    return replace(mean_within(values, failed, ends=ends), low=low.low, high=high.high)
 
 
 def _shared(a: Means, b: Means) -> tuple[list[tuple[float, float]], int]:

@@ -30,10 +30,14 @@ def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, 
         _refuse_if_held(lock)
     needed = _needed(root)
     old = time.time() - days * DAY
+    for place in [*root.glob("store/*.gone"), *root.glob("registered/*.gone")] if delete else ():
+        shutil.rmtree(place)  # of a clean that was killed
     places = [p for folder in ("store", "registered") for p in (root / folder).glob("*") if p.is_dir()]
     free = [p for p in places if p.resolve() not in needed and p.stat().st_mtime < old]
     sized = sorted(((p, _size(p)) for p in free), key=lambda told: -told[1])
     for place, _ in sized if delete else ():
+        if place.stat().st_mtime >= old:  # a run has begun meanwhile, and uses it
+            continue
         gone = place.with_name(place.name + ".gone")
         place.rename(gone)  # a run that starts now finds it whole or not at all
         shutil.rmtree(gone)

@@ -28,7 +28,7 @@ from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe_gate import GateMode
 from tasks import events, launch, registry, screen, store
 from tasks.ledger import Ledger
-from tasks.run import Run
+from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 
 PATIENCE = 7 * 24 * 3600
@@ -129,7 +129,7 @@ def register(
     version = run.tracker.register(policy, tags)
     if verdict:  # an undecided one challenges nobody
         registry.challenge(run.root, run.training.registered_name, version)
-    return Registered(run.training.registered_name, version, "")
+    return Registered(run.training.registered_name, version, registry.CHALLENGER if verdict else "")
 
 
 class Approval(RunInput):
@@ -145,8 +145,8 @@ class Approval(RunInput):
 
 def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
     """Whether a person has to agree: the recipe says so, the gate let the version pass, and it never served yet."""
-    asked = run.training.gate.approval and registered.version and _passes(run, verdict)
-    return bool(asked) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
+    wanted = run.training.gate.approval and registered.version and _passes(run, verdict)
+    return bool(wanted) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
 
 
 def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval | None:
@@ -169,7 +169,8 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     launch.stop()  # it may take days, and what is left to do needs no worker: nor memory, nor a GPU
     form = Approval.with_initial_data(description="\n".join(shown))
     # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
-    said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
+    with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
+        said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
     run.tracker.tag(registered.name, version, {"gate": "pass" if said.agreed else str(said)})
     screen.say(str(said))
     return said
@@ -247,12 +248,12 @@ def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
     verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
     over = figures.scores(verdicts, "over_refusal")
-    refused, failed = figures.per_prompt(over, lambda row: float(not row["good"]))
+    refused, failed = figures.at_worst(over, lambda row: float(not row["good"]), 1.0)
     wins = {}
     for name in rivals.policies or ["base"]:  # the first challenger must not help less than what it started from
-        values, lost = figures.per_prompt(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"])
-        if values or lost or rivals.policies:
-            wins[name] = (tuple(values), lost)
+        compared = figures.comparisons(verdicts, "helpful", name)
+        values, lost = figures.at_worst(compared, lambda row: row["win"], 0.0)
+        wins[name] = (tuple(values), lost)
     return Facts(
         categories=tuple(
             figures.counts(category, [row for row in harmful if row["category"] == category])

@@ -7,6 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from models.artifacts import content_digest
 from models.errors import BadPolicy
 from tasks.tracking import client, failures, first_line, shown
 
@@ -21,7 +22,7 @@ def fetch(root: Path, name: str) -> Path:
 
     try:
         model, version = _version(client(root), name)
-        place = root / "registered" / f"{model}-{version.version}"
+        place = _place(root, model, version)
         address = f"models:/{model}/{version.version}"
         _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
     except failures() as error:
@@ -41,7 +42,9 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
     mlflow = client(root)
     try:
         model, version = _version(mlflow, name)
-        place = root / "registered" / f"{model}-{version.version}-report"
+        if "sacpo.run_id" not in version.tags:
+            raise BadPolicy(f"{name!r}: was not registered by sacpo, and has no report")
+        place = _place(root, model, version, "-report")
 
         def download(new: Path) -> None:
             for held in ("report.json", "tables"):
@@ -51,6 +54,12 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
         return place, str(version.tags["sacpo.policy"])
     except failures() as error:
         raise BadPolicy(f"{name!r}: MLflow at {shown(root)} has no report of it ({first_line(error)})") from error
+
+
+def _place(root: Path, model: str, version: Any, held: str = "") -> Path:
+    """Return where a version is copied to: another registry may have a version of the same name and number."""
+    origin = content_digest([version.source, version.run_id, version.creation_timestamp])[:8]
+    return root / "registered" / f"{model}-{version.version}-{origin}{held}"
 
 
 def _version(mlflow: Any, name: str) -> tuple[str, Any]:

@@ -83,6 +83,8 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     """
     address = environment[name].rstrip("/")
     shown = without_password(address)
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise BadPlace(f"{name} = {shown}: put user and password into {' and '.join(PASSWORDS[name])}, not in there")
     given = ":".join(environment.get(secret, "") for secret in PASSWORDS[name])
     headers = {"Content-Type": "application/json"}
     if given.strip(":"):

@@ -101,9 +101,16 @@ def promote(
 
 
 def challenge(root: Path, model: str, version: str) -> None:
-    """Point the alias `challenger` to a version, unless it serves or once served."""
-    if version not in (entry.version_to for entry in log(root, model)):
-        _point(root, model, CHALLENGER, version)
+    """Point the alias `challenger` to a version, unless it serves or once served.
+
+    Raises:
+        BadPlace: MLflow does not take it.
+    """
+    if version in (entry.version_to for entry in log(root, model)):
+        return
+    refused = _point(root, model, CHALLENGER, version)
+    if refused and challenger(root, model) != version:
+        raise BadPlace(f"{model}: MLflow at {shown(root)} did not take the alias {CHALLENGER} ({refused})")
 
 
 def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:

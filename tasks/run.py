@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from models import harness, sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
+from models.errors import Undecided
 from models.judges import described
 from models.policy import base_digest, device_kind, precision
 from models.preflight import refuse
@@ -176,24 +177,58 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
 
     Raises:
         BadRecipe, BadData: a judge, a suite or the engine cannot be used; told before anything is made.
+        Undecided: the identical command waits for a person.
     """
+    where = root()
+    leases.take(where, recipe.name)
     if not launch.begun():  # a deployed run: nobody has looked yet
         refuse(recipe.evaluation)
-    where, name = root(), digest(recipe)
+    name = digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
     leases.take(where, recipe.name, name)
     lock = FileLock(where / f"{recipe.name}-{name[:16]}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
+        asked = asking(recipe)
+        if asked:  # for days, perhaps
+            raise Undecided(asked) from None
         screen.say("another process runs this recipe on these data; waiting for it to end")
         lock.acquire()
+    _question(where, recipe, name).unlink(missing_ok=True)  # of one that died while it waited
     try:
         for sentence in leases.sweep(where):
             screen.say(f"[dim]{sentence}[/]")
         yield from _working(recipe, where, name)
     finally:
         lock.release()
+
+
+def asking(recipe: Recipe | Assessment) -> str:
+    """Return where the same run waits for a person's answer; empty if none does."""
+    where, name = root(), digest(recipe)
+    try:
+        with FileLock(where / f"{recipe.name}-{name[:16]}.lock", blocking=False):
+            return ""  # whoever asked has died
+    except (Timeout, FileNotFoundError):
+        with suppress(OSError):
+            return _question(where, recipe, name).read_text("utf-8")
+    return ""
+
+
+@contextmanager
+def asked(run: Run, question: str) -> Iterator[None]:
+    """While a person is asked, let the same run elsewhere know."""
+    place = _question(run.root, run.recipe, run.digest)
+    store.write(place, question)
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def _question(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
+    return root / f"{recipe.name}-{digest[:16]}.question"
 
 
 def commit() -> str:

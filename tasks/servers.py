@@ -37,6 +37,7 @@ ZOMBIES = {
         "type": "event",
         "posture": "Proactive",
         "match": {"prefect.resource.id": "prefect.flow-run.*"},
+        "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": ["align", "evaluate", "retrain"]},
         "for_each": ["prefect.resource.id"],
         "after": ["prefect.flow-run.heartbeat"],
         # any news of it will do: a run that is suspended or waits for a retry has no process, and is no zombie
@@ -221,7 +222,7 @@ def _deploy(root: Path, environment: dict[str, str]) -> Child | None:
 
 def _reconcile(environment: dict[str, str]) -> None:
     """Let the first flow run repair what killed processes left behind."""
-    wanted = {"deployments": {"name": {"any_": ["reconcile"]}}}
+    wanted = {"deployments": {"name": {"any_": ["reconcile"]}}, "work_pools": {"name": {"any_": [POOL]}}}
     for told in ask("PREFECT_API_URL", "/deployments/filter", environment, wanted):
         ask("PREFECT_API_URL", f"/deployments/{told['id']}/create_flow_run", environment, {"name": "at the start"})
 

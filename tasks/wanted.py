@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from models.errors import BadPlace
 from tasks.home import QUIET
+from tasks.tracking import without_password
 
 DATABASES = ("mlflow", "prefect", "sacpo")
 """On a team's PostgreSQL: MLflow's, Prefect's, and our own."""
@@ -60,10 +61,10 @@ class Wanted:
             whole = parts.hostname and (parts.port or True)
         except ValueError:
             whole = False
-        if parts.scheme not in ("postgresql", "postgres") or not whole or parts.path.strip("/"):
+        if parts.scheme not in ("postgresql", "postgres") or not whole or parts.path.strip("/") or parts.query:
             raise BadPlace(
                 "--postgres must be postgresql://user@host:port, without the name of a database; a password goes "
-                "into PGPASSWORD"
+                "into PGPASSWORD, and what else libpq knows into its variables, as PGSSLMODE"
             )
         return parts
 
@@ -133,5 +134,5 @@ def _named(name: str) -> str:
     """
     address = os.environ.get(name, "").rstrip("/")
     if address and not address.startswith(("http://", "https://")):
-        raise BadPlace(f"{name} = {address} is no server; unset it, and `sacpo up` starts one")
+        raise BadPlace(f"{name} = {without_password(address)} is no server; unset it, and `sacpo up` starts one")
     return address
