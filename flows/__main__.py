@@ -212,7 +212,7 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
     outcome = finished(chosen)
     if outcome is None:
         refuse(chosen.evaluation)
-        from tasks.home import settle
+        from tasks.home import no_hidden_server, settle
         from tasks.launch import workers
         from tasks.run import root
 
@@ -221,7 +221,9 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
         with workers(chosen.compute, root()):  # they import torch while Prefect starts
             try:
-                outcome = resolve_name(f"flows.{flow}:{flow}")(chosen)
+                run_flow = resolve_name(f"flows.{flow}:{flow}")
+                no_hidden_server()
+                outcome = run_flow(chosen)
             except SacpoError:
                 raise
             except Exception:

@@ -15,7 +15,7 @@ import yaml
 
 from models.errors import BadInput, BadPlace, SacpoError
 from models.recipe_file import assessment, read
-from tasks.home import settle
+from tasks.home import no_hidden_server, settle
 from tasks.leases import sweep
 from tasks.run import root
 
@@ -78,6 +78,7 @@ def serve_all(limit: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     settle()
+    no_hidden_server()
     os.environ["SACPO_RUNS"] = str(root())  # from here on we are in the checkout
     os.chdir(CHECKOUT)
     from prefect import Flow, serve

@@ -1,5 +1,6 @@
 """The verbs of operation: who serves, and what may go. Each flow among them is also a deployment (prefect.yaml)."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,11 @@ Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
 
 def _here() -> Path:
     """Return the runs folder, as home of Prefect and MLflow; servers that are named answer and let us in."""
-    from tasks.home import settle
+    from tasks.home import no_hidden_server, settle
     from tasks.run import root
 
     settle()
+    no_hidden_server()
     return root()
 
 
@@ -118,12 +120,19 @@ def up(
     worker: Annotated[
         bool, typer.Option(" /--no-worker", show_default=False, help="Only the servers and the deployments.")
     ] = True,
+    show_password: Annotated[
+        bool, typer.Option("--show-password", help="Start nothing; print what to type into each page.")
+    ] = False,
 ) -> None:
     """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
     from flows.deploy import deployments
+    from tasks import passwords
     from tasks.home import writable
     from tasks.servers import up
     from tasks.wanted import Wanted
 
+    if show_password:
+        typer.echo("\n".join(passwords.to_type(writable(), os.environ)))
+        return
     deployments()  # what `prefect deploy` would only say in its log, after all has been started
     up(writable(), Wanted(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

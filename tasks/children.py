@@ -55,6 +55,16 @@ class Child:
         return f"{why} (see {self.log})"
 
 
+def started(pid: int) -> str:
+    """Return what tells this process from others that have, had or will have its number; empty if it is gone."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    return "" if state == "Z" else f"{boot} {rest[18]}"
+
+
 def start(
     root: Path, kind: str, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> Child:

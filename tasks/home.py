@@ -6,14 +6,17 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from models.errors import BadPlace
+from tasks import passwords
 from tasks.launch import reap
 from tasks.run import root
 from tasks.tracking import without_password
@@ -29,6 +32,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Nothing is sent anywhere, and servers say only what matters."""
+OURS = ("mlflow.db", "prefect", "store", "operations.db")
+"""What tells a runs folder from a folder of the user's that happens to be named so."""
 VERSIONS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
 """Where each server tells its version, to those whom it lets in."""
 PASSWORDS = {
@@ -39,9 +44,16 @@ PASSWORDS = {
 
 
 def settle() -> None:
-    """Give Prefect and MLflow a home in the runs folder, and keep them quiet; what the user set stays."""
+    """Give Prefect and MLflow a home in the runs folder, closed and quiet; what the user set stays.
+
+    Raises:
+        BadPlace: the folder cannot be written, or a named server does not answer or does not let us in.
+    """
     runs = writable()
     reap(runs)
+    os.environ.update(passwords.credentials(runs, os.environ))
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.update(passwords.temporary(runs, os.environ))
     for name, path in VERSIONS.items():
         if os.environ.get(name, "").startswith("http"):  # before anything is trained
             ask(name, path, os.environ)
@@ -52,15 +64,33 @@ def settle() -> None:
         os.environ.setdefault(name, value)
 
 
+def no_hidden_server() -> None:
+    """Refuse a Prefect server that only a profile or a file of Prefect's names: it would get the password of ours.
+
+    Raises:
+        BadPlace: there is one.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    hidden = PREFECT_API_URL.value()
+    if hidden and not os.environ.get("PREFECT_API_URL"):
+        raise BadPlace(
+            f"a profile or a file of Prefect's names the server {without_password(hidden)}; set PREFECT_API_URL to it, "
+            "and PREFECT_API_AUTH_STRING where it asks for a password; or take it out there"
+        )
+
+
 def writable() -> Path:
-    """Return the runs folder, made if need be.
+    """Return the runs folder, made if need be, for nobody else to read.
 
     Raises:
         BadPlace: it cannot be written, or its disk is full.
     """
     runs = root()
     try:
-        runs.mkdir(parents=True, exist_ok=True)
+        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any((runs / name).exists() for name in OURS):
+            _close(runs)
         probe = runs / ".writable"
         probe.write_text("")
         probe.unlink()
@@ -73,6 +103,13 @@ def writable() -> Path:
             f"{LEAST_FREE / 2**20:.0f}; free space, or set SACPO_RUNS to another disk"
         )
     return runs
+
+
+def _close(runs: Path) -> None:
+    """Take a runs folder that an older version left open to others away from them."""
+    now = runs.stat()
+    if now.st_uid == os.getuid() and now.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        runs.chmod(0o700)
 
 
 def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) -> Any:
@@ -89,6 +126,8 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     headers = {"Content-Type": "application/json"}
     if given.strip(":"):
         headers["Authorization"] = f"Basic {base64.b64encode(given.encode()).decode()}"
+    if body is not None and name == "PREFECT_API_URL":
+        headers |= _token(address, headers)
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address + path, data, headers)
     try:
@@ -115,3 +154,14 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _token(address: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers with which Prefect tells us from a forged request; none where it does not ask for them."""
+    client = str(uuid4())
+    try:
+        request = urllib.request.Request(f"{address}/csrf-token?client={client}", headers=dict(headers))
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(response)["token"]}
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with the server is said by the request itself
+        return {}

@@ -17,7 +17,8 @@ from uuid import UUID
 
 from filelock import FileLock
 
-from tasks import events
+from tasks import events, passwords
+from tasks.children import started
 from tasks.store import write
 
 F = TypeVar("F")
@@ -48,7 +49,7 @@ class Lease:
     @property
     def alive(self) -> bool:
         """Whether the process lives; one of another host is taken to."""
-        return self.host != platform.node() or _started(self.pid) == self.started
+        return self.host != platform.node() or started(self.pid) == self.started
 
 
 def take(root: Path, name: str, run: str = "") -> None:
@@ -58,7 +59,7 @@ def take(root: Path, name: str, run: str = "") -> None:
     if flow_run.id:
         api = _settings().api.url or ""
         pid = os.getpid()
-        lease = Lease(str(flow_run.id), name, run, pid, _started(pid), platform.node(), api)
+        lease = Lease(str(flow_run.id), name, run, pid, started(pid), platform.node(), api)
         _folder(root).mkdir(parents=True, exist_ok=True)
         write(_folder(root) / f"{lease.flow_run}.json", json.dumps(asdict(lease), indent=1))
 
@@ -88,7 +89,7 @@ def sweep(root: Path) -> list[str]:
         going_on = {lease.run for lease in leases.values() if lease.alive}  # the same recipe, begun again
         for path, lease in dead.items():
             with suppress(Exception):  # a server that does not answer: the next sweep
-                crashed = _crashed(lease)
+                crashed = _crashed(root, lease)
                 if lease.run and lease.run not in going_on:
                     _killed(root, lease)
                 path.unlink()
@@ -116,7 +117,19 @@ def _ended(flow: Any, flow_run: Any, state: Any) -> None:
         events.flush()  # a process that was told to end has no time for it later
 
 
-def _crashed(lease: Lease) -> bool:
+def _login(root: Path, api: str) -> dict[str, Any]:
+    """Return what lets us into a Prefect server: what the settings hold for it, or the password of one of ours."""
+    settings = _settings().api
+    if (settings.url or "").rstrip("/") == api.rstrip("/"):
+        key, auth = settings.key, settings.auth_string
+        return {
+            "api_key": key.get_secret_value() if key else None,
+            "auth_string": auth.get_secret_value() if auth else None,
+        }
+    return {"auth_string": passwords.credentials(root, {"PREFECT_API_URL": api}).get("PREFECT_API_AUTH_STRING")}
+
+
+def _crashed(root: Path, lease: Lease) -> bool:
     """Set a flow run that Prefect takes for running CRASHED, or CANCELLED if it was to be; return whether it crashed.
 
     Raises:
@@ -127,12 +140,7 @@ def _crashed(lease: Lease) -> bool:
     from prefect.states import Cancelled, Crashed
 
     if lease.api and _answers(lease.api):
-        told = _settings().api
-        client = SyncPrefectClient(
-            lease.api,
-            api_key=told.key.get_secret_value() if told.key else None,
-            auth_string=told.auth_string.get_secret_value() if told.auth_string else None,
-        )
+        client = SyncPrefectClient(lease.api, **_login(root, lease.api))
     else:  # a server on the same database may have another address now
         client = get_client(sync_client=True)
     with client:
@@ -170,16 +178,6 @@ def _answers(api: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _started(pid: int) -> str:
-    """Return what tells this process from others that have, had or will have its number; empty if it is gone."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-    return "" if state == "Z" else f"{boot} {rest[18]}"
 
 
 def _folder(root: Path) -> Path:

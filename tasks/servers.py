@@ -5,7 +5,6 @@ servers keep their records in PostgreSQL and MLflow its artifacts where it is to
 PREFECT_API_URL names is used as it is.
 """
 
-import json
 import os
 import secrets
 import signal
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from models.errors import BadPlace
-from tasks import children
+from tasks import children, passwords
 from tasks.children import Child
 from tasks.home import VERSIONS, ask
 from tasks.wanted import Wanted, environment_of, free, reachable
@@ -64,14 +63,13 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
     Raises:
         BadPlace: a port is taken, a named server does not answer, something does not start or ends by itself.
     """
-    told = root / "servers.json"  # there while all is up
+    os.umask(0o077)  # also of what the servers write
     lock = FileLock(root / "servers.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        try:
-            addresses = json.loads(told.read_text("utf-8"))
-        except (OSError, ValueError):
+        addresses = passwords.noted(root).get("addresses")
+        if not addresses:
             say("another `sacpo up` is starting or stopping here")
         else:
             say("already up:")
@@ -82,8 +80,9 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background job ignores the first
         if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(name, signal.default_int_handler)
+    noted = root / passwords.SERVERS
     try:
-        told.unlink(missing_ok=True)
+        noted.unlink(missing_ok=True)
         left = children.end(root)
         if left:
             say(f"ended {left} processes that a killed `sacpo up` left behind")
@@ -91,7 +90,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         started = _start(root, wanted, environment, say)
         named = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
         addresses = {name: address for name, address in named.items() if not urlsplit(address).password}
-        told.write_text(json.dumps(addresses), "utf-8")
+        passwords.note(root, addresses, wanted.started, os.environ)
         say("up:")
         _tell(addresses, say)
         say(f"Logs:    {root / 'logs'}\nCtrl-C stops all of it")
@@ -102,13 +101,14 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)  # it takes seconds, and nothing may be left behind
         children.end(root)
-        told.unlink(missing_ok=True)
+        noted.unlink(missing_ok=True)
         lock.release()
 
 
 def _tell(addresses: dict[str, str], say: Callable[[str], None]) -> None:
     say(f"MLflow:  {addresses['MLFLOW_TRACKING_URI']}")
     say(f"Prefect: {addresses['PREFECT_API_URL'].removesuffix('/api')}")
+    say("Each page asks for a password once: sacpo up --show-password")
     say(f"In another terminal: export {' '.join(f'{name}={value}' for name, value in addresses.items())}")
 
 
@@ -181,9 +181,8 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     else:  # as without servers: no client without a server can read what goes through one
         server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
     command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(wanted.mlflow_port), "--workers", "1"]
-    if {"MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"} & {*server}:
-        command += ["--app-name", "basic-auth"]
-        server = {**_locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"]), **server}
+    command += ["--app-name", "sacpo"]  # with users, and closed to other pages (mlflow_app.py)
+    server = {**_locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"]), **server}
     return children.start(root, "server", "mlflow", command, server, root)
 
 
@@ -196,15 +195,22 @@ def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
         "auth_cache_ttl_seconds = 60\n",  # else every request hashes its password: 112 s of CPU in a small run, not 10
         "utf-8",
     )
-    return {
-        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
-        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
-    }
+    key = {"MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32)}
+    if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
+        return key  # the user's own rules, and his own admin
+    login = passwords.mlflow(root, os.environ)
+    admin = {"MLFLOW_AUTH_ADMIN_USERNAME": login.user, "MLFLOW_AUTH_ADMIN_PASSWORD": login.password}
+    return {**key, **admin, "MLFLOW_AUTH_CONFIG_PATH": str(settings)}
 
 
 def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
-    server = {**environment, "PREFECT_SERVER_UI_API_URL": wanted.prefect}  # else its pages ask port 4200
+    closed = {
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": wanted.prefect.removesuffix("/api"),
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": "/api",  # its pages ask where they came from: through a tunnel too
+        "PREFECT_SERVER_API_AUTH_STRING": passwords.prefect(root, os.environ),
+    }
+    server = {**closed, **environment}
     del server["PREFECT_API_URL"]
     if wanted.postgres:
         server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = wanted.database("prefect", "asyncpg")

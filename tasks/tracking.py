@@ -23,7 +23,7 @@ from models.assessment import Assessment
 from models.errors import BadPlace
 from models.promotion import Registered
 from models.recipe import Recipe
-from tasks import records, screen
+from tasks import passwords, records, screen
 from tasks.store import MANIFEST, Stage
 
 SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -62,7 +62,10 @@ def client(root: Path) -> Any:
     import mlflow
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # we say it ourselves, in one line
-    if not SERVER:
+    if SERVER:
+        named = passwords.credentials(root, {**os.environ, "MLFLOW_TRACKING_URI": SERVER, "PREFECT_API_URL": ""})
+        os.environ.update({name: value for name, value in named.items() if name != "MLFLOW_TRACKING_URI"})
+    else:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
         root.mkdir(parents=True, exist_ok=True)

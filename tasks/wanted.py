@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from models.errors import BadPlace
+from tasks import passwords
 from tasks.home import QUIET
 from tasks.tracking import without_password
 
@@ -38,6 +39,12 @@ class Wanted:
     def addresses(self) -> dict[str, str]:
         """Where both are, by the variables that name them."""
         return {"MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_API_URL": self.prefect}
+
+    @property
+    def started(self) -> list[str]:
+        """The variables of the servers that are ours to start."""
+        starts = {"MLFLOW_TRACKING_URI": self.starts_mlflow, "PREFECT_API_URL": self.starts_prefect}
+        return [name for name, ours in starts.items() if ours]
 
     @property
     def starts_mlflow(self) -> bool:
@@ -88,11 +95,11 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
         given["SACPO_DATABASE"] = wanted.database("sacpo", "psycopg")
         if wanted.server.password:
             ours["PGPASSWORD"] = unquote(wanted.server.password)
-    if "PREFECT_SERVER_API_AUTH_STRING" in os.environ:
-        given["PREFECT_API_AUTH_STRING"] = os.environ["PREFECT_SERVER_API_AUTH_STRING"]
-    if "MLFLOW_AUTH_ADMIN_PASSWORD" in os.environ:
-        given["MLFLOW_TRACKING_USERNAME"] = os.environ.get("MLFLOW_AUTH_ADMIN_USERNAME", "admin")
-        given["MLFLOW_TRACKING_PASSWORD"] = os.environ["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    if wanted.starts_prefect:
+        ours["PREFECT_API_AUTH_STRING"] = passwords.prefect(root, os.environ)
+    if wanted.starts_mlflow and not os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
+        login = passwords.mlflow(root, os.environ)
+        ours |= {"MLFLOW_TRACKING_USERNAME": login.user, "MLFLOW_TRACKING_PASSWORD": login.password}
     return {**given, **os.environ, **ours}
 
 

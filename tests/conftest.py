@@ -41,6 +41,7 @@ Dialogue = tuple[str, str, str]
 """Prompt, chosen, rejected."""
 PASSWORD = "only for the tests"
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
+LOGINS = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LONGEST = ("walk", "run", "death", "operations", "evaluate", "servers", "approval", "team")
 """Files that take a minute or more."""
 
@@ -56,7 +57,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test has its own runs folder, which does not exist yet."""
     folder = tmp_path / "runs"
     monkeypatch.setenv("SACPO_RUNS", str(folder))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", *LOGINS):  # commands set these for themselves; a test leaves none behind
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     return folder
 
 
@@ -187,8 +190,21 @@ class Up:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """What another process needs in its environment."""
+        """What a command of ours needs in its environment: the password it finds itself."""
         return {"MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_API_URL": f"{self.prefect}/api"}
+
+    @property
+    def login(self) -> str:
+        """User and password of both servers."""
+        return f"admin:{(self.runs / 'password').read_text('utf-8').strip()}"
+
+    def ask(self, path: str, body: Any = None, method: str = "", login: str = "") -> Any:
+        """Ask Prefect's API as its own client does; a database that is locked for a moment is asked again."""
+        from prefect.client.orchestration import SyncPrefectClient
+
+        with SyncPrefectClient(f"{self.prefect}/api", auth_string=login or self.login) as client:
+            response = client._client.request(method or ("GET" if body is None else "POST"), path, json=body)
+        return response.json() if response.content else None
 
     def end(self, how: int = signal.SIGINT) -> int:
         """End it, and return its exit code."""

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 
-from tasks import leases, registry, tracking
+from tasks import children, leases, registry, tracking
 
 ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "gate.approval=true"]
 
@@ -50,7 +50,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
         workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
-        assert workers and not any(map(leases._started, workers))  # nobody knows how long it waits
+        assert workers and not any(map(children.started, workers))  # nobody knows how long it waits
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"

@@ -28,7 +28,7 @@ from prefect.states import AwaitingRetry, Cancelling, Running
 
 from flows.align import align
 from models.recipe_file import read
-from tasks import leases, tracking
+from tasks import children, leases, tracking
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def until(true: Callable[[], Any], seconds: float = 240) -> Any:
 
 
 def gone(pid: int) -> bool:
-    return leases._started(pid) == ""
+    return children.started(pid) == ""
 
 
 def updates(runs: Path, stage: str) -> bool:
@@ -74,7 +74,7 @@ def test_a_dead_process_is_found_and_others_are_left_alone(
 ) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
     child.wait()
-    api, here = str(prefect), leases._started(os.getpid())
+    api, here = str(prefect), children.started(os.getpid())
     dead = leases.Lease("", "quickstart", "", os.getpid(), "another boot 1", os.uname().nodename, api)
     kinds = {
         "dead": dead,

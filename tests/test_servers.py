@@ -9,10 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,16 @@ ROOT = Path(__file__).parent.parent
 SECRETS = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
 
 
-def ask(address: str, body: Any = None, user: str = "") -> Any:
-    headers = {"Content-Type": "application/json"}
-    if user:
-        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(address, data, headers), timeout=30) as answer:
-        text = answer.read().decode()
+def read(address: str, user: str = "") -> Any:
+    headers = {"Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"} if user else {}
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as response:
+        text = response.read().decode()
     return json.loads(text) if text[:1] in "[{" else text
 
 
 def code(address: str, user: str) -> int:
     try:
-        ask(address, user=user)
+        read(address, user)
     except urllib.error.HTTPError as error:
         return error.code
     return 200
@@ -54,12 +54,10 @@ def sacpo(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
-def finished(api: str, deployment: str, user: str = "") -> dict[str, Any]:
-    """Run a deployment, and return the flow run when it has ended."""
-    (found,) = [one for one in ask(f"{api}/deployments/filter", {}, user) if one["name"] == deployment]
-    run = ask(f"{api}/deployments/{found['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}}, user)
-    end = time.monotonic() + 240  # a busy machine
-    while (run := ask(f"{api}/flow_runs/{run['id']}", user=user))["state"]["type"] in (
+def finished(up: Any, run: dict[str, Any], login: str = "") -> dict[str, Any]:
+    """Return a flow run when it has ended."""
+    end = time.monotonic() + 600  # a busy machine
+    while (run := up.ask(f"/flow_runs/{run['id']}", login=login))["state"]["type"] in (
         "SCHEDULED", "PENDING", "RUNNING",
     ):  # fmt: skip
         assert time.monotonic() < end, run["state"]
@@ -67,10 +65,36 @@ def finished(api: str, deployment: str, user: str = "") -> dict[str, Any]:
     return dict(run)
 
 
-def block(title: str, number: int) -> str:
-    """Return the Python of a section of docs/operations.md, as it stands between the marks."""
+def deployed(up: Any, name: str, login: str = "") -> str:
+    """Return the id of a deployment."""
+    return str(next(one["id"] for one in up.ask("/deployments/filter", {}, login=login) if one["name"] == name))
+
+
+def block(title: str, number: int, mark: str = "<<'END'\n(.*?)\nEND\n") -> str:
+    """Return code of a section of docs/operations.md, as it stands between the marks."""
     section = (ROOT / "docs" / "operations.md").read_text("utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
-    return re.findall(r"<<'END'\n(.*?)\nEND\n", section, re.S)[number]
+    return re.findall(mark, section, re.S)[number]
+
+
+@contextmanager
+def recorder() -> Iterator[tuple[str, list[str]]]:
+    """Yield the address of somebody else's server, and the names of all headers that it was sent."""
+    headers: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            headers.extend(self.headers.keys())
+            self.send_error(401)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", headers
+        server.shutdown()
 
 
 def test_one_person_from_up_to_a_restored_backup(
@@ -79,35 +103,51 @@ def test_one_person_from_up_to_a_restored_backup(
     """One long test, since every start takes seconds: what is up is used, killed, started again with passwords."""
     runs = tmp_path / "home" / "runs"
     first = up(runs)
-    api = first.addresses["PREFECT_API_URL"]
-    assert ask(f"{first.mlflow}/health") == "OK"
-    assert ask(f"{first.prefect}/ui-settings")["api_url"] == api  # else the pages ask port 4200
-    assert [pool["type"] for pool in ask(f"{api}/work_pools/filter", {}) if pool["name"] == "sacpo"] == ["process"]
-    assert finished(api, "reconcile")["state"]["type"] == "COMPLETED"
+    assert read(f"{first.mlflow}/health") == "OK"
+    assert read(f"{first.prefect}/ui-settings")["api_url"] == "/api"  # through a tunnel too
+    assert [pool["type"] for pool in first.ask("/work_pools/filter", {}) if pool["name"] == "sacpo"] == ["process"]
+    post = block("Start a run from a program", 0, "```sh\n(.*?)```")
+    post = post.replace("http://127.0.0.1:4200", first.prefect).replace("runs/password", str(runs / "password"))
+    posted = subprocess.run(["bash", "-c", post], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished(first, json.loads(posted.stdout))["state"]["type"] == "COMPLETED"
 
     beside = sacpo("up", SACPO_RUNS=str(runs))
     assert beside.returncode == 0 and first.mlflow in beside.stdout and first.prefect in beside.stdout
+    user, _, password = first.login.partition(":")
+    typed = sacpo("up", "--show-password", SACPO_RUNS=str(runs)).stdout
+    assert typed == f"Prefect: {user}:{password}\nMLflow:  user {user}, password {password}\n"
+    assert password not in first.said + "".join(log.read_text() for log in runs.glob("logs/*"))
+    assert not [path for path in (runs, *runs.rglob("*")) if path.stat().st_mode & 0o077]
     elsewhere = {"SACPO_RUNS": str(tmp_path / "other")}
+    stranger = sacpo("reconcile", **first.addresses, **elsewhere)  # another folder's password is another one
+    assert stranger.returncode == 2 and "refuses us; set " in stranger.stderr
+    with recorder() as (address, headers):
+        asked = {"PREFECT_API_URL": f"{address}/api", "MLFLOW_TRACKING_URI": first.mlflow, "SACPO_RUNS": str(runs)}
+        assert sacpo("reconcile", **asked).returncode == 2
+        assert sacpo("reconcile", **asked | {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": address}).returncode == 2
+    assert headers and not [name for name in headers if name.lower() == "authorization"]
     taken = sacpo("up", "--mlflow-port", str(first.ports["mlflow"]), **elsewhere)
     assert taken.returncode == 2 and re.fullmatch(r"sacpo: port \d+ is taken .* --mlflow-port\n", taken.stderr)
 
     monkeypatch.setattr(tracking, "SERVER", first.mlflow)
     client = tracking.client(runs)
     experiment = client.create_experiment("through the server")
-    run = client.create_run(experiment).info.run_id
-    client.log_text(run, "kept", "note.txt")
+    run_id = client.create_run(experiment).info.run_id
+    client.log_text(run_id, "kept", "note.txt")
     client.create_registered_model("policy")
 
     first.end(signal.SIGKILL)
     left = children.marked(runs, "server") + children.marked(runs, "worker")
     assert len(left) > 3
-    second = up(runs, "--no-worker", **SECRETS)
+    second = up(runs, "--no-worker", **SECRETS)  # another password than MLflow has stored for its admin
     assert f"ended {len(left)} processes" in second.said
     assert not any(process.is_running() for process in left)
+    typed = sacpo("up", "--show-password", SACPO_RUNS=str(runs)).stdout
+    assert password not in typed and "what you set" in typed
 
-    api = second.addresses["PREFECT_API_URL"]
+    team = "team:correct-horse"
     for address, user in (
-        (f"{api}/admin/version", "team:correct-horse"),
+        (f"{second.prefect}/api/admin/version", team),
         (f"{second.mlflow}/version", "admin:battery-staple"),
     ):
         assert [code(address, given) for given in (user, user + "?", "")] == [200, 401, 401]
@@ -116,9 +156,9 @@ def test_one_person_from_up_to_a_restored_backup(
         assert refused.returncode == 2 and re.match(
             rf"sacpo: {name} = .* refuses us; set [A-Z_a-z ]+\n", refused.stderr
         )
-    states = [one["state"]["type"] for one in ask(f"{api}/flow_runs/filter", {}, "team:correct-horse")]
+    states = [one["state"]["type"] for one in second.ask("/flow_runs/filter", {}, login=team)]
     assert "COMPLETED" in states  # the history of the first
-    automations = [one["name"] for one in ask(f"{api}/automations/filter", {}, "team:correct-horse")]
+    automations = [one["name"] for one in second.ask("/automations/filter", {}, login=team)]
     assert automations.count(str(servers.ZOMBIES["name"])) == 1
 
     nobody = sacpo("serve", **elsewhere)
@@ -126,7 +166,9 @@ def test_one_person_from_up_to_a_restored_backup(
     known = {"PREFECT_API_AUTH_STRING": "team:correct-horse", "MLFLOW_TRACKING_USERNAME": "admin"}
     known |= {"MLFLOW_TRACKING_PASSWORD": "battery-staple", "SACPO_RUNS": str(runs), **second.addresses}
     serving = subprocess.Popen([sys.executable, "-m", "flows", "serve"], env=os.environ | known, cwd=ROOT)
-    assert finished(api, "reconcile", "team:correct-horse")["state"]["type"] == "COMPLETED"  # up had no worker
+    scheduled = {"state": {"type": "SCHEDULED"}}
+    run = second.ask(f"/deployments/{deployed(second, 'reconcile', team)}/create_flow_run", scheduled, login=team)
+    assert finished(second, run, team)["state"]["type"] == "COMPLETED"  # up had no worker
     serving.terminate()
     serving.wait(60)
 
@@ -136,12 +178,14 @@ def test_one_person_from_up_to_a_restored_backup(
     assert not children.marked(runs, "server") + children.marked(runs, "worker") + children.marked(runs, "run")
 
     monkeypatch.setattr(tracking, "SERVER", "")
-    assert Path(tracking.client(runs).download_artifacts(run, "note.txt")).read_text() == "kept"  # without any server
+    assert Path(tracking.client(runs).download_artifacts(run_id, "note.txt")).read_text() == "kept"  # without a server
     shutil.rmtree(runs)
     subprocess.run([sys.executable, "-c", block("Back up", 1), str(runs), str(backup)], check=True)
+    assert (backup / "password").stat().st_mode & 0o777 == 0o600
+    assert (backup / "password").read_text().strip() == password
     restored = tracking.client(backup)
     assert [model.name for model in restored.search_registered_models()] == ["policy"]
-    assert Path(restored.download_artifacts(run, "note.txt")).read_text() == "kept"
+    assert Path(restored.download_artifacts(run_id, "note.txt")).read_text() == "kept"
 
 
 def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Path, port: int) -> None:
