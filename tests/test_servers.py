@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 import yaml
 
 from models.errors import BadPlace
-from tasks import children, servers, tracking
+from tasks import children, passwords, servers, tracking
 from tasks.home import VERSIONS
 from tasks.wanted import Wanted, environment_of
 
@@ -186,6 +187,74 @@ def test_one_person_from_up_to_a_restored_backup(
     restored = tracking.client(backup)
     assert [model.name for model in restored.search_registered_models()] == ["policy"]
     assert Path(restored.download_artifacts(run_id, "note.txt")).read_text() == "kept"
+
+
+def test_the_temporary_server_of_a_run_is_closed_too(runs: Path) -> None:
+    """Its database is that of `sacpo up`, whose worker would run what a page plants there."""
+    script = (
+        "from tasks.home import settle; settle()\n"
+        "from prefect.client.orchestration import get_client\n"
+        "client = get_client(sync_client=True)\n"
+        "print(client.api_url, client.hello().status_code, flush=True); input()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in VERSIONS}
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout
+    address, status = child.stdout.readline().split()
+    assert status == "200"  # we get in
+    api = address.rstrip("/")
+    assert [code(f"{api}{path}", user) for path in ("/admin/settings", "/docs") for user in ("", "admin:admin")] == [
+        401
+    ] * 4
+    for kind in ("application/json", "text/plain"):
+        for path, body in (("/flows/", b'{"name": "planted"}'), ("/flow_runs/filter", b"{}")):
+            request = urllib.request.Request(f"{api}{path}", body, {"Content-Type": kind, "Host": "evil.example"})
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(request, timeout=30)
+    ask = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(urllib.request.Request(f"{api}/flows/", headers=ask, method="OPTIONS"), timeout=30)
+    child.communicate("\n", timeout=60)
+    assert (runs / "password").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_password_for_a_folder_whoever_asks_first(runs: Path) -> None:
+    with ThreadPoolExecutor(8) as several:
+        (made,) = {*several.map(passwords.password, [runs] * 32)}
+    assert passwords.USABLE.fullmatch(made) and runs.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in runs.iterdir()] == ["password"]
+    (runs / "password").unlink()
+    assert passwords.password(runs) != made  # lost, and made anew
+    (runs / "password").write_text("chosen by hand\n")
+    with pytest.raises(BadPlace, match=r"password: holds no password .* delete the file"):
+        passwords.password(runs)
+    (runs / "password").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadPlace, match=r"password: holds no password .* delete the file"):
+        passwords.password(runs)
+
+
+def test_a_password_is_for_servers_that_are_up(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "PREFECT_API_URL": "http://127.0.0.1:4200/api"}
+    secret = passwords.password(runs)
+    passwords.note(runs, ours, ["PREFECT_API_URL"], {})
+    assert passwords.credentials(runs, ours) == {
+        "PREFECT_API_URL": ours["PREFECT_API_URL"],
+        "PREFECT_API_AUTH_STRING": f"admin:{secret}",
+    }
+    by_name = {"PREFECT_API_URL": "http://localhost:4200/api/"}
+    assert passwords.credentials(runs, by_name)["PREFECT_API_URL"] == ours["PREFECT_API_URL"]  # never [::1]
+    for other in ("http://127.0.0.1:4201/api", "http://127.0.0.1:4200@evil.example/api", "https://127.0.0.1:4200/api"):
+        assert passwords.credentials(runs, {"PREFECT_API_URL": other}) == {}
+    assert passwords.credentials(runs, {**ours, "PREFECT_API_AUTH_STRING": "mine"}) == {}
+    monkeypatch.setattr(passwords, "started_at", lambda pid: "another process has its number now")
+    assert passwords.credentials(runs, ours) == {}
 
 
 def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Path, port: int) -> None:

@@ -4,22 +4,29 @@
 made small, else everything is as it ships.
 """
 
+import base64
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from http.client import HTTPConnection
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from httpx import HTTPStatusError, get
+from websockets import Subprotocol
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
 
 from tasks.wanted import DATABASES
 
@@ -37,23 +44,10 @@ class Day(NamedTuple):
     runs: Path
     environment: dict[str, str]
     """What a person exports to work with it from a terminal."""
-
-    def ask(self, path: str, body: Any = None, method: str | None = None) -> Any:
-        """Ask Prefect's API; a database that is locked for a moment is asked again."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"{self.prefect}/api{path}", data, {"content-type": "application/json"}, method=method
-        )
-        for _ in range(20):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    told = answer.read()
-                    return json.loads(told) if told else None
-            except urllib.error.HTTPError as error:
-                if error.code != 503:
-                    raise
-                time.sleep(1)
-        raise AssertionError(f"{path} is always busy")
+    login: str
+    """User and password, as the page of Prefect takes them."""
+    ask: Callable[..., Any]
+    """Asks Prefect's API: path, body, method."""
 
     def deployment(self, name: str) -> Any:
         """Return a deployment by name."""
@@ -84,7 +78,7 @@ def day(request: pytest.FixtureRequest, up: Callable[..., Any], small: list[str]
     here = up(tmp_path_factory.mktemp("day") / "runs", *options, **environment)
     (export,) = re.findall(r"export (.*)", here.said)
     exported = dict(variable.split("=", 1) for variable in export.split())
-    day = Day(here.prefect, here.mlflow, here.runs, exported)
+    day = Day(here.prefect, here.mlflow, here.runs, exported, here.login, here.ask)
     for name in ("quickstart", "nightly"):
         told = day.deployment(name)
         for change in [*small, "gate.approval=true"] if name == "quickstart" else small:
@@ -118,10 +112,22 @@ def page(day: Day) -> Iterator[Any]:
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-software-rasterizer"],
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-software-rasterizer",
+                "--host-resolver-rules=MAP evil.example 127.0.0.1",
+            ],
         )
-        opened = browser.new_page(viewport={"width": 1300, "height": 1000})
+        user, _, password = day.login.partition(":")
+        here = {"username": user, "password": password, "origin": day.mlflow}  # what the browser asks a person for
+        opened = browser.new_page(viewport={"width": 1300, "height": 1000}, http_credentials=here)
         opened.set_default_timeout(60_000)
+        opened.goto(day.prefect)
+        opened.get_by_placeholder("admin:pass").fill(day.login)
+        opened.get_by_role("button", name="Login").click()
+        opened.get_by_text("Dashboard").first.wait_for()  # and it is not asked for again
         yield opened
         browser.close()
 
@@ -162,6 +168,96 @@ def approve(page: Any) -> None:
     asked.locator("textarea").first.fill("Ada")
     asked.locator("textarea").last.fill("read the card")
     press(asked.get_by_role("button", name="Resume"), asked, "hidden")
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[int]:
+    """The port of another program of this machine, whose pages are hostile."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(Path(__file__).parent))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "evil.example"])
+def test_a_page_of_another_origin_reads_and_starts_nothing(page: Any, day: Day, hostile: int, host: str) -> None:
+    """In the browser of somebody who is logged in at both servers; the ports of one host are one site to a browser."""
+    page.goto(day.mlflow)  # so that the browser knows the password, and would send it along
+    page.goto(f"http://{host}:{hostile}/hostile_page.html")
+    before, planted = written(day), day.runs.parent / f"planted-{host}"
+    attack = [day.prefect, day.mlflow, day.deployment("reconcile")["id"], f"touch {planted}"]
+    assert page.evaluate("ours => attack(...ours)", attack) == []
+    assert written(day) == before and not planted.exists()
+
+
+def test_a_page_that_took_the_address_of_a_server_reads_and_starts_nothing(page: Any, day: Day) -> None:
+    """DNS rebinding: a hostile name leads to 127.0.0.1, and the browser takes the servers for the page's own."""
+    before, script = written(day), (Path(__file__).parent / "hostile_page.html").read_text("utf-8")
+    attack = re.findall(r"(async function attack.*)</script>", script, re.DOTALL)[0]
+    prefect, mlflow = (place.replace("127.0.0.1", "evil.example") for place in (day.prefect, day.mlflow))
+    for place in (f"{prefect}/ui-settings", f"{mlflow}/health"):
+        page.goto(place)
+        ours = json.dumps([prefect, mlflow, day.deployment("reconcile")["id"], "true"])
+        assert page.evaluate(f"(() => {{ {attack}; return attack(...{ours}) }})()") == []
+    assert written(day) == before
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "evil.example"])
+@pytest.mark.parametrize("login", ["", "admin:admin", "admin:", ":"])
+def test_a_program_of_another_user_gets_nothing(day: Day, host: str, login: str) -> None:
+    """Over plain sockets: no browser keeps any rule here. What needs no password holds nothing of anybody."""
+    headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
+    headers |= {"Content-Type": "application/json", "Prefect-Csrf-Client": "x", "Prefect-Csrf-Token": "x"}
+    reconcile = day.deployment("reconcile")["id"]
+    for place, path, body in (
+        (day.prefect, "/api/admin/settings", None),
+        (day.prefect, "/api/admin/version", None),
+        (day.prefect, "/api/csrf-token?client=x", None),
+        (day.prefect, "/api/docs", None),
+        (day.prefect, "/api/flow_runs/filter", "{}"),
+        (day.prefect, "/api/logs/filter", "{}"),
+        (day.prefect, f"/api/deployments/{reconcile}/create_flow_run", "{}"),
+        (day.prefect, "//api/flow_runs/filter", "{}"),
+        (day.prefect, "/api/health/../flow_runs/filter", "{}"),
+        (day.mlflow, "/", None),
+        (day.mlflow, "/version", None),
+        (day.mlflow, "/signup", None),
+        (day.mlflow, "/metrics", None),
+        (day.mlflow, "/api/2.0/mlflow/experiments/get?experiment_id=0", None),
+        (day.mlflow, "/api/2.0/mlflow/experiments/create", '{"name": "planted"}'),
+        (day.mlflow, "/api/2.0/mlflow/users/update-password", '{"username": "admin", "password": "x"}'),
+        (day.mlflow, "/graphql", "{}"),
+        (day.mlflow, "/health/../version", None),
+    ):
+        connection = HTTPConnection(*place.removeprefix("http://").split(":"), timeout=30)
+        port = place.rpartition(":")[2]
+        connection.request("GET" if body is None else "POST", path, body, headers | {"Host": f"{host}:{port}"})
+        assert connection.getresponse().status in (401, 403, 404, 405), (place, path)
+    for path in ("/api/events/in", "/api/events/out", "/api/logs/out"):
+        for protocols in (None, [Subprotocol("prefect")]):
+            with suppress(WebSocketException):
+                address = day.prefect.replace("http", "ws") + path
+                with connect(
+                    address, subprotocols=protocols, additional_headers={"Origin": f"http://{host}"}
+                ) as socket:
+                    socket.send(json.dumps({"type": "auth", "token": login}))
+                    pytest.fail(f"{path}: {socket.recv(10)!r}")
+
+
+def written(day: Day) -> Any:
+    """Return what a page could have written: flows, runs, pools, events of ours, experiments."""
+    flows, pools = ([one["name"] for one in day.ask(f"/{kind}/filter", {})] for kind in ("flows", "work_pools"))
+    planted = day.ask("/flow_runs/filter", {"flow_runs": {"name": {"any_": ["planted"]}}})
+    named = {"filter": {"event": {"name": ["sacpo.data.updated"]}, "occurred": {"since": "2020-01-01T00:00:00Z"}}}
+    headers = {"Authorization": "Basic " + base64.b64encode(day.login.encode()).decode()}
+    experiments = get(f"{day.mlflow}/api/2.0/mlflow/experiments/search?max_results=99", headers=headers).json()
+    names = sorted(one["name"] for one in experiments["experiments"])
+    return sorted(flows), sorted(pools), planted, day.ask("/events/filter", named)["total"], names
 
 
 def test_a_run_from_the_form(page: Any, day: Day) -> None:
@@ -221,9 +317,9 @@ def test_a_value_that_cannot_be_is_refused_with_its_path(day: Day) -> None:
     for change, said in (('steps.1.method="ppo"', "recipe.steps[1].method"), ("beta=-1", "recipe.beta")):
         wrong = json.loads(json.dumps(told["parameters"]))
         put(wrong["recipe"], change)
-        with pytest.raises(urllib.error.HTTPError) as refused:
+        with pytest.raises(HTTPStatusError) as refused:
             day.ask(f"/deployments/{told['id']}/create_flow_run", {"parameters": wrong})
-        assert refused.value.code == 409 and said in refused.value.read().decode()
+        assert refused.value.response.status_code == 409 and said in refused.value.response.text
 
 
 def test_a_schedule_retrains_once_and_then_finds_nothing_new(day: Day) -> None:
@@ -254,7 +350,8 @@ def test_data_that_arrive_start_a_retraining_and_the_late_one_gives_way(day: Day
     begun: list[Any] = []
     for _ in range(10):  # Prefect's sqlite loses an event now and then
         command = [str(Path(sys.executable).parent / "prefect"), *emit]
-        subprocess.run(command, env=os.environ | day.environment, check=True, capture_output=True)
+        auth = {"PREFECT_API_AUTH_STRING": day.login}  # as docs/retraining.md has it
+        subprocess.run(command, env=os.environ | day.environment | auth, check=True, capture_output=True)
         time.sleep(3)
         begun = [one for one in day.runs_of("nightly") if one["id"] not in before]
         if len(begun) >= 2:
