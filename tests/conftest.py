@@ -40,6 +40,8 @@ SMALL = [
 Dialogue = tuple[str, str, str]
 """Prompt, chosen, rejected."""
 PASSWORD = "only for the tests"
+PATIENCE = 600
+"""Seconds to wait for what must happen; a busy machine is no fault."""
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
 LOGINS = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LONGEST = ("walk", "run", "death", "operations", "evaluate", "servers", "approval", "team")
@@ -109,18 +111,23 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}/api"
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        else:
-            raise AssertionError((home / "log").read_text())
+        answering(f"{address}/health", home / "log")
         yield address
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        server.wait(PATIENCE)
+
+
+def answering(address: str, log: Path) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
 
 
 def command(*arguments: str, changes: list[str] | None = None) -> list[str]:
@@ -154,7 +161,7 @@ def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[in
 
     def running(*arguments: str, **given: Any) -> tuple[int, str]:
         process = start(*arguments, **given)
-        out, _ = process.communicate(timeout=400)
+        out, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, out
 
     return running
@@ -180,9 +187,10 @@ class Up:
                 env=unnamed() | {"SACPO_RUNS": str(runs)} | environment, cwd=Path(__file__).parent.parent,
                 start_new_session=True,
             )  # fmt: skip
-        while "Ctrl-C" not in self.said and self.process.poll() is None:
+        end = time.monotonic() + PATIENCE
+        while "Ctrl-C" not in self.said and self.process.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
-        assert self.process.poll() is None, self.said
+        assert "Ctrl-C" in self.said and self.process.poll() is None, self.said
 
     @property
     def said(self) -> str:
@@ -210,7 +218,7 @@ class Up:
         """End it, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(60)
+        return self.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -272,12 +280,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     log = (tmp_path_factory.mktemp("store") / "log").open("w")
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=log, stderr=log)
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(address, timeout=2).close()
-            break
-        except OSError:
-            time.sleep(0.2)
+    answering(address, Path(log.name))
     client = boto3.client(
         "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="sacpo", aws_secret_access_key=PASSWORD
     )
@@ -287,7 +290,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         "MLFLOW_S3_ENDPOINT_URL": address,
     })  # fmt: skip
     server.terminate()
-    server.wait(10)
+    server.wait(PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         state = client.read_flow_run(asked).state
         assert state and state.is_crashed()  # found by the second one
         answer(client, asked_again, agreed=True)
-        out, _ = again.communicate(timeout=120)
+        out, _ = again.communicate(timeout=600)
     assert again.returncode == 0, out
     assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
     assert "agreed by Ada: read the card" in registry.log(runs, "quickstart")[-1].why
@@ -86,7 +86,7 @@ def test_a_refusal_binds(
         process = start("run", "quickstart", changes=[*small, "gate.approval=true"])
         asked = paused(client, process, runs)
         answer(client, asked, agreed=False)
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=600)
         state = client.read_flow_run(asked).state
     assert state and state.name == "NotPromoted" and "alias challenger. Nothing was promoted." in (state.message or "")
     assert process.returncode == 4 and "Nothing was promoted" in " ".join(out.split()), out

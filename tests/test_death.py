@@ -33,7 +33,7 @@ from tasks import children, leases, tracking
 ROOT = Path(__file__).parent.parent
 
 
-def until(true: Callable[[], Any], seconds: float = 240) -> Any:
+def until(true: Callable[[], Any], seconds: float = 600) -> Any:
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
     while not (told := true()):
@@ -118,7 +118,7 @@ def test_sigterm_ends_the_command_with_a_checkpoint(
     assert lease and lease.pid == process.pid and lease.alive
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 143 and "sacpo: terminated; the same command goes on" in out
     assert "Traceback" not in out and time.monotonic() - begun < 15
     assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))  # 1000 updates were never reached
@@ -226,7 +226,7 @@ def test_a_killed_run_is_retried_and_outlives_its_worker(
     process = until(retried)
     os.killpg(worker.pid, signal.SIGKILL)
     until(lambda: name(client, killed) in ("Promoted", "NotPromoted"))
-    until(lambda: gone(process), 60)
+    until(lambda: gone(process))
     assert weights(runs) == weights(undisturbed)
     assert not list(runs.glob("leases/*.json")) and set(statuses(runs).values()) == {"FINISHED"}
     assert len(tracking.client(runs).search_model_versions("name = 'quickstart'")) == 1
@@ -259,15 +259,17 @@ def test_an_event_of_a_short_process_calls_the_webhook_of_the_documentation(
     made = client._client.post("/automations/", json=automation)
     assert made.status_code == 201, made.text
     try:
-        time.sleep(2)  # until the server's triggers know of it
         emit = (
             "from tasks import events\n"
             "events.emit(events.FAILED, 'sacpo.run.mine', {'why': 'it said \"no\"'})\n"
             "events.emit(events.CHANGED, 'sacpo.model.mine', {'version': '3'})\n"
         )
         environment = os.environ | {"PREFECT_API_URL": prefect}
-        subprocess.run([sys.executable, "-c", emit], env=environment, cwd=ROOT, check=True, timeout=60)
-        until(lambda: len(heard) == 2, 60)
+        end = time.monotonic() + 600
+        while len({body["text"] for _, body in heard}) < 2:  # until the server's triggers know of the automation
+            assert time.monotonic() < end, heard
+            subprocess.run([sys.executable, "-c", emit], env=environment, cwd=ROOT, check=True)
+            time.sleep(1)
     finally:
         client._client.delete(f"/automations/{made.json()['id']}")
         team.shutdown()
@@ -322,7 +324,7 @@ def test_what_a_dead_mlflow_server_missed_is_sent_when_it_is_back(
     process = start("run", "quickstart", MLFLOW_TRACKING_URI=address)
     until(lambda: updates(runs, "sft") or process.poll() is not None)
     os.killpg(first.pid, signal.SIGKILL)
-    out, _ = process.communicate(timeout=200)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 2 and f"MLflow at {address} does not answer" in out and "merge · q=0.5" in out
     second = server()
     try:

@@ -72,7 +72,7 @@ def test_servers_that_killed_runs_left_behind_are_ended_and_no_others(tmp_path: 
     for name, home, marked in [("ours", "prefect", "1"), ("theirs", "elsewhere", "1"), ("own", "prefect", "")]:
         environment = os.environ | {"PREFECT_HOME": str(tmp_path / home), "PREFECT__SERVER_EPHEMERAL": marked}
         done = subprocess.run(
-            [sys.executable, "-c", start], env=environment, capture_output=True, text=True, timeout=20
+            [sys.executable, "-c", start], env=environment, capture_output=True, text=True, timeout=600
         )
         pids[name] = int(done.stdout)
 
@@ -82,7 +82,7 @@ def test_servers_that_killed_runs_left_behind_are_ended_and_no_others(tmp_path: 
 
     try:
         launch.reap(tmp_path)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 600
         while alive("ours") and time.monotonic() < end:
             time.sleep(0.05)
         assert [name for name in pids if alive(name)] == ["theirs", "own"]
@@ -99,4 +99,4 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says() -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
     assert process.stdout
     process.stdout.close()
-    assert process.wait(60) == 7
+    assert process.wait(600) == 7

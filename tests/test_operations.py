@@ -17,6 +17,8 @@ from tasks import registry
 from tasks.ledger import Ledger
 
 Running = Callable[..., tuple[int, str]]
+PATIENCE = 600
+"""Seconds; a busy machine is no fault."""
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_a_challenger_meets_the_champion(
 
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out
-    told = heard(prefect, "sacpo.champion.changed", lambda payload: payload["action"] == "rollback")
+    told = heard(prefect, "sacpo.champion.changed", lambda payload: payload.get("action") == "rollback")
     assert [told[key] for key in ("version", "before", "why")] == ["1", "3", "users complained"]
     code, out = run("champion", "quickstart", changes=[])
     assert code == 0 and "# quickstart, version 1" in out and "users complained" in out and "Aliases: champion 1" in out
@@ -81,7 +83,7 @@ def test_new_data_that_fail_validation_change_nothing_and_fail_loudly(
     code, out = run("retrain", "quickstart", changes=[*small, f"steps.1.data={tmp_path / 'batch.jsonl'}"])
 
     assert code == 2 and "30 of 90 rows cannot be used" in out and "rejected: is empty" in out
-    told = heard(prefect, "sacpo.run.failed", lambda payload: "30 of 90 rows" in payload["why"])
+    told = heard(prefect, "sacpo.run.failed", lambda payload: "30 of 90 rows" in payload.get("why", ""))
     assert told["state"] == "Failed"
     assert registry.serving(served, "quickstart") == before
     trained = {path.parent.name.partition("-")[0] for path in {*served.glob("store/*/manifest.json")} - made}
@@ -166,12 +168,13 @@ def decisions(runs: Path) -> list[dict[str, Any]]:
 
 
 def heard(prefect: str, event: str, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Return the payload of the right event of this name; the server writes events down late."""
+    """Return the payload of the right event of this name; others share the server, and it writes events down late."""
     wanted = {"filter": {"event": {"name": [event]}}}
     request = urllib.request.Request(
         f"{prefect}/events/filter", json.dumps(wanted).encode(), {"content-type": "application/json"}
     )
-    for _ in range(60):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         with urllib.request.urlopen(request, timeout=30) as answer:
             for told in json.load(answer)["events"]:
                 if right(told["payload"]):

@@ -24,7 +24,7 @@ def weights(runs: Path) -> dict[str, str]:
     return {told["name"]: told["digest"] for told in report(runs)["candidates"]}
 
 
-def until(true: Callable[[], Any], seconds: float = 120) -> None:
+def until(true: Callable[[], Any], seconds: float = 600) -> None:
     """Wait until something has happened."""
     end = time.monotonic() + seconds
     while not true():
@@ -153,7 +153,7 @@ def test_the_champion_answers_a_chat_request_offline(undisturbed: Path, port: in
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", json.dumps(asked).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=600) as reply:
             said = json.loads(reply.read())["predictions"]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -208,7 +208,7 @@ def test_a_killed_worker_is_told_in_one_line_and_the_next_run_goes_on(
     until(lambda: list(runs.glob("store/sft-*.partial/progress.jsonl")))
     for log in (runs / "logs").glob("worker-*.log"):
         os.kill(int(log.stem.split("-")[1]), signal.SIGKILL)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "sacpo: base · sft: its process was killed" in out and "Traceback" not in out
     code, out = run("run", "quickstart")
@@ -222,8 +222,8 @@ def test_of_two_identical_commands_the_second_waits(
     first = start("run", "quickstart")
     until(lambda: list(runs.glob("store/gather-*")))
     second = start("run", "quickstart")
-    out_second, _ = second.communicate(timeout=400)
-    out_first, _ = first.communicate(timeout=400)
+    out_second, _ = second.communicate(timeout=600)
+    out_first, _ = first.communicate(timeout=600)
     assert (first.returncode, second.returncode) == (0, 0), out_first + out_second
     assert "another process runs this recipe" in out_second
     assert weights(runs) == weights(undisturbed)

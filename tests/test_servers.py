@@ -51,7 +51,7 @@ def sacpo(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[s
     unnamed = {name: value for name, value in os.environ.items() if name not in VERSIONS}  # mlflow sets one itself
     return subprocess.run(
         [sys.executable, "-m", "flows", *arguments],
-        env=unnamed | environment, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env=unnamed | environment, cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_one_person_from_up_to_a_restored_backup(
     run = second.ask(f"/deployments/{deployed(second, 'reconcile', team)}/create_flow_run", scheduled, login=team)
     assert finished(second, run, team)["state"]["type"] == "COMPLETED"  # up had no worker
     serving.terminate()
-    serving.wait(60)
+    serving.wait(600)
 
     backup = tmp_path / "elsewhere" / "runs"
     subprocess.run([sys.executable, "-c", block("Back up", 0), str(runs), str(backup)], check=True)
@@ -221,7 +221,7 @@ def test_the_temporary_server_of_a_run_is_closed_too(runs: Path) -> None:
     ask = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     with pytest.raises(urllib.error.HTTPError, match="400"):
         urllib.request.urlopen(urllib.request.Request(f"{api}/flows/", headers=ask, method="OPTIONS"), timeout=30)
-    child.communicate("\n", timeout=60)
+    child.communicate("\n", timeout=600)
     assert (runs / "password").stat().st_mode & 0o777 == 0o600
 
 

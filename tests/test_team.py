@@ -43,7 +43,7 @@ def test_a_team(
     changes = [part for change in few for part in ("--set", change)]
     done = subprocess.run(
         [sys.executable, "-m", "flows", "run", "quickstart", *changes],
-        env=os.environ | person, cwd=servers.CHECKOUT, capture_output=True, text=True, timeout=300,
+        env=os.environ | person, cwd=servers.CHECKOUT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode in (0, 4), done.stdout + done.stderr
 

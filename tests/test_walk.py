@@ -57,7 +57,7 @@ class Day(NamedTuple):
         """Return the flow runs of a deployment."""
         return self.ask("/flow_runs/filter", {"deployments": {"name": {"any_": [name]}}})
 
-    def wait(self, name: str, state: str, seconds: float = 240) -> Any:
+    def wait(self, name: str, state: str, seconds: float = 1200) -> Any:
         """Wait until a run of a deployment has ended in a state of this name."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -123,7 +123,7 @@ def page(day: Day) -> Iterator[Any]:
         user, _, password = day.login.partition(":")
         here = {"username": user, "password": password, "origin": day.mlflow}  # what the browser asks a person for
         opened = browser.new_page(viewport={"width": 1300, "height": 1000}, http_credentials=here)
-        opened.set_default_timeout(60_000)
+        opened.set_default_timeout(240_000)
         opened.goto(day.prefect)
         opened.get_by_placeholder("admin:pass").fill(day.login)
         opened.get_by_role("button", name="Login").click()
@@ -148,7 +148,7 @@ def submit(page: Any) -> None:
 
 def press(button: Any, then: Any, state: str) -> None:
     """Press until something happens: the page takes a while to check what was typed, and does nothing before."""
-    for _ in range(4):
+    for _ in range(12):
         button.page.wait_for_timeout(2000)
         button.click()
         with suppress(playwright.TimeoutError):
@@ -272,7 +272,7 @@ def test_a_run_from_the_form(page: Any, day: Day) -> None:
     submit(page)
     page.get_by_role("button", name="View run").click()
 
-    page.get_by_text("Paused", exact=True).first.wait_for(timeout=300_000)  # the page follows by itself
+    page.get_by_text("Paused", exact=True).first.wait_for(timeout=1_200_000)  # the page follows by itself
     read = {told["key"] for told in day.ask("/artifacts/filter", {})}
     assert {"gate", "candidates", "frontier"} <= read  # there is something to read before one answers
     approve(page)
@@ -297,7 +297,7 @@ def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, day: Day)
         page.wait_for_url(f"**/artifacts/key/{artifact}*")  # the page before has links to artifacts too
         page.locator("a[href*='/artifacts/artifact/']").first.click()
         with suppress(playwright.TimeoutError):
-            shown.wait_for()
+            shown.wait_for(timeout=60_000)
             continue
         page.reload()  # on a busy machine the page gives up on what it asked for, and says nothing
         shown.wait_for()
@@ -348,7 +348,8 @@ def test_data_that_arrive_start_a_retraining_and_the_late_one_gives_way(day: Day
     day.ask(queue, {"is_paused": True}, "PATCH")
     emit = ["event", "emit", "sacpo.data.updated", "--resource-id", "sacpo.data.support-team"]
     begun: list[Any] = []
-    for _ in range(10):  # Prefect's sqlite loses an event now and then
+    end = time.monotonic() + 1200
+    while time.monotonic() < end:  # Prefect's sqlite loses an event now and then
         command = [str(Path(sys.executable).parent / "prefect"), *emit]
         auth = {"PREFECT_API_AUTH_STRING": day.login}  # as docs/retraining.md has it
         subprocess.run(command, env=os.environ | day.environment | auth, check=True, capture_output=True)
@@ -356,6 +357,7 @@ def test_data_that_arrive_start_a_retraining_and_the_late_one_gives_way(day: Day
         begun = [one for one in day.runs_of("nightly") if one["id"] not in before]
         if len(begun) >= 2:
             break
+    assert len(begun) >= 2, "no event started a run"
     day.ask(queue, {"is_paused": False}, "PATCH")
     while [one for one in begun if one["state"]["type"] not in ENDED]:
         time.sleep(1)
