@@ -101,6 +101,19 @@ def test_a_kto_step_starts_at_half_its_weights_and_trains(policy: Policy, comput
     assert made.digest != policy.digest
 
 
+def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Compute, tmp_path: Path) -> None:
+    """β/λ is all that a training knows of β and λ: the same ratio gives the same weights, another one other weights."""
+    config = step(learning_rate=1e-2)
+    rows = scored(policy, compute, tmp_path, config)
+    made = {}
+    for lambda_, beta in ((2, 0.1), (1, 0.05), (1, 0.1)):
+        out = tmp_path / f"{lambda_} {beta}"
+        out.mkdir()
+        made[lambda_, beta] = alignment.kto(policy, rows, config, lambda_, beta, 0, compute, out)
+    assert made[2, 0.1].beta_over_lambda == made[1, 0.05].beta_over_lambda == 0.05
+    assert made[2, 0.1].digest == made[1, 0.05].digest != made[1, 0.1].digest
+
+
 def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"all 1\d\d rows are desirable; KTO needs answers of both kinds"):
         scored(policy, compute, tmp_path, step(), safe=1.1)
