@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from models.equal_length import EQUAL_LENGTH, support
 from models.figures import OVER, SAFE, WIN
 from models.outcome import decision, gate_table
 from models.report import markdown_table
 
-FIGURES = (WIN, SAFE, "must_pass", OVER, "harmless/score", "kl_base", "length")
+FIGURES = (WIN, EQUAL_LENGTH, SAFE, "must_pass", OVER, "harmless/score", "kl_base", "length")
 
 Tree = dict[str, Any]
 
@@ -41,7 +42,7 @@ def card(tree: Tree) -> str:
     figures = [[name, *_figure(told["metrics"][name])] for name in FIGURES if name in told["metrics"]]
     if figures:
         lines += ["", "## Figures of the validation prompts", ""]
-        lines += markdown_table([["figure", "value", "95 % interval", "n"], *figures])
+        lines += markdown_table([["figure", "value", "95 % interval", "n", "stands on"], *figures])
     lines += [
         "",
         "## What this does not say",
@@ -61,4 +62,4 @@ def _steps(settings: Tree) -> list[str]:
 
 
 def _figure(told: Tree) -> list[str]:
-    return [f"{told['value']:.3f}", f"{told['low']:.3f} to {told['high']:.3f}", str(told["n"])]
+    return [f"{told['value']:.3f}", f"{told['low']:.3f} to {told['high']:.3f}", str(told["n"]), support(told)]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from models import jsonl, margins
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
+from models.equal_length import EQUAL_LENGTH
 from models.gate import Candidate
 from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, mean_within, rate, win
 from models.tokens import messages
@@ -53,7 +54,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
         graded = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
         values, failed = per_prompt(graded, lambda row: row["score"])
         found[f"{metric}/score"] = mean(values, failed)
-    found["helpful/win_rate_equal_length"] = _equal_length(told, base)
+    found[EQUAL_LENGTH] = _equal_length(told, base)
     guarded = scores(told.verdicts, "harmless")
     harmful = [row for row in guarded if row["suite"] == "harmless"]
     found["harmless/excess"] = mean(*per_prompt(harmful, lambda row: max(0.0, -row["score"])))

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from models import tax
 from models.artifacts import Preferences
+from models.equal_length import EQUAL_LENGTH, MARK, support
 from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, scores
 from models.outcome import prompts_of, trained
 from models.picture import curves, frontier
@@ -22,7 +23,7 @@ PRINTED = 20
 """Of these, on paper."""
 MAIN = {
     "helpful win rate": WIN,
-    "at equal length": "helpful/win_rate_equal_length",
+    "at equal length": EQUAL_LENGTH,
     "safety rate": SAFE,
     "corrected for the judge": f"{SAFE}_corrected",
     "must pass": "must_pass",
@@ -68,6 +69,7 @@ def html(
         frontier=frontier(tree),
         curves=curves(tree),
         main=_figures(tree, main),
+        mark=MARK if any(EQUAL_LENGTH in c["metrics"] for c in tree["candidates"]) else "",
         more=_figures(tree, MORE),
         categories=_figures(tree, {c: f"{SAFE}/{c}" for c in _categories(tree)}),
         methods=_methods(tree),
@@ -175,8 +177,9 @@ def _cell(figure: Tree | None) -> Markup:
     digits = 0 if abs(figure["value"]) >= 100 else 2 if abs(figure["value"]) >= 10 else 3
     value, low, high = (f"{figure[end]:.{digits}f}" for end in ("value", "low", "high"))
     failed = f", {figure['failed']} failed" if figure["failed"] else ""
-    return Markup('<span title="n = {}{}; {}">{}<small>{} – {}</small></span>').format(
-        figure["n"], failed, figure["method"], value, low, high
+    stands = Markup("<small>{}</small>").format(support(figure)) if support(figure) else ""
+    return Markup('<span title="n = {}{}; {}">{}<small>{} – {}</small>{}</span>').format(
+        figure["n"], failed, figure["method"], value, low, high, stands
     )
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from models import harness, jsonl, margins, page, tables, tax
+from models import equal_length, harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
@@ -21,7 +21,7 @@ from models.recipe import Recipe
 from models.sources import digests
 from models.statistics import Estimate
 
-SCHEMA = 2
+SCHEMA = 3
 DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
 HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
@@ -139,6 +139,9 @@ def markdown(tree: Tree) -> str:
             "",
             "λ of a KTO step is a knob, not the multiplier of Theorem 1, which holds for pairwise losses only.",
         ]
+    equal = equal_length.table(tree)
+    if equal:
+        lines += ["", *markdown_table(equal), "", equal_length.MARK]
     checks = gate_table(tree)
     if checks:
         lines += ["", "The gate, on the test prompts:", "", *markdown_table(checks)]

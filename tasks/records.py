@@ -7,6 +7,7 @@ from typing import Any
 
 from models import jsonl
 from models.artifacts import Preferences
+from models.equal_length import unmarked
 from models.record import flat
 
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
@@ -28,7 +29,7 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
     )
     tags = {"mlflow.parentRunId": run.info.run_id, "sacpo.candidate": told["digest"]}
     own = mlflow.create_run(run.info.experiment_id, run_name=f"candidate · {told['name']}", tags=tags).info.run_id
-    figures = {name: figure["value"] for name, figure in told["metrics"].items() if figure["value"] is not None}
+    figures = {name: value for name, value in unmarked(told["metrics"]).items() if value is not None}
     where = {"model_id": model.model_id, "run_id": own}
     metrics = [Metric(_name(name), value, run.info.start_time, 0, **where) for name, value in figures.items()]
     mlflow.log_batch(own, metrics=metrics)
@@ -39,10 +40,10 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
 def headline(tree: dict[str, Any]) -> dict[str, float]:
     """Return the figures by which whole runs are compared: of the chosen candidate, and of every test of the bound."""
     chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
-    told: dict[str, float] = {}
+    told: dict[str, float | None] = {}
     for candidate in tree["candidates"]:
         if candidate["name"] == chosen:
-            told |= {f"chosen/{name}": figure["value"] for name, figure in candidate["metrics"].items()}
+            told |= {f"chosen/{name}": value for name, value in unmarked(candidate["metrics"]).items()}
             told |= {f"chosen/{name}": candidate[name] for name in ("lambda", "beta_over_lambda", "merge_weight")}
     for test in tree["constraints"][0]["tested"][:1] if chosen and tree["constraints"] else ():
         told |= {"test/safety_rate": test["value"], "test/lower_bound": test["lower_bound"]}
