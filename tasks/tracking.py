@@ -1,4 +1,4 @@
-"""With records.py, fetching.py and mlflow_app.py the only file that imports mlflow: runs, params, metrics, models, the registry.
+"""What MLflow remembers of a run: runs, params, metrics, models, the registry; records.py and fetching.py help.
 
 What MLflow holds is a function of the store: every call finds what is already there and adds what is missing. A dead
 server therefore costs a warning, and the next command sends what it missed.
