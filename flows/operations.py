@@ -47,10 +47,11 @@ def rollback(model: Model, why: Why = "rolled back by hand") -> None:
 @app.command()
 def champion(model: Model) -> None:
     """Show what serves: its λ, where it comes from, what was shown of it, and who decided what and when."""
+    from models.markdown import readable
     from tasks import registry
 
     told = registry.serving(_here(), model)
-    typer.echo(told["description"] or f"{model} version {told['version']} has no model card")
+    typer.echo(readable(told["description"]) or f"{model} version {told['version']} has no model card")
     typer.echo("Promotion log")
     for entry in told["log"]:
         change = f"{entry.version_from or 'none'} → {entry.version_to or 'none'}"

@@ -1,5 +1,6 @@
 """Who serves: promote a version, roll back to the one before, repair what was left half done."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from models.markdown import markdown_table, plain
 from models.promotion import Entry
 from tasks import registry
 from tasks.run import root, settled
@@ -50,19 +52,24 @@ def rollback(model: str, who: str = "", why: str = "") -> dict[str, Any]:
 def reconcile() -> list[str]:
     """Repair what a killed process left: aliases that the promotion log contradicts, runs that are not running."""
     done = settled(root())
-    _page("\n".join(f"- {said}" for said in done) or "Nothing to repair.", key="reconciled")
+    _page("\n".join(f"- {plain(said)}" for said in done) or "Nothing to repair.", key="reconciled")
     return done
 
 
 def _told(where: Path, model: str, entry: Entry) -> dict[str, Any]:
     """Show the promotion log on the page of the run."""
-    rows = [
-        f"| {e.number} | {e.at} | {e.action} | {e.version_from or '–'} → {e.version_to or '–'} | {e.who} | {e.why} |"
-        for e in reversed(registry.log(where, model))
-    ]
-    head = "| | when | what | version | who | why |\n|---|---|---|---|---|---|\n"
-    _page(head + "\n".join(rows), key="promotions", description=f"Promotion log of {model}")
+    page = log_page(registry.log(where, model))
+    _page(page, key="promotions", description=f"Promotion log of {plain(model)}")
     return {"model": model, "champion": entry.version_to, "before": entry.version_from, "number": entry.number}
+
+
+def log_page(entries: Sequence[Entry]) -> str:
+    """Return a promotion log as Markdown, the newest line first."""
+    rows = [
+        [str(e.number), e.at, e.action, f"{e.version_from or '–'} → {e.version_to or '–'}", e.who, e.why]
+        for e in reversed(entries)
+    ]
+    return "\n".join(markdown_table([["", "when", "what", "version", "who", "why"], *rows]))
 
 
 def _page(text: str, **told: str) -> None:

@@ -24,7 +24,7 @@ def plan_of(recipe: Recipe, planned: Plan) -> None:
     def known(value: float, text: str) -> str:
         return text if value >= 0 else "?"
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
     shown = Table(box=None, pad_edge=False)
     for column in ("step", "data", "reference", "KL weight β/λ", "trainings", "rows", "updates", "tokens"):
         shown.add_column(column)
@@ -70,11 +70,11 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     for row in rows:
         mark = "→ " if row[0] == chosen else "  "
         shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
     console.print(shown)
     if tree["suites"]:
         scale = "; s far above β/λ: trained too little for λ to decide (see the report)" if trained(tree) else ""
-        console.print(f"[dim]Figures of {prompts_of(tree)} with 95 % intervals{scale}.[/]", highlight=False)
+        console.print(f"Figures of {prompts_of(tree)} with 95 % intervals{scale}.", style="dim", highlight=False)
     console.print(decision(tree), highlight=False)
     here = Path(sys.prefix) / "bin"
     console.print()

@@ -4,8 +4,8 @@ from typing import Any
 
 from models.equal_length import EQUAL_LENGTH, support
 from models.figures import OVER, SAFE, WIN
+from models.markdown import markdown_table, plain
 from models.outcome import decision, gate_table
-from models.report import markdown_table
 
 FIGURES = (WIN, EQUAL_LENGTH, SAFE, "must_pass", OVER, "harmless/score", "kl_base", "length")
 
@@ -19,19 +19,19 @@ def card(tree: Tree) -> str:
     settings = recipe["settings"]
     weights = "" if told["merge_weight"] is None else f", merge weight q = {told['merge_weight']:g}"
     lines = [
-        f"# {registry['name']}, version {registry['version']}",
+        f"# {plain(registry['name'])}, version {registry['version']}",
         "",
-        decision(tree),
+        plain(decision(tree)),
         "",
-        f"- **Made by** stepwise alignment (SACPO) from `{settings['base']}`: {' → '.join(_steps(settings))}",
-        f"- **This policy**: {told['name']}, β = {told['beta']:g}, λ = {told['lambda']:g}, β/λ = "
-        f"{told['beta_over_lambda']:g}{weights}; made from {' and '.join(told['parents']) or 'nothing'}",
+        f"- **Made by** stepwise alignment (SACPO) from {plain(settings['base'])}: {' → '.join(_steps(settings))}",
+        f"- **This policy**: {plain(told['name'])}, β = {told['beta']:g}, λ = {told['lambda']:g}, β/λ = "
+        f"{told['beta_over_lambda']:g}{weights}; made from {plain(' and '.join(told['parents'])) or 'nothing'}",
         f"- **Weights**: sha256 {told['digest']}",
         f"- **Recipe**: {recipe['name']}, digest {recipe['digest'][:12]}, seed {recipe['seed']}",
-        *(f"- **Data**, {role}: {digest[:16]}" for role, digest in tree["data"].items()),
-        f"- **Answers**: {', '.join(f'{key} {value}' for key, value in tree['decoding'].items())}",
+        *(f"- **Data**, {plain(role)}: {digest[:16]}" for role, digest in tree["data"].items()),
+        f"- **Answers**: {plain(', '.join(f'{key} {value}' for key, value in tree['decoding'].items()))}",
         *(
-            f"- **Judge** of {role}: {judge['name']}, version {judge['version']}"
+            f"- **Judge** of {role}: {plain(judge['name'])}, version {plain(judge['version'])}"
             for role, judge in tree["judges"].items()
         ),
         *(f"- **Suite** {role}: version {s['version']}, {s['n']} prompts chose" for role, s in tree["suites"].items()),

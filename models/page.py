@@ -1,5 +1,7 @@
 """The report as one page that needs nothing else: pictures, tables, and the answers side by side."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +91,7 @@ def html(
         cards=[_card(made) for made in pairs],
         table=_table,
         as_text=_as_text,
+        sha256=_sha256,
     )
 
 
@@ -287,6 +290,11 @@ def _table(told: Tree) -> Markup:
         for row in told["rows"]
     )
     return Markup("<table><tr>{}</tr>{}</table>").format(head, body)
+
+
+def _sha256(script: str) -> str:
+    """Return how a page names the one script that may run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _as_text(prompt: Any) -> str:

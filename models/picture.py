@@ -130,7 +130,7 @@ def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sacpo"}
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sacpo", "text.parse_math": False}
     from matplotlib import pyplot
 
     return pyplot

@@ -14,6 +14,7 @@ from models.assessment import Assessment
 from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics
 from models.flips import flips
 from models.gate import AS_THEY_ARE, Choice, Verdict
+from models.markdown import markdown_table, plain
 from models.outcome import decision, failures, gate_table, prompts_of, trained
 from models.picture import draw
 from models.ratings import matches, ratings
@@ -120,7 +121,7 @@ def markdown(tree: Tree) -> str:
     lines = [
         f"# {tree['recipe']['name']}",
         "",
-        decision(tree),
+        plain(decision(tree)),
         "",
         "Intervals are two-sided, 95 %, and describe each candidate by itself"
         + ("; only the chosen one was tested. " if tree["chosen"] and tree["constraints"][0]["tested"] else ". ")
@@ -171,18 +172,9 @@ def markdown(tree: Tree) -> str:
     ]
     lines += ["", *markdown_table([["candidate", "made from"], *origin])]
     for told in tree["samples"]:
-        lines += ["", f"**{_cell(told['prompt'])}**", "", *(f"- {n}: {_cell(a)}" for n, a in told["answers"].items())]
+        lines += ["", f"**{plain(told['prompt'])}**", ""]
+        lines += [f"- {plain(name)}: {plain(answer)}" for name, answer in told["answers"].items()]
     return "\n".join([*lines, ""])
-
-
-def markdown_table(rows: list[list[str]]) -> list[str]:
-    """Return the lines of a table, header first."""
-    header, *body = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
-    return [header, "|" + "---|" * len(rows[0]), *body]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def _candidate(

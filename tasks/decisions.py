@@ -23,6 +23,7 @@ from models.artifacts import Policy, Sources, content_digest, file_digest
 from models.errors import Stale
 from models.figures import Evidence
 from models.gate import Choice, Facts, Verdict
+from models.markdown import plain
 from models.outcome import CHECK_COLUMNS, check_row
 from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe_gate import GateMode
@@ -162,18 +163,27 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
         screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
         return Approval(agreed=False)
     screen.say(f"{registered.name} version {version} waits for approval on the page of this run")
-    shown = [f"Shall {registered.name} version {version} become the champion? It passed the gate:", ""]
-    shown += [f"- {check}" for check in verdict.checks] if verdict else []
+    pages: list[tuple[str, str]] = []
     with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
-        shown += ["", " · ".join(f"[{text}]({place})" for place, text in run.tracker.pages(registered))]
+        pages = run.tracker.pages(registered)
     launch.stop()  # it may take days, and what is left to do needs no worker: nor memory, nor a GPU
-    form = Approval.with_initial_data(description="\n".join(shown))
+    form = Approval.with_initial_data(description=question(registered, verdict, pages))
     # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
     with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
         said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
     run.tracker.tag(registered.name, version, {"gate": "pass" if said.agreed else str(said)})
     screen.say(str(said))
     return said
+
+
+def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[str, str]]) -> str:
+    """Return as Markdown what a person is asked; `pages` are (address, text)."""
+    shown = [
+        f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:",
+        "",
+    ]
+    shown += [f"- {plain(str(check))}" for check in verdict.checks] if verdict else []
+    return "\n".join([*shown, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])
 
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
@@ -270,7 +280,7 @@ def _show(run: Run, verdict: Verdict) -> Verdict:
     """Put the gate's checks on the Prefect page, and one sentence on the screen."""
     rows = [dict(zip(CHECK_COLUMNS, check_row(asdict(check)), strict=True)) for check in verdict.checks]
     with suppress(Exception):  # the verdict is written down, whether a page can be told of it or not
-        create_table_artifact(rows, key="gate", description=f"Gate: {verdict.candidate} on the test prompts")
+        create_table_artifact(rows, key="gate", description=f"Gate: {plain(verdict.candidate)} on the test prompts")
     if not verdict.passes:
         screen.say(f"gate: {verdict.candidate} does not pass: {verdict.why_not}")
     return verdict

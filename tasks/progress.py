@@ -6,6 +6,7 @@ from contextvars import copy_context
 from threading import Thread
 from typing import Any
 
+from models.markdown import plain
 from tasks import screen
 from tasks.store import Stage
 
@@ -46,6 +47,6 @@ class Progress:
 
         with suppress(Exception):  # a page that cannot be told must not stop a training
             if self.artifact is None:
-                self.artifact = create_progress_artifact(share, description=title)
+                self.artifact = create_progress_artifact(share, description=plain(title))
             else:
                 update_progress_artifact(self.artifact, share)

@@ -15,6 +15,7 @@ from models.card import card
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
+from models.markdown import plain
 from models.promotion import Registered
 from models.recipe import Recipe
 from models.recipe_gate import GateMode
@@ -90,7 +91,7 @@ def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> 
         address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         with suppress(Exception):  # the report lies on disk, whoever cannot be told of it
             create_image_artifact(address, key="frontier", description=f"{when}Helpful against harmless")
-        text = text.replace("(frontier.png)", f"({address})")
+        text = text.replace("![frontier](frontier.png)", f"![frontier]({address})")
     with suppress(Exception):
         create_markdown_artifact(text, key="candidates", description=f"{when}Candidates and decision")
     known = [*candidates, *([tested] if tested else [])]
@@ -102,4 +103,5 @@ def _link(run: Run, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
     with suppress(Exception):  # neither a server that died nor a page that cannot be told must fail what is registered
         for place, text in run.tracker.pages(registered):
-            create_link_artifact(place, link_text=text, description=text)  # a key would put a list of all runs between
+            told = plain(text)
+            create_link_artifact(place, link_text=told, description=told)  # a key would put a list of all runs between

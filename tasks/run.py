@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from models import harness, sources
+from models import harness, markdown, sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
 from models.errors import Undecided
@@ -70,7 +70,7 @@ class Run:
         fresh = store.find(self.root, work) is None
         begun = store.begun(self.root, work) if fresh and first else 0
         if begun:
-            screen.say(f"[dim]{title}: a killed attempt came to {begun}, going on[/]")
+            screen.say(f"{title}: a killed attempt came to {begun}, going on", "dim")
 
         progress = Progress()
 
@@ -198,7 +198,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     _question(where, recipe, name).unlink(missing_ok=True)  # of one that died while it waited
     try:
         for sentence in leases.sweep(where):
-            screen.say(f"[dim]{sentence}[/]")
+            screen.say(sentence, "dim")
         yield from _working(recipe, where, name)
     finally:
         lock.release()
@@ -249,9 +249,10 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
             registry.claim(where, recipe.registered_name)
         device = device_kind(recipe.compute.device)
         screen.say(
-            f"[dim]{device}, {precision(device)}, {recipe.compute.processes or 'this'} "
+            f"{device}, {precision(device)}, {recipe.compute.processes or 'this'} "
             f"{'process' if recipe.compute.processes < 2 else 'processes'} of {recipe.compute.threads} "
-            f"{'thread' if recipe.compute.threads == 1 else 'threads'}[/]"
+            f"{'thread' if recipe.compute.threads == 1 else 'threads'}",
+            "dim",
         )
         screen.start()
         try:
@@ -266,7 +267,7 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
 
 def close(run: Run, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
     """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
-    complete = run.tracker.finish(run.folder, {"sacpo.outcome": state, "mlflow.note.content": decision})
+    complete = run.tracker.finish(run.folder, {"sacpo.outcome": state, "mlflow.note.content": markdown.plain(decision)})
     outcome = {
         "report": str(run.folder),
         "exit_code": exit_code,

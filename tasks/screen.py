@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 def _quietly(console: Console) -> None:
@@ -22,7 +23,7 @@ console = Console()
 _lock = threading.Lock()
 _bars: dict[str, TaskID] = {}
 _progress = Progress(
-    TextColumn("  {task.description}"),
+    TextColumn("  {task.description}", markup=False),
     BarColumn(30),
     MofNCompleteColumn(),
     TextColumn("{task.fields[loss]}"),
@@ -32,9 +33,9 @@ _progress = Progress(
 )
 
 
-def say(text: str) -> None:
-    """Print one line above the bars."""
-    console.print(text, highlight=False)
+def say(text: str, style: str = "") -> None:
+    """Print one line above the bars, as it is: names and answers of others may look like rich's markup."""
+    console.print(Text(text, style))
 
 
 def start() -> None:
@@ -62,4 +63,5 @@ def done(title: str, seconds: float, fresh: bool) -> None:
     with _lock:
         if title in _bars:
             _progress.remove_task(_bars.pop(title))
-    say(f"[green]✓[/] {title}  [dim]{f'{seconds:.1f} s' if fresh else 'already done'}[/]")
+    spent = f"{seconds:.1f} s" if fresh else "already done"
+    console.print(Text.assemble(("✓", "green"), f" {title}  ", (spent, "dim")))

@@ -58,7 +58,7 @@ def gather(run: Run) -> Sources:
     given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
     for role, place in run.recipe.evaluation.suites:
         if place not in ("", TOWN) and (told := suites.repeated(local(place, "dataset"), role)):
-            screen.say(f"[dim]suite {role}: {told}[/]")
+            screen.say(f"suite {role}: {told}", "dim")
     return run.make(Sources, "sources.gather", "data", **given)
 
 

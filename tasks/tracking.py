@@ -15,6 +15,7 @@ from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -149,7 +150,7 @@ class Tracker:
         experiment = self._client().get_run(self._open()).info.experiment_id
         place, name = f"{SERVER.rstrip('/')}/#", registered.name
         version = (
-            f"{place}/models/{name}/versions/{registered.version}",
+            f"{place}/models/{quote(name, safe='')}/versions/{registered.version}",
             f"{name} version {registered.version} in MLflow",
         )
         run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "Run in MLflow")
