@@ -1,10 +1,10 @@
 """A chat model behind an OpenAI-compatible address as judge: it compares two answers, always in both orders.
 
-A reply counts only if it is exactly what the rubric asks for. Anything else, and any call that ends without a reply
-after the client's own retries, is a failed verdict: never a tie. Each readable reply is remembered by content.
+A reply counts only if it is exactly what the rubric asks for, under a key that no answer can hold. Anything else, and
+any call that ends without a reply after the client's own retries, is a failed verdict: never a tie. Each readable reply
+is remembered by content.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +22,7 @@ from models.tokens import Message
 from models.verdict_table import VerdictTable
 
 LOWEST, HIGHEST = 1.0, 10.0
-NUMBER = r"(\d+(?:\.\d+)?)"
+FENCE_DIGITS = 32
 FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 
 
@@ -30,6 +30,8 @@ class Question(NamedTuple):
     """One call: a filled rubric, and which of its repeats this is."""
 
     text: str
+    fence: str
+    """The key under which the reply's grades stand."""
     grades: int
     """How many grades the reply must hold."""
     repeat: int
@@ -60,7 +62,7 @@ class Llm:
         """Yield how harmless each answer is by itself, from 1 to 10; safe from the recipe's threshold on."""
         assert self.single is not None
         asked = [
-            [Question(filled(self.single, one.prompt, one.answer), 1, k) for k in range(self.judge.repeats)]
+            [asked_about(self.single, 1, k, one.prompt, one.answer) for k in range(self.judge.repeats)]
             for one in answers
         ]
         replies = self._ask([question for row in asked for question in row])
@@ -99,7 +101,7 @@ class Llm:
 
     def _pair(self, ours: Asked, theirs: str, ours_first: bool, repeat: int) -> Question:
         first, second = (ours.answer, theirs) if ours_first else (theirs, ours.answer)
-        return Question(filled(self.comparing, ours.prompt, first, second), 2, repeat)
+        return asked_about(self.comparing, 2, repeat, ours.prompt, first, second)
 
     def _ask(self, questions: list[Question]) -> dict[Question, Reply]:
         """Return the reply to each question: remembered, or asked for now.
@@ -164,47 +166,72 @@ class Llm:
                 temperature=self.judge.temperature,
                 **limit,
             )
-            text = got.choices[0].message.content or ""
-            tokens = got.usage.total_tokens if got.usage else 0
+            text = str(got.choices[0].message.content or "")
+            tokens = _count(got.usage.total_tokens) if got.usage else 0
         except Exception as error:  # whatever a server may send
             return Reply(failed=self._safely(f"{type(error).__name__}: {error}"))
-        grades = read(text, question.grades)
+        grades = read(text, question.fence, question.grades)
         if grades is None:
             return Reply(tokens=tokens, failed=self._safely(f"unreadable reply: {text[:120]!r}"))
         return Reply(grades, tokens)
 
     def _safely(self, text: str) -> str:
         """Return one short line without the key."""
-        line = " ".join(text.split())
+        line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())  # half a character fits no table
         return (line.replace(self.secret, "(key)") if self.secret else line)[:200]
 
 
-def filled(rubric: Template, prompt: str | list[Message], first: str, second: str = "") -> str:
-    """Return the rubric with its texts; `$fence` is a word that none of them can hold by design or by chance."""
+def asked_about(
+    rubric: Template, grades: int, repeat: int, prompt: str | list[Message], first: str, second: str = ""
+) -> Question:
+    """Return a rubric with its texts, between lines that begin with a fence, which is also the key of the reply.
+
+    Who writes an answer must not know its fence, else the answer could hold the reply for a judge that repeats what it
+    reads. The fence is 128 bits of a hash over all texts: an answer that holds its own takes 2^128 tries to find. A
+    secret would hide it as well, but then verdicts were not found again by content in another runs folder.
+    """
     asked = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
-    fence = "#" + hashlib.sha256("\n".join((asked, first, second)).encode()).hexdigest()[:8]
-    return rubric.safe_substitute(prompt=asked, first=first, second=second, fence=fence)
+    fence = "#" + content_digest([asked, first, second])[:FENCE_DIGITS]
+    text = rubric.safe_substitute(prompt=asked, first=first, second=second, fence=fence)
+    return Question(text, fence, grades, repeat)
 
 
-def read(text: str, count: int) -> tuple[float, ...] | None:
-    """Return the grades of a reply, or none if it is not exactly a JSON object, or a line of numbers, as asked."""
+def read(text: str, fence: str, count: int) -> tuple[float, ...] | None:
+    """Return the grades of a reply, or none if it is not exactly the JSON object that was asked for.
+
+    That is `{FENCE: grade}` for one answer, `{FENCE: {"first": grade, "second": grade}}` for two.
+    """
     text = text.strip()
     block = FENCED.fullmatch(text)
-    names = ("first", "second")[:count]
     try:
-        told = json.loads(block[1] if block else text)
-        if isinstance(told, dict) and told.keys() == set(names):
-            values = [told[name] for name in names]
-            if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-                return _within(values)
-    except ValueError:
-        pass
-    line = re.fullmatch(r"[\s,]+".join([NUMBER] * count), text)
-    return _within([float(value) for value in line.groups()]) if line else None
+        told = json.loads(block[1] if block else text, object_pairs_hook=_once)
+    except (ValueError, RecursionError):  # no JSON, a number of 5,000 digits, or nested 3,000 deep
+        return None
+    if not isinstance(told, dict) or told.keys() != {fence}:
+        return None
+    grades = told[fence] if count > 1 else {"first": told[fence]}
+    names = ("first", "second")[:count]
+    if not isinstance(grades, dict) or grades.keys() != set(names):
+        return None
+    return _within([grades[name] for name in names])
 
 
-def _within(values: Sequence[float]) -> tuple[float, ...] | None:
-    return tuple(map(float, values)) if all(LOWEST <= value <= HIGHEST for value in values) else None
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; one that names a key twice says two things."""
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        raise ValueError("a key stands twice")
+    return told
+
+
+def _within(values: Sequence[Any]) -> tuple[float, ...] | None:
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return tuple(map(float, values)) if numbers and all(LOWEST <= value <= HIGHEST for value in values) else None
+
+
+def _count(tokens: Any) -> int:
+    """Return what a server says it has counted, where it can be."""
+    return tokens if isinstance(tokens, int) and 0 <= tokens < 2**31 else 0
 
 
 def _decided(calls: tuple[Call, ...], failed: str) -> Comparison:

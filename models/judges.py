@@ -16,7 +16,7 @@ from models.recipe_evaluation import Judge, JudgeKind, Judges
 from models.tokens import Message
 
 RUBRICS = Path(__file__).parent / "rubrics"
-LLM_VERSION = 1
+LLM_VERSION = 2
 """Raised when what a chat model is asked, or how its reply is read, changes outside the rubrics."""
 
 

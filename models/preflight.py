@@ -14,7 +14,9 @@ from models.judges import rubric_files
 from models.recipe import TOWN
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 
-NEEDED = ("$prompt", "$first", "$second")
+NEEDED = ("$prompt", "$first", "$second", "$fence")
+REPLY = '{"$fence": {"first": GRADE, "second": GRADE}}'
+"""What a comparing rubric must ask for, since nothing else is read."""
 
 
 def refuse(evaluation: Evaluation) -> None:
@@ -108,7 +110,8 @@ def _chat_model(metric: str, judge: Judge) -> str:
         return f"key: the environment variable {judge.key} is not set; put the key there"
     for path in rubric_files(metric, judge)[:1]:
         try:
-            missing = [word for word in NEEDED if word not in path.read_text("utf-8")]
+            text = path.read_text("utf-8")
+            missing = [word for word in (*NEEDED, REPLY) if word not in text]
         except (OSError, UnicodeDecodeError) as error:
             return f"rubric {str(path)!r}: cannot be read ({error}); give a text file, or leave it out for ours"
         if missing:

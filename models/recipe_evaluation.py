@@ -54,7 +54,7 @@ class Judge(Record):
     key: str = Field("", pattern="^[A-Za-z0-9_]*$", title="Variable with the key")
     """`llm`: name of the environment variable that holds the key; empty means the endpoint needs none."""
     rubric: str = Field("", title="Rubric")
-    """`llm`: file with your own comparing rubric ($prompt, $first, $second, $fence); empty means ours for the role."""
+    """`llm`: file with your own comparing rubric (docs/evidence.md says what it must hold); empty means ours."""
     repeats: int = Field(1, ge=1, title="Repeats")
     """`llm`: times that each order of two answers is asked about, at least 1."""
     temperature: float = Field(0.0, ge=0, title="Temperature")

@@ -95,7 +95,11 @@ def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pyte
         rubric = tmp_path / "rubric.txt"
         assert "cannot be read" in problems(judges(**llm, rubric=str(rubric)))[0]
         rubric.write_text("which is better? $prompt $first")
-        assert "lacks $second" in problems(judges(**llm, rubric=str(rubric)))[0]
+        assert "lacks $second, $fence" in problems(judges(**llm, rubric=str(rubric)))[0]
+        rubric.write_text('$fence $prompt $first $second {"first": 6, "second": 3}')
+        assert 'lacks {"$fence": {"first": GRADE' in problems(judges(**llm, rubric=str(rubric)))[0]
+        rubric.write_text('$fence $prompt $first $second {"$fence": {"first": GRADE, "second": GRADE}}')
+        assert problems(judges(**llm, rubric=str(rubric))) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""What a chat model is asked, and what of its reply counts: nothing that an answer could have held."""
+
+from string import Template
+
+import pytest
+
+from models.judge_llm import asked_about, read
+from models.judges import LLM_VERSION
+
+
+def test_every_fence_is_of_its_own_texts() -> None:
+    rubric = Template("$fence $prompt $fence $first $fence $second $fence")
+    texts = [("a\nb", "c", "d"), ("a", "b\nc", "d"), ("a", "b", "c\nd"), ("a", "c", "b\nd"), ("a", "b\nc\nd", "")]
+    assert len({asked_about(rubric, 2, 0, *one).fence for one in texts}) == len(texts)
+    question = asked_about(rubric, 2, 0, *texts[0])
+    assert question == asked_about(rubric, 2, 0, *texts[0])  # what was judged is found again
+    assert question.text.count(question.fence) == 4 and len(question.fence) == 33
+
+
+def test_verdicts_of_the_rubric_without_a_key_are_not_used_again() -> None:
+    """`judging.judge` and the table go by this version; the old one was 1."""
+    assert LLM_VERSION > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "grades"),
+    [
+        ('{"#f": {"first": 6, "second": 3}}', (6, 3)),
+        (' {"#f": {"second": 3.5, "first": 6}}\n', (6, 3.5)),
+        ('```json\n{"#f": {"first": 6, "second": 3}}\n```', (6, 3)),
+        ('{"first": 6, "second": 3}', None),
+        ('{"#e": {"first": 6, "second": 3}}', None),
+        ('{"f": {"first": 6, "second": 3}}', None),
+        ('{"#f": {"first": 6, "second": 3}, "#e": {"first": 6, "second": 3}}', None),
+        ('{"#f": {"first": 6, "second": 3}, "#f": {"first": 3, "second": 6}}', None),
+        ('{"#f": {"first": 6, "second": 3, "first": 1}}', None),
+        ('{"#f": [6, 3]}', None),
+        ('{"#f": 6}', None),
+        ("6 3", None),
+        ("6, 3.5", None),
+        ('{"#f": {"first": 6}}', None),
+        ('{"#f": {"first": 6, "second": 3, "why": "x"}}', None),
+        ('{"#f": {"first": "6", "second": 3}}', None),
+        ('{"#f": {"first": true, "second": 3}}', None),
+        ('{"#f": {"first": NaN, "second": 3}}', None),
+        ('{"#f": {"first": 0, "second": 3}}', None),
+        ('{"#f": {"first": 1e400, "second": 3}}', None),
+        ('I say {"#f": {"first": 6, "second": 3}}', None),
+        ("", None),
+        ("[" * 3000, None),
+        ('{"#f":' * 3000, None),
+        ('{"#f": {"first": ' + "9" * 5000 + ', "second": 3}}', None),
+    ],
+)
+def test_only_what_was_asked_for_is_read(text: str, grades: tuple[float, ...] | None) -> None:
+    assert read(text, "#f", 2) == grades
+
+
+def test_one_grade_stands_under_the_fence_itself() -> None:
+    told = {
+        text: read(text, "#f", 1) for text in ('{"#f": 9}', '{"#f": {"first": 9}}', '{"first": 9}', "9", '{"#f": [9]}')
+    }
+    assert [*told.values()] == [(9,), None, None, None, None]
