@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from string import Template
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from models.verdict_table import VerdictTable
 
 LOWEST, HIGHEST = 1.0, 10.0
 FENCE_DIGITS = 32
+PART = 4
+"""As many characters in a row of a key are told nowhere."""
+READ = 10_000
+"""Characters of an unreadable reply, or of an error, that are looked at."""
 FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 
 
@@ -172,13 +177,23 @@ class Llm:
             return Reply(failed=self._safely(f"{type(error).__name__}: {error}"))
         grades = read(text, question.fence, question.grades)
         if grades is None:
-            return Reply(tokens=tokens, failed=self._safely(f"unreadable reply: {text[:120]!r}"))
+            return Reply(tokens=tokens, failed=f"unreadable reply: {self._safely(text)[:120]!r}")
         return Reply(grades, tokens)
 
     def _safely(self, text: str) -> str:
-        """Return one short line without the key."""
-        line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())  # half a character fits no table
-        return (line.replace(self.secret, "(key)") if self.secret else line)[:200]
+        """Return one short line without the key, or a part of it; cut last, since half a key is not found."""
+        line = " ".join(text[:READ].encode("utf-8", "backslashreplace").decode().split())  # a table holds no surrogates
+        return redacted(line, self.secret)[:200]
+
+
+def redacted(text: str, secret: str) -> str:
+    """Return a text in which no PART characters in a row are those of a secret."""
+    part = min(PART, len(secret)) or 1
+    parts = {secret[i : i + part] for i in range(len(secret) - part + 1)} - {""}
+    found = (i for i in range(len(text)) if text[i : i + part] in parts)
+    hidden = {place for i in found for place in range(i, i + part)}
+    runs = groupby(range(len(text)), hidden.__contains__)
+    return "".join("(key)" if within else "".join(text[i] for i in run) for within, run in runs)
 
 
 def asked_about(

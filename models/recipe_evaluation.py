@@ -1,9 +1,11 @@
 """The part of a recipe that says how candidates answer and who judges them."""
 
+import re
 from enum import StrEnum
 from operator import not_
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.record import Record
 
@@ -32,6 +34,16 @@ class Better(StrEnum):
     low = "low"
 
 
+KEY = "SACPO_KEY_"
+KEYS = (
+    *("ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY", "DEEPSEEK_API_KEY", "FIREWORKS_API_KEY", "GEMINI_API_KEY"),
+    *("GOOGLE_API_KEY", "GROQ_API_KEY", "HF_TOKEN", "MISTRAL_API_KEY", "NVIDIA_API_KEY", "OPENAI_API_KEY"),
+    *("OPENROUTER_API_KEY", "TOGETHER_API_KEY", "VLLM_API_KEY", "XAI_API_KEY"),
+)
+"""Usual names of variables that hold the key of an address. A recipe may send no other variable away, but those that
+begin with KEY."""
+
+
 class Judge(Record):
     """Who scores the answers, and with which words. A key is never written here, only the variable that holds it."""
 
@@ -51,8 +63,9 @@ class Judge(Record):
     """Scores at least this good count as safe (`model`), or from this grade of 1 to 10 on (`llm`, single answers)."""
     base_url: str = Field("", title="Address")
     """`llm`: address of the endpoint, for instance `http://127.0.0.1:8000/v1`."""
-    key: str = Field("", pattern="^[A-Za-z0-9_]*$", title="Variable with the key")
-    """`llm`: name of the environment variable that holds the key; empty means the endpoint needs none."""
+    key: str = Field("", title="Variable with the key")
+    """`llm`: name of the environment variable that holds the key, `SACPO_KEY_…` or a usual one as `OPENAI_API_KEY`
+    (docs/evidence.md lists them); empty means the endpoint needs none."""
     rubric: str = Field("", title="Rubric")
     """`llm`: file with your own comparing rubric (docs/evidence.md says what it must hold); empty means ours."""
     repeats: int = Field(1, ge=1, title="Repeats")
@@ -76,6 +89,20 @@ class Judge(Record):
     people would have found; empty means none."""
     failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts allowed")
     """Share of verdicts that may fail, from 0 to below 1; more fails the evaluation."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_password(cls, address: str) -> str:
+        if "@" in urlsplit(address).netloc:
+            raise ValueError("must hold no user and no password; name the variable that holds the key in `key`")
+        return address
+
+    @field_validator("key")
+    @classmethod
+    def _of_a_judge(cls, key: str) -> str:
+        if key and key not in KEYS and not re.fullmatch(KEY + "[A-Z0-9_]+", key):
+            raise ValueError(f"{key!r} is no variable for a judge's key: take {KEY}… or one of {', '.join(KEYS)}")
+        return key
 
     @model_validator(mode="after")
     def _complete(self) -> "Judge":

@@ -192,15 +192,27 @@ def test_whatever_is_no_verdict_is_failed_and_asked_again_later(
     reply: Reply, why: str, endpoint: Endpoint, llm: Callable[..., Llm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never a score, never a tie (science 8.32); and the key is in no text."""
-    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    monkeypatch.setenv("SACPO_KEY_JUDGE", SECRET)
     endpoint.reply = reply
-    (told,) = llm(timeout=1, key="JUDGE_KEY").compare(pairs(("a", "b")))
+    (told,) = llm(timeout=1, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
     assert why in told.failed and SECRET not in told.failed and not told.calls
     assert endpoint.keys[0] == f"Bearer {SECRET}"
     told.failed.encode()  # it goes into a table
     endpoint.reply = lambda text, number: graded(text, 5, 4)
-    (again,) = llm(key="JUDGE_KEY").compare(pairs(("a", "b")))
+    (again,) = llm(key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
     assert not again.failed and len(again.calls) == 2
+
+
+def test_no_part_of_the_key_is_told_wherever_a_text_is_cut(
+    endpoint: Endpoint, llm: Callable[..., Llm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SACPO_KEY_JUDGE", SECRET)
+    judge = llm(key="SACPO_KEY_JUDGE")
+    for text in [before + part for before in ("x" * 112, "x" * 150, "x" * 190) for part in (SECRET, SECRET[:9])]:
+        for reply in (chat(text), (401, json.dumps({"error": {"message": text}}), {})):
+            endpoint.reply = lambda question, number, reply=reply: reply  # type: ignore[misc]
+            (told,) = judge.compare(pairs(("a", "b")))
+            assert told.failed and not any(SECRET[i : i + 4] in told.failed for i in range(len(SECRET) - 3))
 
 
 def test_one_order_alone_is_no_verdict(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
@@ -234,8 +246,8 @@ def test_single_answers_are_graded_for_harmlessness(endpoint: Endpoint, llm: Cal
 
 
 def test_a_key_that_is_not_set_is_refused_before_any_call(llm: Callable[..., Llm]) -> None:
-    with pytest.raises(BadRecipe, match=r"judges.helpful.key: the environment variable NO_SUCH_KEY is not set"):
-        llm(key="NO_SUCH_KEY")
+    with pytest.raises(BadRecipe, match=r"judges.helpful.key: the environment variable SACPO_KEY_NONE is not set"):
+        llm(key="SACPO_KEY_NONE")
 
 
 def test_an_answer_cannot_speak_to_the_judge_from_outside_its_fence(llm: Callable[..., Llm]) -> None:
@@ -328,7 +340,7 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         suites[role].write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = [part for role, path in suites.items() for part in ("--suite", f"{role}={path}")]
     for role in suites:
-        told_of = {"model": "judge", "base_url": endpoint.url, "key": "JUDGE_KEY", "retries": 0, "threshold": 6}
+        told_of = {"model": "judge", "base_url": endpoint.url, "key": "SACPO_KEY_JUDGE", "retries": 0, "threshold": 6}
         for name, value in (told_of | {"failures": 0.2}).items():
             options += ["--set", f"evaluation.judges.{role}.{name}={value}"]
         options += ["--judge", f"{role}=llm"]
@@ -353,12 +365,12 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         return {text for r in endpoint.seen if len(shown(text := r["messages"][0]["content"])) == 3}
 
     endpoint.reply = replies(lambda texts: len(texts) == 3)  # every comparison
-    code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
+    code, out = run(*given, changes=[], SACPO_KEY_JUDGE=SECRET)
     assert code == 5 and "verdicts failed, more than the 20% of" in out and SECRET not in out, out
     asked = len(endpoint.seen)
     readable = {request["messages"][0]["content"] for request in endpoint.seen} - comparing()
     endpoint.reply = replies(lambda texts: len(texts) == 2 and "boat" in texts[0])
-    code, out = run(*given, changes=[], JUDGE_KEY=SECRET)
+    code, out = run(*given, changes=[], SACPO_KEY_JUDGE=SECRET)
     assert code == 4, out  # 4 safe answers of 5 show no 0.9
     texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
     assert texts and not readable & {*texts}
@@ -366,7 +378,7 @@ def test_an_evaluation_with_a_chat_model_as_judge(
     assert (rate["value"], rate["n"], rate["failed"]) == (1, 4, 1)
     asked = len(endpoint.seen)
     endpoint.reply = replies(lambda texts: False)
-    code, out = run(*given, "--retry-failed", changes=[], JUDGE_KEY=SECRET)
+    code, out = run(*given, "--retry-failed", changes=[], SACPO_KEY_JUDGE=SECRET)
     assert code == 4 and "failed verdicts are asked for again" in out, out
     texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
     assert texts and all(len(shown(text)) == 2 and "boat" in shown(text)[0] for text in texts)

@@ -4,7 +4,7 @@ from string import Template
 
 import pytest
 
-from models.judge_llm import asked_about, read
+from models.judge_llm import asked_about, read, redacted
 from models.judges import LLM_VERSION
 
 
@@ -20,6 +20,27 @@ def test_every_fence_is_of_its_own_texts() -> None:
 def test_verdicts_of_the_rubric_without_a_key_are_not_used_again() -> None:
     """`judging.judge` and the table go by this version; the old one was 1."""
     assert LLM_VERSION > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("bad key sk-very-secret.", "bad key (key)."),
+        ("sk-very-secretsk-very-secret", "(key)"),
+        ("sk-v ery- secr et", "(key) (key) (key) et"),
+        ("it begins with sk-ve and ends with cret", "it begins with (key) and ends with (key)"),
+        ("every secret", "e(key) (key)"),
+        ("sk- sec ret", "sk- sec ret"),
+        ("", ""),
+    ],
+)
+def test_no_four_characters_in_a_row_are_those_of_the_key(text: str, left: str) -> None:
+    assert redacted(text, "sk-very-secret") == left
+    assert redacted(text, "") == text
+
+
+def test_a_short_key_is_hidden_as_a_whole() -> None:
+    assert redacted("an ab in a cab", "ab") == "an (key) in a c(key)"
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pyte
     assert "nobody answers there" in problems(judges(**llm))[0]
     with socket.create_server(("127.0.0.1", port)):
         assert problems(judges(**llm)) == []
-        assert "the environment variable NO_KEY is not set" in problems(judges(**llm, key="NO_KEY"))[0]
-        monkeypatch.setenv("NO_KEY", "secret")
-        assert problems(judges(**llm, key="NO_KEY")) == []
+        assert "the environment variable SACPO_KEY_NONE is not set" in problems(judges(**llm, key="SACPO_KEY_NONE"))[0]
+        monkeypatch.setenv("SACPO_KEY_NONE", "secret")
+        assert problems(judges(**llm, key="SACPO_KEY_NONE")) == []
         rubric = tmp_path / "rubric.txt"
         assert "cannot be read" in problems(judges(**llm, rubric=str(rubric)))[0]
         rubric.write_text("which is better? $prompt $first")
@@ -108,6 +108,13 @@ def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pyte
         ({"kind": "llm", "model": "m", "base_url": "http://x/v1"}, "needs `threshold`: the grade from 1 to 10"),
         ({"kind": "llm", "model": "m", "base_url": "http://x/v1", "threshold": 70}, "needs `threshold`"),
         ({"kind": "llm", "model": "m", "base_url": "nonsense", "threshold": 6}, "needs `base_url`, for instance http"),
+        ({"kind": "llm", "model": "m", "base_url": "http://["}, "base_url\n +Value error, Invalid IPv6 URL"),
+        ({"kind": "llm", "model": "m", "base_url": "http://ada:pw@x/v1"}, "must hold no user and no password"),
+        ({"key": "AWS_SECRET_ACCESS_KEY"}, "'AWS_SECRET_ACCESS_KEY' is no variable for a judge's key"),
+        ({"key": "PGPASSWORD"}, "SACPO_KEY_"),
+        ({"key": "SACPO_KEY_"}, "SACPO_KEY_"),
+        ({"key": "MY_OPENAI_API_KEY"}, "SACPO_KEY_"),
+        ({"key": "OPENAI_API_KEY\nPGPASSWORD"}, "SACPO_KEY_"),
         ({"kind": "model", "model": "m", "text": "hello"}, r"text must hold {prompt} and {answer}"),
         ({"kind": "refusal"}, "refusal judges over_refusal"),
     ],
