@@ -69,5 +69,5 @@ class Gate(Record):
 class Registry(Record):
     """Where the winner goes."""
 
-    name: str = Field("", pattern=r"^[^/:@]*$", title="Model name")
-    """Registered model in MLflow; empty means the recipe's name."""
+    name: str = Field("", pattern=r"""^[^/:@'"`\\\x00-\x1f]*$""", title="Model name")
+    """Registered model in MLflow, without / : @, quotes, backslashes and line breaks; empty means the recipe's name."""

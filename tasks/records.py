@@ -8,10 +8,24 @@ from typing import Any
 from models import jsonl
 from models.artifacts import Preferences
 from models.equal_length import unmarked
+from models.errors import BadInput
 from models.record import flat
 
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 JUDGED = ("metric", "status", "score", "good", "label", "why")
+
+
+def where(wanted: dict[str, str]) -> str:
+    """Return a filter of MLflow: attributes, and tags (their names have a dot), with their values.
+
+    Raises:
+        BadInput: a value holds both kinds of quotes: the filters know no escape.
+    """
+    named = {f"tags.`{key}`" if "." in key else key: value for key, value in wanted.items()}
+    both = next((value for value in named.values() if "'" in value and '"' in value), "")
+    if both:
+        raise BadInput(f"{both}: holds both ' and \", which MLflow cannot search for; take another name")
+    return " and ".join(f'{key} = "{value}"' if "'" in value else f"{key} = '{value}'" for key, value in named.items())
 
 
 def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:

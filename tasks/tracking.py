@@ -25,6 +25,7 @@ from models.errors import BadPlace
 from models.promotion import Registered
 from models.recipe import Recipe
 from tasks import passwords, records, screen
+from tasks.records import where
 from tasks.store import MANIFEST, Stage
 
 SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
@@ -79,8 +80,8 @@ def close_killed(root: Path, experiment: str, digest: str) -> None:
     """Close as KILLED what a run that died left running, its stages included; the same command opens it again."""
     mlflow = client(root)
     known = mlflow.get_experiment_by_name(experiment)
-    for parent in mlflow.search_runs([known.experiment_id], f"tags.`sacpo.run` = '{digest}'") if known else ():
-        stages = mlflow.search_runs([known.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    for parent in mlflow.search_runs([known.experiment_id], where({"sacpo.run": digest})) if known else ():
+        stages = mlflow.search_runs([known.experiment_id], where({"mlflow.parentRunId": parent.info.run_id}))
         for run in (*stages, parent):
             if run.info.status == "RUNNING":
                 mlflow.set_terminated(run.info.run_id, "KILLED")
@@ -206,11 +207,11 @@ class Tracker:
         mlflow = self._client()
         experiment = mlflow.get_experiment_by_name(self.recipe.name)
         if experiment is None:
-            where = None if SERVER else (self.root / "artifacts").as_uri()
-            experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=where)
+            place = None if SERVER else (self.root / "artifacts").as_uri()
+            experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=place)
         else:
             experiment_id = experiment.experiment_id
-        found = mlflow.search_runs([experiment_id], f"tags.`sacpo.run` = '{self.digest}'", max_results=1)
+        found = mlflow.search_runs([experiment_id], where({"sacpo.run": self.digest}), max_results=1)
         if found:
             self._parent = found[0].info.run_id
             mlflow.update_run(self._parent, status="RUNNING")
@@ -227,15 +228,14 @@ class Tracker:
         """Return the id of a stage's own run, and whether it is finished."""
         mlflow, parent = self._client(), self._open()
         experiment = mlflow.get_run(parent).info.experiment_id
-        where = f"tags.`sacpo.stage` = '{stage.key}' and tags.`mlflow.parentRunId` = '{parent}'"
-        found = mlflow.search_runs([experiment], where, max_results=1)
+        own = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent}
+        found = mlflow.search_runs([experiment], where(own), max_results=1)
         if found:
             run_id, status = str(found[0].info.run_id), found[0].info.status
             if status not in ("FINISHED", "RUNNING"):
                 mlflow.update_run(run_id, status="RUNNING")
             return run_id, status == "FINISHED"
-        tags = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent}
-        return str(mlflow.create_run(experiment, run_name=stage.title, tags=tags).info.run_id), False
+        return str(mlflow.create_run(experiment, run_name=stage.title, tags=own).info.run_id), False
 
     def _follow(self, stage: Stage) -> None:
         path = stage.partial(self.root) / "progress.jsonl"
@@ -274,8 +274,8 @@ class Tracker:
         except failures() as error:
             if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                 raise
-        same = f"name = '{name}' and tags.`sacpo.policy` = '{policy.digest}' and tags.`sacpo.run_id` = '{parent}'"
-        versions = mlflow.search_model_versions(same)
+        own = {"sacpo.policy": policy.digest, "sacpo.run_id": parent}
+        versions = mlflow.search_model_versions(where({"name": name, **own}))
         if versions:  # by a run that was killed, or that compared with a champion of before
             version = str(versions[0].version)
             for key in {key for key in versions[0].tags if key.startswith("gate.")} - tags.keys():
@@ -283,10 +283,9 @@ class Tracker:
             for key, value in tags.items():
                 mlflow.set_model_version_tag(name, version, key, value)
         else:
-            tags = {"sacpo.policy": policy.digest, "sacpo.run_id": parent, **tags}
             address = self._logged(policy)
             model_id = address.rpartition("/")[2]  # a server refuses the address without it
-            made = mlflow.create_model_version(name, address, parent, tags=tags, model_id=model_id)
+            made = mlflow.create_model_version(name, address, parent, tags=own | tags, model_id=model_id)
             version = str(made.version)
         return version
 
@@ -296,7 +295,7 @@ class Tracker:
 
         mlflow, parent = self._client(), self._open()
         experiment = mlflow.get_run(parent).info.experiment_id
-        for model in mlflow.search_logged_models([experiment], f"source_run_id = '{parent}'"):
+        for model in mlflow.search_logged_models([experiment], where({"source_run_id": parent})):
             if model.tags.get("sacpo.weights") == policy.digest and model.status == "READY":
                 return str(model.model_uri)
         decoding = self.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature", "stop"})
@@ -320,7 +319,7 @@ class Tracker:
         mlflow.log_artifacts(parent, str(report / "tables"), "tables")
         records.table(mlflow, parent, report / "tables")
         run = mlflow.get_run(parent)
-        models = mlflow.search_logged_models([run.info.experiment_id], f"source_run_id = '{parent}'")
+        models = mlflow.search_logged_models([run.info.experiment_id], where({"source_run_id": parent}))
         known = {model.tags.get("sacpo.policy") for model in models if model.status == "READY"}
         for told in tree["candidates"]:
             if told["digest"] not in known:

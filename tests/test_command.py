@@ -34,6 +34,7 @@ BAD: list[tuple[list[str], str]] = [
         "is a table of its own; set a key in it, as in evaluation.judges.helpful.KEY",
     ),
     (["evaluation.suites.harmless=town"], "the town's suites come with data = 'town'"),
+    (["""registry.name='a" OR "b'"""], "registry.name"),
     (["merge.weights=[1.5]"], "every merge weight must lie in [0, 1]"),
 ]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from models.artifacts import Policy, Sources
-from models.errors import BadPlace
+from models.errors import BadInput, BadPlace
 from models.recipe_file import read
-from tasks import store, tracking
+from tasks import records, store, tracking
 from tasks.store import Stage
 
 
@@ -132,3 +132,22 @@ def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
     for name in ("data", "quickstart · seed 0 · digest"):
         assert after[name].info.status == "RUNNING" and after[name].info.run_id == before[name].info.run_id
     second.fail("KILLED")
+
+
+def test_a_name_with_quotes_finds_itself_and_nothing_else(tmp_path: Path) -> None:
+    """As of versions that others have registered: a recipe refuses quotes."""
+    names = ["it's", 'the "best"', "a' OR name LIKE '%", "b or c", "λ-模型", "50% `x`", "other"]
+    mlflow = tracking.client(tmp_path)
+    for name in names:
+        mlflow.create_registered_model(name)
+        mlflow.create_model_version(name, "file:///nowhere", tags={"sacpo.k": name})
+    for name in names:
+        for key in ("name", "sacpo.k"):
+            found = mlflow.search_model_versions(records.where({key: name}))
+            assert [version.name for version in found] == [name]
+
+
+def test_a_text_with_both_kinds_of_quotes_is_refused() -> None:
+    """MLflow's filters know no escape."""
+    with pytest.raises(BadInput, match="holds both"):
+        records.where({"name": """it's "it" """})
