@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -149,15 +150,29 @@ def test_the_champion_answers_a_chat_request_offline(undisturbed: Path, port: in
 
     try:
         until(answers)
-        asked = {"inputs": [{"messages": [{"role": "user", "content": "how do i clean my lamp ?"}]}] * 2}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", json.dumps(asked).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=600) as reply:
-            said = json.loads(reply.read())["predictions"]
+        replies = [json.loads(curl(command, port)) for command in documented()]
+        refused = json.loads(curl(documented()[1].replace("how do i", "lamp " * 60), port))
     finally:
         os.killpg(server.pid, signal.SIGKILL)
-    assert len(said) == 2 and all(isinstance(answer, str) and answer for answer in said)
+    (answer,) = replies[0]["predictions"]
+    (choice,) = replies[1]["choices"]
+    assert answer and choice["message"]["content"] and choice["message"]["role"] == "assistant"
+    assert replies[1]["object"] == "chat.completion" and replies[1]["model"] == "quickstart"
+    assert re.search(r"row 1: \d+ tokens, and an answer of up to 18, exceed the 64 tokens", refused["message"])
+
+
+def documented() -> list[str]:
+    """Return the commands with which README asks the served champion."""
+    text = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    block = text.partition("mlflow models serve")[2].partition("```")[0]
+    commands = re.split(r"^(?=curl )", block, flags=re.MULTILINE)[1:]
+    assert len(commands) == 2
+    return commands
+
+
+def curl(command: str, port: int) -> str:
+    given = command.replace("5055", str(port))
+    return subprocess.run(["bash", "-c", given], capture_output=True, text=True, check=True, timeout=600).stdout
 
 
 def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path, small: list[str]) -> None:
