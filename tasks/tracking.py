@@ -149,7 +149,7 @@ class Tracker:
         if not SERVER.startswith("http"):
             return []
         experiment = self._client().get_run(self._open()).info.experiment_id
-        place, name = f"{SERVER.rstrip('/')}/#", registered.name
+        place, name = f"{without_password(SERVER).rstrip('/')}/#", registered.name
         version = (
             f"{place}/models/{quote(name, safe='')}/versions/{registered.version}",
             f"{name} version {registered.version} in MLflow",

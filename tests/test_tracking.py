@@ -9,6 +9,7 @@ import pytest
 
 from models.artifacts import Policy, Sources
 from models.errors import BadInput, BadPlace
+from models.promotion import Registered
 from models.recipe_file import read
 from tasks import records, store, tracking
 from tasks.store import Stage
@@ -132,6 +133,18 @@ def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
     for name in ("data", "quickstart · seed 0 · digest"):
         assert after[name].info.status == "RUNNING" and after[name].info.run_id == before[name].info.run_id
     second.fail("KILLED")
+
+
+def test_the_address_of_a_page_holds_no_password_and_no_name_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tracker(tmp_path)
+    mlflow = told._client()
+    monkeypatch.setattr(told, "_client", lambda: mlflow)
+    monkeypatch.setattr(tracking, "SERVER", "http://ada:pw@127.0.0.1:5000/")
+    run, version = told.pages(Registered("a) [b](c #?", "1", ""))
+    assert version[0] == "http://127.0.0.1:5000/#/models/a%29%20%5Bb%5D%28c%20%23%3F/versions/1"
+    assert run[0].startswith("http://127.0.0.1:5000/#/experiments/")
 
 
 def test_a_name_with_quotes_finds_itself_and_nothing_else(tmp_path: Path) -> None:
