@@ -11,7 +11,8 @@ JOINER = "\u2060"
 """Word joiner: takes no room, and breaks what GitHub's Markdown would make a link of after it has read references."""
 LINKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
 ACTIVE = re.compile(
-    r"[\\`*\[\]<>&|~$]"
+    r"(?P<interval>\[-?\d+\.\d+, -?\d+\.\d+\](?!\s*[(\[:]))"  # stays as it is: no link without an address
+    r"|[\\`*\[\]<>&|~$]"
     r"|(?<![^\W_])_|_(?![^\W_])"  # inside a word it means nothing
     r"|:(?=\S)"  # of an address, or of an emoji, which MLflow may fetch
     r"|\A(?:[#=]|[-+](?=[-+\s]|\Z)|\d(?=\d*[.)](?:\s|\Z)))"  # heading, rule, list
@@ -24,7 +25,7 @@ def plain(text: str) -> str:
     Active characters become numeric references, which never open a structure (CommonMark 0.31, section 2.5).
     """
     line = LINKS.sub(JOINER, " ".join(text.split()))
-    return ACTIVE.sub(lambda match: f"&#{ord(match[0])};", line)
+    return ACTIVE.sub(lambda match: match["interval"] or f"&#{ord(match[0])};", line)
 
 
 def readable(markdown: str) -> str:

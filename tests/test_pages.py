@@ -54,6 +54,8 @@ HOSTILE = [
     "\u2028# line\x0b# tab\x1c# file\x85# next",
     "[/red] [bold]x[/] [link=http://192.0.2.1]y[/link]",
     "(frontier.png)",
+    "[0.1, 0.2](http://x) [0.1, 0.2] (http://x) [0.1, 0.2][a] [0.1, 0.2] [a] ![0.1, 0.2](b)",
+    "[0.1, 0.2]: http://x",
     "{{ 7 * 7 }} {% raw %} ${x}",
 ]
 
@@ -138,7 +140,18 @@ def test_a_foreign_text_is_shown_and_never_read(text: str) -> None:
 
 def test_nor_is_any_mixture_of_what_is_active() -> None:
     draw = Random(0)
-    pieces = [*"\\`*_[]()<>&|~!#+-=:@$^\"' \n\t1.a", "http://x.y", "www.", "://", "&lt;", "![", "](", "```", "\\\\"]
+    pieces = [
+        *"\\`*_[]()<>&|~!#+-=:@$^\"' \n\t1.a",
+        "http://x.y",
+        "www.",
+        "://",
+        "&lt;",
+        "![",
+        "](",
+        "[0.1, 0.2]",
+        "```",
+        "\\\\",
+    ]
     for _ in range(400):
         text = "a" + "".join(draw.choices(pieces, k=draw.randint(1, 14))) + "z"
         text = text if draw.random() < 0.5 else text[1:-1] + "z"
@@ -148,13 +161,14 @@ def test_nor_is_any_mixture_of_what_is_active() -> None:
 
 def test_what_a_person_reads_in_the_file_stays_readable() -> None:
     for text in (
-        "Chosen: harmless λ=0.2, the safest. Its over_refusal is 0.100 [",
+        "Chosen: harmless λ=0.2, the safest. Its over_refusal is 0.100.",
         "-0.050",
         "+0.100",
         "0.900 to 0.950",
+        "0.900 [0.850, -0.950]",
         "a - b",
     ):
-        assert plain(text).rstrip("&#91;") == text.rstrip("[")
+        assert plain(text) == text
 
 
 # Pages of a run whose prompts, answers, categories, names and reasons are hostile
