@@ -94,11 +94,16 @@ def plan(recipe: Recipe) -> Plan:
     trained = sum(step.trainings for step in steps)
     count = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
     full = any(not step.adapter_rank for step in recipe.steps)
-    memory = parameters * (16.0 if full else 5.0)
+    memory = training_memory(parameters, full)
     disk = parameters * (4.0 * count + (12.0 * min(recipe.compute.processes, trained) if full else 0))
     known = parameters >= 0 and all(step.tokens >= 0 for step in steps)
     seconds = _seconds(recipe, steps, parameters) if known else -1.0
     return Plan(steps, count, parameters, memory, disk, seconds, evidence, errors)
+
+
+def training_memory(parameters: int, full: bool) -> float:
+    """Return the bytes of weights, gradients and optimiser of one training, of all weights or of an adapter."""
+    return parameters * (16.0 if full else 5.0)
 
 
 def _sources(recipe: Recipe, folder: Path, errors: list[str]) -> Sources | None:
