@@ -1,6 +1,7 @@
 """Workers: what each may use."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,8 +37,10 @@ def test_without_gpus_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path) -> None:
-    """The worker is another process; what it prints goes to its log."""
+def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker is another process; what it prints goes to its log. Its threads sleep where they wait."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")  # OpenMP says what it has understood
     stage = Stage(
         "gather", "data", 1, "models.sources:gather", Sources, {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
     )
@@ -46,6 +49,7 @@ def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path) -> None:
     assert made.path == stage.folder(tmp_path) and (made.path / "manifest.json").exists()
     (log,) = (tmp_path / "logs").glob("worker-*.log")
     assert log.name != f"worker-{os.getpid()}.log" and "data" in log.read_text()
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", log.read_text()) == ["0"]
 
 
 def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> None:
