@@ -59,7 +59,7 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
         callbacks=[curve],
     )
     _train(trainer, curve, compute, out)
-    guards.write_probe(trainer.model, probes, tokenizer.pad_token_id, out)
+    guards.write_probe(probes, logps(trainer.model, probes, tokenizer.pad_token_id), out)
     save(trainer.model, tokenizer, out)
     clear(out)
     return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
@@ -196,8 +196,8 @@ def _end(
 ) -> Policy:
     """Save the trained policy, with the log-probs by which the next step will recognise it."""
     probes = [sequence for row in rows[:PROBES] for sequence, _ in guards.scored(row)]
-    model = _merged(model, probes, tokenizer.pad_token_id)
-    guards.write_probe(model, probes, tokenizer.pad_token_id, out)
+    model, found = _merged(model, probes, tokenizer.pad_token_id)
+    guards.write_probe(probes, found, out)
     save(model, tokenizer, out)
     clear(out)
     aligned = policies.describe(
@@ -286,11 +286,12 @@ def _adapter(config: Step) -> Any:
     )
 
 
-def _merged(model: Any, probes: list[Tokens], pad: int) -> "PreTrainedModel":
-    """Fold an adapter into the float32 weights; the log-probs must stay what they were."""
+def _merged(model: Any, probes: list[Tokens], pad: int) -> "tuple[PreTrainedModel, list[float]]":
+    """Fold an adapter into the float32 weights, and return the probes' log-probs, which must stay what they were."""
     if not hasattr(model, "peft_config"):
-        return model  # full fine-tuning
+        return model, logps(model, probes, pad)  # full fine-tuning
     before = logps(_inner(model), probes, pad)
     merged: PreTrainedModel = model.merge_and_unload()
-    guards.agree(logps(merged, probes, pad), before, "merging the adapter changed the policy")
-    return merged
+    after = logps(merged, probes, pad)
+    guards.agree(after, before, "merging the adapter changed the policy")
+    return merged, after

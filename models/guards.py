@@ -47,12 +47,11 @@ def reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None
         agree(ours, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
 
 
-def write_probe(model: "PreTrainedModel", probes: list[Tokens], pad: int, out: Path) -> None:
+def write_probe(probes: list[Tokens], found: list[float], out: Path) -> None:
     """Store the log-probs by which the next step will recognise this policy.
 
     They must be numbers: the loss of the last update was computed before that update.
     """
-    found = logps(model, probes, pad)
     if not all(math.isfinite(value) for value in found):
         raise BrokenInvariant("after training log-probs are not finite; lower learning_rate or max_grad_norm")
     (out / PROBE).write_text(json.dumps({"answers": probes, "logps": found}))

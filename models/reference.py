@@ -135,8 +135,17 @@ def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tupl
 
 
 def logps(model: "PreTrainedModel", sequences: Sequence[Tokens], pad: int) -> list[float]:
-    """Return log π(answer|prompt) of each sequence, in nats, in their order."""
-    return [value for (value,) in _logps(model, [(prompt, [answer]) for prompt, answer in sequences], pad)]
+    """Return log π(answer|prompt) of each sequence, in nats, in their order.
+
+    Where two that follow each other answer the same prompt, it is computed once for both.
+    """
+    groups: list[Group] = []
+    for prompt, answer in sequences:
+        if groups and groups[-1][0] == prompt and len(groups[-1][1]) == 1:
+            groups[-1][1].append(answer)
+        else:
+            groups.append((prompt, [answer]))
+    return [value for values in _logps(model, groups, pad) for value in values]
 
 
 def _logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> list[list[float]]:

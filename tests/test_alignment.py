@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from models.batching import order
 from models.checkpoints import COMPLETE, Curve
 from models.errors import BadData, BrokenInvariant
 from models.recipe import Compute, Step
-from models.shared_prompt import tokens
+from models.shared_prompt import Group, tokens
 
 Dialogues = list[tuple[str, str, str]]
 Scorer = Callable[[Policy, Dialogues, Path], Reference]
@@ -327,6 +328,24 @@ def test_a_checkpoint_with_a_short_file_is_not_gone_on_from(
 
 
 # LoRA, order, corpus
+
+
+@pytest.mark.parametrize(("rank", "times"), [(0, 2), (4, 3)])
+def test_guards_ask_no_weights_twice_and_a_prompt_once(
+    rank: int, times: int, policy: Policy, scored: Reference, compute: Compute, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Weights are asked at the start and at the end, with an adapter before and after it is folded in."""
+    asked: list[list[int]] = []
+    ask = reference.answer_logps
+
+    def counted(model: Any, groups: list[Group], pad: int) -> torch.Tensor:
+        asked.append([len(answers) for _, answers in groups])
+        return ask(model, groups, pad)
+
+    monkeypatch.setattr(reference, "answer_logps", counted)
+    train(policy, scored, step(adapter_rank=rank, updates=1), compute, tmp_path / "out")
+    assert asked == [[2] * alignment.PROBES] * times
 
 
 def test_an_adapter_trains_and_is_folded_into_ordinary_weights(
