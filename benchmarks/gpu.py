@@ -25,9 +25,9 @@ pydantic-core, annotated-types, typing-inspection, dill, multiprocess, datasketc
 
 On a machine that is lent for ten minutes a call, these three calls suffice:
 
-    python benchmarks/gpu.py --minutes 9 --parts machine,own_gpu,kernels,town,numerics
+    python benchmarks/gpu.py --minutes 9 --parts machine,own_gpu,town,numerics
     python benchmarks/gpu.py --minutes 9 --parts lora,large
-    python benchmarks/gpu.py --minutes 9 --parts full,answers
+    python benchmarks/gpu.py --minutes 9 --parts full,kernels,answers
 """
 
 import argparse
@@ -83,15 +83,15 @@ def parts(tiny: bool) -> dict[str, Part]:
     found = {
         "machine": Part("card, versions, what cannot be imported", ["machine"]),
         "own_gpu": Part("does a worker get a GPU of its own", ["own_gpu 0", "own_gpu 1", "hidden", "workers"][tiny:]),
-        "kernels": Part("attention kernels with our mask; TRL's head; what a step runs",
-                        ["attention", f"make {small}", f"head {small}", f"profile {small}"]),
         "town": Part("every stage of the quickstart, on its real data", ["town"]),
         "numerics": Part("float32 against bfloat16; the first loss against ln 2",
                          [f"make {small}", f"numerics {small}", f"first {small} lora", f"first {small} full"]),
         "lora": Part(f"{small}, LoRA: ours against TRL; peak memory", speed(small, "lora", ARMS, times)),
         "full": Part(f"{small}, all weights: the same", speed(small, "full", ARMS, times)),
-        "answers": Part("prompts answered per second", [f"make {small}", f"answers {small}"]),
         "large": Part("1b, LoRA: the same", speed("1b", "lora", "ours best shared", 1)),
+        "kernels": Part("attention kernels with our mask; TRL's head; what a step runs",
+                        ["attention", f"make {small}", f"head {small}", f"profile {small}"]),
+        "answers": Part("prompts answered per second", [f"make {small}", f"answers {small}"]),
     }  # fmt: skip
     return {name: part for name, part in found.items() if not (tiny and name == "large")}
 
@@ -151,6 +151,7 @@ def environment(args: argparse.Namespace, work: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(target), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "HF_HOME": str(work / "hub"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
         "TRITON_CACHE_DIR": str(work / "triton"), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # as every worker has it
     }  # fmt: skip
     return os.environ | own | ({"OMP_NUM_THREADS": "1"} if args.tiny else {})
 
@@ -261,12 +262,12 @@ class Tell:
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         """Time a stage, note what it puts into the dictionary, its peak memory, or its traceback."""
         facts: dict[str, Any] = {}
-        started, cuda = time.perf_counter(), _cuda()
-        if cuda:
+        started = time.perf_counter()
+        if cuda := _cuda():
             cuda.reset_peak_memory_stats()
         try:
             yield facts
-            if cuda:
+            if cuda := _cuda():
                 cuda.synchronize()
             facts = {"seconds": round(time.perf_counter() - started, 2)} | facts
             if cuda and cuda.max_memory_allocated():

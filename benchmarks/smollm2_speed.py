@@ -156,9 +156,8 @@ def per_pair(line: Line, kind: str = "wall") -> float:
 
 def figures(lines: list[Line]) -> str:
     """Return a Markdown table: per setting the seconds per pair of each arm, and our ratios, median and worst."""
-    text = [
-        "| threads, pairs, busy | arm | s/pair | CPU s/pair | fixed s | switches/s slept, preempted | GiB | ours / it | worst |"
-    ]
+    heads = "threads, pairs, busy|arm|s/pair|CPU s/pair|fixed s|switches/s: slept, preempted|GiB|ours / it|worst"
+    text = [f"| {' | '.join(heads.split('|'))} |"]
     text.append("|---|---|---|---|---|---|---|---|---|")
     settings = sorted({tuple(line[key] for key in ("threads", "pairs", "busy", "spin")) for line in lines})
     for setting in settings:
