@@ -196,7 +196,7 @@ class Compute(Record):
     """Policies trained or judged side by side, each in a process of its own; 0 works in this process, one by one, and
     a stage that was begun cannot be interrupted."""
     threads: int = Field(1, ge=1, title="Threads per process")
-    """CPU threads of each process, at least 1. More than the idle cores makes it up to ten times slower."""
+    """CPU threads of each process, at least 1; best no more than there are idle cores for them."""
 
 
 class Recipe(Record):
