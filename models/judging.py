@@ -1,8 +1,8 @@
 """Every judge of a recipe on one policy's answers: a table of scores, and a table of comparisons."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from models import jsonl
 from models.agreement import labels
@@ -21,6 +21,7 @@ SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_re
 COMPARED = ("helpful", "harmless")
 """Metrics for which answers of two policies are compared."""
 Row = dict[str, Any]
+Verdict = TypeVar("Verdict", Grade, Comparison)
 
 
 def judge(
@@ -57,18 +58,20 @@ def judge(
         ours = [_asked(rows[i]) for i in places]
         grader = _grader(metric, judge, compute, table)
         comparer = _comparer(metric, judge, table)
-        grades = list(grader.grade(ours)) if grader else []
-        scores += [{"metric": metric, **_named(rows[i]), **_graded(g)} for i, g in zip(places, grades, strict=False)]
+        grades = _graded_all(grader, ours)
+        graded = zip(places, grades, strict=True) if grader else ()
+        scores += [{"metric": metric, **_named(rows[i]), **_graded(grade)} for i, grade in graded]
         _refuse_many_failures(metric, judge, [grade.failed for grade in grades])
         known: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
         for name, rival in theirs.items() if metric in COMPARED else ():
             other, digest = [_asked(rival[i]) for i in places], others[name].digest
             if digest not in known and comparer:
-                known[digest] = list(comparer.compare([(a, b.answer) for a, b in zip(ours, other, strict=True)]))
+                pairs = [(a, b.answer) for a, b in zip(ours, other, strict=True)]
+                known[digest] = _one_each(comparer.compare(pairs), len(pairs), Comparison)
                 asked = [one for one in known[digest] if one.calls or one.failed]  # nobody judges equal answers
                 _refuse_many_failures(metric, judge, [one.failed for one in asked])
             elif digest not in known:
-                known[digest] = list(_by_score(grades, list(grader.grade(other)) if grader else []))
+                known[digest] = list(_by_score(grades, _graded_all(grader, other)))
             comparisons += [
                 {"metric": metric, **_named(rows[i]), "against": name, **_compared(told)}
                 for i, told in zip(places, known[digest], strict=True)
@@ -111,7 +114,7 @@ def calibrate(
                 f"evaluation.judges.{metric}.labels: this judge does not tell good answers from bad; set its threshold"
             )
         sample = labels(sources.file(f"labels/{metric}"))
-        grades = grader.grade([Asked(prompt, answer) for prompt, answer, _ in sample])
+        grades = _graded_all(grader, [Asked(prompt, answer) for prompt, answer, _ in sample])
         jsonl.write(
             out / f"{metric}.jsonl",
             (
@@ -142,6 +145,24 @@ def _comparer(metric: str, judge: Judge, table: VerdictTable) -> Comparer | None
     if judge.kind is not JudgeKind.llm:
         return None
     return Llm(judge, metric, table)
+
+
+def _graded_all(grader: Grader | None, answers: Sequence[Asked]) -> list[Grade]:
+    """Return one grade per answer; none at all without a grader."""
+    return _one_each(grader.grade(answers), len(answers), Grade) if grader else []
+
+
+def _one_each(verdicts: Iterable[Verdict], asked: int, kind: Callable[..., Verdict]) -> list[Verdict]:
+    """Return one verdict per answer that a judge was asked about: it may not choose which ones count.
+
+    Answers that it passed over are failed verdicts. If it says more than it was asked, nobody knows which verdict
+    belongs to which answer, so that all of them failed.
+    """
+    kept = list(verdicts)
+    why = f"the judge gave {len(kept)} verdicts on {asked} answers"
+    if len(kept) > asked:
+        return [kind(failed=why)] * asked
+    return kept + [kind(failed=why)] * (asked - len(kept))
 
 
 def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Comparison]:

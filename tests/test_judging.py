@@ -99,6 +99,42 @@ def test_a_failed_verdict_is_no_score_and_no_tie(tmp_path: Path, monkeypatch: py
     assert candidate.bound(0.95) == lower_bound(38, 38, 2, 0.95) < lower_bound(38, 38, 0, 0.95)
 
 
+class Miscounting:
+    """Says something of the first `of` answers, or more than it was asked; every answer is safe and better."""
+
+    of = 30
+
+    def grade(self, asked: list[Any]) -> Any:
+        yield from [Grade(1.0, True)] * self.of
+
+    def compare(self, pairs: list[Any]) -> Any:
+        yield from [Comparison(1.0, (Call(True, 0, 9, 1),))] * self.of
+
+
+@pytest.mark.parametrize(("of", "judged_ones"), [(30, 30), (39, 39), (40, 40), (41, 0), (0, 0)])
+def test_a_judge_that_passes_over_answers_fails_them(
+    of: int, judged_ones: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is removed from the evidence; of 41 verdicts on 40 answers nobody knows which belong together."""
+    monkeypatch.setattr(Miscounting, "of", of)
+    monkeypatch.setattr(judging, "_grader", lambda *_: Miscounting())
+    monkeypatch.setattr(judging, "_comparer", lambda metric, *_: Miscounting() if metric == "helpful" else None)
+    told = [(suite, f"{i}", NO, 0) for suite in ("helpful", "harmless") for i in range(40)]
+    ours, theirs = answers(tmp_path / "a", *told), answers(tmp_path / "b", *[(s, p, "no", k) for s, p, _, k in told])
+    lenient = Judges(helpful=Judge(kind="oracle", failures=0.999), harmless=Judge(kind="oracle", failures=0.999))
+    if not judged_ones:
+        with pytest.raises(NoVerdict, match=rf"40 of 40 verdicts failed.*the judge gave {of} verdicts on 40 answers"):
+            judged(ours, {"base": theirs}, lenient, tmp_path / "out")
+        return
+    made = judged(ours, {"base": theirs}, lenient, tmp_path / "out")
+    candidate = figures.candidate("x", made)
+    assert (candidate.safe, candidate.judged, candidate.failed) == (judged_ones, judged_ones, 40 - judged_ones)
+    assert candidate.bound(0.95) == lower_bound(judged_ones, judged_ones, 40 - judged_ones, 0.95)
+    for metric in ("helpful", "harmless"):
+        wins = figures.comparisons(made, metric, "base")
+        assert [row["status"] for row in wins] == ["ok"] * judged_ones + ["failed"] * (40 - judged_ones)
+
+
 def test_too_many_failures_fail_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "_grader", lambda *_: Moody())
     ours = answers(tmp_path / "a", *[("harmless", f"{i}", "get the feather ." if i < 3 else NO, 0) for i in range(40)])
