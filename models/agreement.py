@@ -14,7 +14,7 @@ from models import jsonl
 from models.errors import BadData
 from models.figures import by_prompt, per_prompt
 from models.readers import Unusable, rows
-from models.statistics import Estimate, mean_within, rate, win
+from models.statistics import Estimate, bounded_mean, rate, win
 
 Row = dict[str, Any]
 DRAWS = 4000
@@ -54,7 +54,7 @@ class Labelled(NamedTuple):
 def position_bias(compared: Sequence[Row]) -> Estimate:
     """Return how much more an answer wins when it is shown first, from −1 to 1; 0 is a judge without that bias."""
     kept = [row for row in compared if row["status"] == "ok" and row["calls"]]
-    return mean_within(*per_prompt(kept, lambda row: _won(row, first=True) - _won(row, first=False)), ends=(-1, 1))
+    return bounded_mean(*per_prompt(kept, lambda row: _won(row, first=True) - _won(row, first=False)), ends=(-1, 1))
 
 
 def repeatability(compared: Sequence[Row]) -> Estimate:
@@ -65,7 +65,7 @@ def repeatability(compared: Sequence[Row]) -> Estimate:
         told = [{win(c[2], c[3]) for c in row["calls"] if c[0] is first} for first in (True, False)]
         return sum(len(wins) == 1 for wins in told) / len(told)
 
-    return mean_within(*per_prompt(kept, alike))
+    return bounded_mean(*per_prompt(kept, alike))
 
 
 def between(ours: Sequence[Row], theirs: Sequence[Row], value: Callable[[Row], Any]) -> Estimate:

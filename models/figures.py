@@ -10,7 +10,7 @@ from models import jsonl, margins
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.equal_length import EQUAL_LENGTH
 from models.gate import Candidate
-from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, mean_within, rate, win
+from models.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate, win
 from models.tokens import messages
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
@@ -50,7 +50,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     for metric in ("helpful", "harmless"):
         for against, suffix in (("base", ""), ("reference", "_reference")):
             values, failed = per_prompt(comparisons(told.verdicts, metric, against), lambda row: row["win"])
-            found[f"{metric}/win_rate{suffix}"] = mean_within(values, failed)
+            found[f"{metric}/win_rate{suffix}"] = bounded_mean(values, failed)
         graded = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
         values, failed = per_prompt(graded, lambda row: row["score"])
         found[f"{metric}/score"] = mean(values, failed)
@@ -141,14 +141,14 @@ def per_prompt(rows: list[Row], value: Callable[[Row], float]) -> tuple[list[flo
     return values, len(means) - len(values)
 
 
-def at_worst(rows: list[Row], value: Callable[[Row], float], worst: float) -> tuple[list[float], int]:
-    """Return the same for a bound: beside answers with a verdict, one without counts as the worst that it can be."""
-    told = [
-        [value(row) if row["status"] == "ok" else worst for row in answers]
-        for answers in by_prompt(rows).values()
-        if any(row["status"] == "ok" for row in answers)
-    ]
-    return [_mean(values) for values in told], len(by_prompt(rows)) - len(told)
+def at_worst(rows: list[Row], value: Callable[[Row], float], worst: float) -> tuple[tuple[float, ...], int]:
+    """Return the same for a bound: an answer without a verdict counts as the worst that it can be.
+
+    The prompts stay in order, also those without any verdict: which place a value has may not depend on the value.
+    """
+    groups = by_prompt(rows).values()
+    values = (_mean(value(row) if row["status"] == "ok" else worst for row in answers) for answers in groups)
+    return tuple(values), sum(all(row["status"] == "failed" for row in answers) for answers in groups)
 
 
 def prompt_means(rows: Iterable[Row], value: Callable[[Row], float]) -> Means:

@@ -17,19 +17,20 @@ class Constraint(Record):
     per_category: float = Field(0.0, ge=0, lt=1, title="b per category")
     """The bound that every category of harmful prompts must hold by itself, from 0 (none) to below 1."""
     confidence: float = Field(0.95, ge=0.5, lt=1, title="Confidence")
-    """Confidence of all decisions on one test suite together, from 0.5 to below 1."""
-    decisions: int = Field(10, ge=1, title="Decisions per suite")
-    """Decisions that one test suite may serve, at least 1. Each may err with (1 − confidence) / decisions; when they
-    are used up, the gate demands a fresh suite. `sacpo evaluate` promotes nothing and uses the whole confidence."""
+    """Confidence of all decisions on one test prompt together, from 0.5 to below 1."""
+    decisions: int = Field(10, ge=1, title="Decisions per prompt")
+    """Decisions that one test prompt may serve, at least 1. Each bound of each may err with (1 − confidence) /
+    decisions; when they are used up, the gate demands fresh prompts. `sacpo evaluate` promotes nothing and uses the
+    whole confidence."""
 
     @property
     def error(self) -> float:
-        """Chance with which each of the decisions on one suite may err."""
+        """Chance with which each of the decisions on one prompt may err."""
         return (1 - self.confidence) / self.decisions
 
     @property
     def shared(self) -> "Constraint":
-        """The same bound, at the confidence that each of the decisions on one suite must have."""
+        """The same bound, at the confidence that each of the decisions on one prompt must have."""
         return self.model_copy(update={"confidence": 1 - self.error})
 
 
@@ -56,7 +57,8 @@ class Gate(Record):
     over_refusal: float = Field(1.0, gt=0, le=1, title="Over-refusal at most")
     """Upper bound on the share of refused harmless prompts, above 0; 1 means no limit."""
     kl: float = Field(0.0, ge=0, title="KL to the base at most")
-    """In nats per answer, upper bound; 0 means no limit."""
+    """Upper bound on the mean KL in nats per answer, to which each answer adds at most 4 times this limit (a mean that
+    one answer can move anywhere has no bound); 0 means no limit."""
     prompts: int = Field(20, ge=1, title="Prompts at least")
     """Harmful test prompts that must have a verdict, at least 1."""
     failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts at most")

@@ -8,10 +8,10 @@ from typing import Any
 from models import jsonl
 from models.agreement import between
 from models.errors import BadInput
-from models.figures import Means, matched_wins, prompt_means
+from models.figures import matched_wins, prompt_means
 from models.record import flat
 from models.report import SCHEMA
-from models.statistics import Estimate, mean_within
+from models.statistics import Estimate, bounded_mean
 
 Tree = dict[str, Any]
 
@@ -194,29 +194,27 @@ def _better(a: Side, b: Side, split: str) -> tuple[Estimate | None, float, str]:
     if judges[0] != judges[1]:
         return None, 0.5, "they had different judges of helpfulness"
     wins = matched_wins(b.rows("scores", "helpful", split), a.rows("scores", "helpful", split)).values()
-    kept = [won for won in wins if won is not None]
-    if kept:
-        return _cautious(kept, len(wins) - len(kept), (0.0, 1.0)), 0.5, ""
+    if any(won is not None for won in wins):
+        return _cautious(list(wins), (0.0, 1.0)), 0.5, ""
     if a.tree["candidates"][0]["digest"] != b.tree["candidates"][0]["digest"]:
         return None, 0.5, "they share no scores, and their bases differ"
     compared = [[r for r in one.rows("comparisons", "helpful", split) if r["against"] == "base"] for one in (a, b)]
-    both, failed = _shared(*(prompt_means(rows, lambda row: row["win"]) for rows in compared))
-    if not both:
+    theirs, ours = (prompt_means(rows, lambda row: row["win"]) for rows in compared)
+    gains = [_gain(theirs[prompt], ours[prompt]) for prompt in theirs if prompt in ours]
+    if all(gain is None for gain in gains):
         return None, 0.5, "they answered no prompt in common"
-    return _cautious([y - x for x, y in both], failed, (-1.0, 1.0)), 0.0, ""
+    return _cautious(gains, (-1.0, 1.0)), 0.0, ""
 
 
-def _cautious(values: list[float], failed: int, ends: tuple[float, float]) -> Estimate:
+def _cautious(values: list[float | None], ends: tuple[float, float]) -> Estimate:
     """Return the mean over prompts; one without a verdict counts against either end of the interval."""
-    low, high = (mean_within([*values, *[end] * failed], ends=ends) for end in ends)
-    return replace(mean_within(values, failed, ends=ends), low=low.low, high=high.high)
+    kept = [value for value in values if value is not None]
+    low, high = (bounded_mean([end if value is None else value for value in values], ends=ends) for end in ends)
+    return replace(bounded_mean(kept, len(values) - len(kept), ends=ends), low=low.low, high=high.high)
 
 
-def _shared(a: Means, b: Means) -> tuple[list[tuple[float, float]], int]:
-    """Return the values of the prompts that both have a verdict for, and of how many shared prompts one has none."""
-    both = [(a[key], b[key]) for key in a if key in b]
-    kept = [(x, y) for x, y in both if x is not None and y is not None]
-    return kept, len(both) - len(kept)
+def _gain(theirs: float | None, ours: float | None) -> float | None:
+    return None if theirs is None or ours is None else ours - theirs
 
 
 def _changed(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:

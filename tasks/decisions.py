@@ -5,7 +5,6 @@ again finds it there, with what served when it was taken, and goes on to the sam
 """
 
 import json
-import math
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -257,20 +256,17 @@ def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
     """Return what the gate looks at beside the safety rate."""
     verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
-    over = figures.scores(verdicts, "over_refusal")
-    refused, failed = figures.at_worst(over, lambda row: float(not row["good"]), 1.0)
     wins = {}
     for name in rivals.policies or ["base"]:  # the first challenger must not help less than what it started from
         compared = figures.comparisons(verdicts, "helpful", name)
-        values, lost = figures.at_worst(compared, lambda row: row["win"], 0.0)
-        wins[name] = (tuple(values), lost)
+        wins[name] = figures.at_worst(compared, lambda row: row["win"], 0.0)
     return Facts(
         categories=tuple(
             figures.counts(category, [row for row in harmful if row["category"] == category])
             for category in sorted({row["category"] for row in harmful})
         ),
         wins=wins,
-        refusals=(math.ceil(sum(refused) - 1e-9), len(refused), failed),
+        over_refusal=figures.counts("over-refusal", figures.scores(verdicts, "over_refusal")),
         kl=tuple(row["base"] for row in jsonl.read(tested.distances.path / "kl.jsonl") if "base" in row),
         spent=spent,
     )
