@@ -59,7 +59,7 @@ def align(recipe: Recipe) -> Any:
         candidates = stages.distinct([told.result() for told in evidence])
         choice = decisions.choose(run, candidates)
         tested = decisions.test(run, choice, candidates, yardstick)
-        verdict = decisions.certify(run, tested, yardstick)
+        verdict = decisions.certify(run, tested)
         registered = decisions.register(run, choice, verdict, candidates, sources)
         found = Findings(candidates, choice, [verdict] if verdict else [], yardstick, tested)
         if decisions.waits(run, registered, verdict):

@@ -5,19 +5,21 @@ import math
 import re
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models import corpus, hub, policy, preferences, preflight, sources
+from models import corpus, hub, jsonl, policy, preferences, preflight, sources
 from models.artifacts import Sources
 from models.errors import BadInput
+from models.gate import CLIP
 from models.recipe import TOWN, Recipe, kl_weight
 from models.recipe_evaluation import JudgeKind
 from models.recipe_gate import Constraint
-from models.statistics import enough_prompts, needed, power
+from models.statistics import enough_prompts, needed, power, ruled_out
 
 OVERHEAD = 0.03
 """Seconds per optimiser update that do not depend on the model (measured on town, one thread)."""
@@ -213,21 +215,72 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     suites = origin.suites("test") if origin else {}
     if "harmless" not in suites:
         return ["no suite of harmful prompts: the constraint cannot be tested"]
-    with suites["harmless"].open() as file:
-        return powers(recipe.bound, sum(1 for _ in file))
+    prompts = {role: list(jsonl.read(path)) for role, path in suites.items()}
+    categories = Counter(row.get("category", "") for row in prompts["harmless"])
+    counts = {role: len(rows) for role, rows in prompts.items()}
+    return [*powers(recipe.bound, counts["harmless"]), *_checks(recipe, counts, min(categories.values(), default=0))]
 
 
-def powers(constraint: Constraint, n: int) -> list[str]:
+def powers(constraint: Constraint, n: int, about: str = "harmful test prompts") -> list[str]:
     """Return sentences on what n harmful test prompts can show."""
     b, confidence = constraint.at_least, constraint.confidence
     fewest = needed(b, n, confidence)
     if fewest > n:
-        return [f"{n} prompts cannot prove {b:g} at confidence {confidence:g}, even if every answer is safe"]
+        return [f"{n} {about} cannot prove {b:g} at confidence {confidence:g}, even if every answer is safe"]
     safer = (1 + b) / 2
     return [
-        f"{n} harmful test prompts: {fewest} safe answers ({fewest / n:.3f}) are needed to show {b:g} at confidence "
-        f"{confidence:g}",
+        f"{n} {about}: {fewest} safe answers ({fewest / n:.3f}) are needed to show {b:g} at confidence {confidence:g}",
         f"a policy that is {safer:g} safe passes b = {b:g} in {power(safer, b, n, confidence):.0%} of the cases; for "
         f"90 % you need about {enough_prompts(safer, b, confidence)} prompts",
         f"a policy that is {b:g} safe passes in at most {power(b, b, n, confidence):.1%}",
     ]
+
+
+def _checks(recipe: Recipe, counts: dict[str, int], smallest: int) -> list[str]:
+    """Say what the gate's other checks can show, each at the confidence at which it will be made.
+
+    Args:
+        recipe: with the constraint and the gate.
+        counts: role → test prompts.
+        smallest: harmful test prompts of the category that has the fewest.
+    """
+    gate, each, told = recipe.gate, recipe.bound, []
+    if recipe.constraint.per_category:
+        part = each.model_copy(update={"at_least": each.per_category})
+        told += powers(part, smallest, "harmful test prompts of the smallest category")
+    n = counts.get("helpful", 0)
+    if gate.margin < 0.5:
+        even, coins = (
+            passing((0.0, 0.5, 1.0), chances, n, 0.5 - gate.margin, recipe.constraint.error)
+            for chances in ((0.25, 0.5, 0.25), (0.5, 0.0, 0.5))
+        )
+        told.append(
+            f"{n} helpful test prompts: a policy that helps as much as the champion shows it to within a margin of "
+            f"{gate.margin:g} at confidence {each.confidence:g} in {even:.0%} of the cases if half of the comparisons "
+            f"are ties, in {coins:.0%} if none is"
+        )
+    n = counts.get("over_refusal", 0)
+    if gate.over_refusal < 1:
+        told.append(
+            f"{n} prompts that only look unsafe: a policy that refuses {gate.over_refusal / 2:g} of them shows at most "
+            f"{gate.over_refusal:g} at confidence {each.confidence:g} in "
+            f"{power(1 - gate.over_refusal / 2, 1 - gate.over_refusal, n, each.confidence):.0%} of the cases"
+        )
+    n = min(recipe.evaluation.kl_prompts, sum(counts.values()) - counts.get("must_pass", 0))
+    if gate.kl:
+        near = passing((1 - 0.25 / CLIP, 1 - 0.75 / CLIP), (0.5, 0.5), n, 1 - 1 / CLIP, recipe.constraint.error)
+        told.append(
+            f"{n} sampled answers: a policy at half of gate.kl = {gate.kl:g} (half of the answers at a quarter of it, "
+            f"half at three quarters) shows the limit at confidence {each.confidence:g} in {near:.0%} of the cases"
+        )
+    return told
+
+
+def passing(
+    values: tuple[float, ...], chances: tuple[float, ...], n: int, limit: float, error: float, draws: int = 400
+) -> float:
+    """Return how often n values drawn so show a mean of `limit`, by simulation of the bound that will decide."""
+    if not n:
+        return 0.0
+    drawn = np.random.default_rng(0).choice(values, (n, draws), p=chances)
+    return float(ruled_out(drawn, limit, error).mean())

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from models.artifacts import content_digest
 from models.errors import BadData, BadPlace
 from models.jsonl import Row
 from models.readers import Unusable, rows
@@ -92,6 +93,11 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
         why = getattr(error, "strerror", None) or error
         raise BadPlace(f"{path}: cannot be written ({why}); give a file that can") from error
     return len(held) + 1
+
+
+def prompt_digest(prompt: str | list[Message]) -> str:
+    """Return what a prompt is known by in the ledger, whatever suite it stands in: case and spacing change nothing."""
+    return content_digest(_alike(prompt))
 
 
 def _alike(prompt: str | list[Message]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ again finds it there, with what served when it was taken, and goes on to the sam
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -18,19 +19,23 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
 from models import figures, gate, jsonl
-from models.artifacts import Policy, Sources, content_digest, file_digest
+from models.artifacts import Policy, Sources, content_digest
 from models.errors import Stale
 from models.figures import Evidence
 from models.gate import Choice, Facts, Verdict
 from models.markdown import plain
 from models.outcome import CHECK_COLUMNS, check_row
 from models.promotion import NOT_REGISTERED, Registered, line_of_champions
-from models.recipe_gate import GateMode
+from models.recipe import Recipe
+from models.recipe_gate import Gate, GateMode
+from models.suites import prompt_digest
 from tasks import events, launch, registry, screen, store
 from tasks.ledger import Ledger
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 
+INCIDENTS = "must_pass"
+"""Prompts that are charged like all others, and block nothing: their check is a count, which has no error to spend."""
 PATIENCE = 7 * 24 * 3600
 """Seconds that a run waits for a person."""
 
@@ -70,29 +75,36 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def certify(run: Run, tested: Evidence | None, yardstick: Yardstick) -> Verdict | None:
+def certify(run: Run, tested: Evidence | None) -> Verdict | None:
     """The gate, on the test split, once; none if nothing was tested."""
     if tested is None:
         return None
-    model = run.training.registered_name
-    files = {role: file_digest(path) for role, path in yardstick.sources.suites("test").items()}
-    suite = files.get("harmless") or content_digest(files)  # new prompts elsewhere are no fresh evidence of safety
-    constraint, asks, ledger = run.training.constraint, run.training.gate, Ledger(run.root)
     rivals = _rivals(run, tested.policy)
-    settings = [constraint.model_dump(), asks.model_dump(exclude={"mode", "approval"}), run.judges]
+    settings = [run.training.constraint.model_dump(), run.training.gate.model_dump(exclude={"mode", "approval"})]
     seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
     against = {name: rival.digest for name, rival in rivals.policies.items()}
-    question = content_digest([tested.policy.digest, settings, seen, against])
+    question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
+    return _show(run, decided(Ledger(run.root), run.training, question, tested, rivals))
+
+
+def decided(ledger: Ledger, recipe: Recipe, question: str, tested: Evidence, rivals: Rivals) -> Verdict:
+    """Return the verdict on a question: the one in the ledger, or a new one that is written there.
+
+    Charged are all the prompts that the gate looks at. What is spent is the most that any prompt has been charged with
+    of those that a bound rests on: a prompt more, another suite or another registered name leaves it as it is.
+    """
+    prompts = _prompts(tested, recipe.gate)
+    chosen = figures.candidate(tested.policy.name, tested.verdicts)
     while True:
-        known = ledger.verdict(model, suite, question)
+        known = ledger.verdict(question)
         if known:
-            return _show(run, known)
-        spent = ledger.spent(model, suite)
-        facts = _facts(tested, rivals, spent)
-        verdict = gate.decide(figures.candidate(tested.policy.name, tested.verdicts), facts, constraint, asks)
-        if ledger.decide(model, suite, question, spent, constraint.error, verdict):
-            events.decided(model, verdict)
-            return _show(run, verdict)
+            return known
+        charges = ledger.charges(set().union(*prompts.values()))
+        spent = {kind: max(charges[prompt].error for prompt in prompts[kind]) for kind in prompts if kind != INCIDENTS}
+        verdict = gate.decide(chosen, _facts(tested, rivals, spent), recipe.constraint, recipe.gate)
+        if ledger.decide(recipe.registered_name, question, charges, recipe.constraint.error, verdict):
+            events.decided(recipe.registered_name, verdict)
+            return verdict
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
@@ -252,7 +264,24 @@ def _place(run: Run) -> Any:
     return run.folder / "rivals.json"
 
 
-def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
+def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:
+    """Return kind → digests of the test prompts that the gate looks at; kinds without a prompt are left out."""
+    kinds = ["harmless", INCIDENTS]
+    kinds += ["helpful"] if asks.margin < 0.5 else []
+    kinds += ["over_refusal"] if asks.over_refusal < 1 else []
+    rows = tested.answered()
+    found = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
+    found["KL"] = {prompt_digest(row["prompt"]) for row in _walks(tested)} if asks.kl else set()
+    return {kind: prompts for kind, prompts in found.items() if prompts}
+
+
+def _walks(tested: Evidence) -> list[figures.Row]:
+    """Return the sampled answers that the mean KL is about; past incidents are no sample of anything."""
+    rows = jsonl.read(tested.distances.path / "kl.jsonl")
+    return [row for row in rows if "base" in row and row["suite"] != INCIDENTS]
+
+
+def _facts(tested: Evidence, rivals: Rivals, spent: Mapping[str, float]) -> Facts:
     """Return what the gate looks at beside the safety rate."""
     verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
@@ -267,7 +296,7 @@ def _facts(tested: Evidence, rivals: Rivals, spent: float) -> Facts:
         ),
         wins=wins,
         over_refusal=figures.counts("over-refusal", figures.scores(verdicts, "over_refusal")),
-        kl=tuple(row["base"] for row in jsonl.read(tested.distances.path / "kl.jsonl") if "base" in row),
+        kl=tuple(row["base"] for row in _walks(tested)),
         spent=spent,
     )
 

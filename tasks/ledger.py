@@ -1,4 +1,4 @@
-"""What must be counted once, whoever writes: promotions, decisions on test suites, decided attempts.
+"""What must be counted once, whoever writes: promotions, decisions on test prompts, decided attempts.
 
 Append-only tables behind SQLAlchemy: a sqlite file in the runs folder, or a team's database (`SACPO_DATABASE`).
 Primary keys hold the numbers that a writer claims: of two who claim the same one, the second is refused.
@@ -7,12 +7,12 @@ Primary keys hold the numbers that a writer claims: of two who claim the same on
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -27,6 +27,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     insert,
     select,
 )
@@ -45,12 +46,15 @@ _promotions = Table(
     Column("version_to", String(20), nullable=False), Column("who", String(200), nullable=False),
     Column("at", String(30), nullable=False), Column("why", Text, nullable=False),
 )  # fmt: skip
-_decisions = Table(
-    "sacpo_decisions", _meta,
-    Column("model", String(200), primary_key=True), Column("suite", String(64), primary_key=True),
-    Column("number", Integer, primary_key=True), Column("question", String(64), nullable=False),
-    Column("spent", Float, nullable=False), Column("verdict", Text, nullable=False),
-    Column("at", String(30), nullable=False),
+_verdicts = Table(
+    "sacpo_verdicts", _meta,
+    Column("question", String(64), primary_key=True), Column("model", String(200), nullable=False),
+    Column("verdict", Text, nullable=False), Column("at", String(30), nullable=False),
+)  # fmt: skip
+_charges = Table(
+    "sacpo_charges", _meta,
+    Column("prompt", String(64), primary_key=True), Column("number", Integer, primary_key=True),
+    Column("question", String(64), nullable=False), Column("error", Float, nullable=False),
 )  # fmt: skip
 _attempts = Table(
     "sacpo_attempts", _meta,
@@ -61,6 +65,17 @@ _identity = Table(
     "sacpo_identity", _meta,
     Column("number", Integer, primary_key=True, autoincrement=False), Column("id", String(36), nullable=False),
 )  # fmt: skip
+
+AT_ONCE = 500
+"""Prompts asked about in one statement: databases limit its parameters."""
+
+
+class Charges(NamedTuple):
+    """What decisions have used of one prompt."""
+
+    decisions: int = 0
+    error: float = 0.0
+    """Chance with which any of them may have been wrong."""
 
 
 class Ledger:
@@ -107,31 +122,46 @@ class Ledger:
                 "taken); look at `sacpo champion` and decide again"
             ) from error
 
-    def spent(self, model: str, suite: str) -> float:
-        """Return the chance of error that the decisions on a test suite have used."""
-        return float(sum(self._spent(model, suite)))
+    def charges(self, prompts: Iterable[str]) -> dict[str, Charges]:
+        """Return what earlier decisions have used of each prompt, whichever model, suite or recipe they were about."""
+        found = dict.fromkeys(sorted(prompts), Charges())
+        keys, where = list(found), _charges.c.prompt
+        columns = where, func.count(), func.sum(_charges.c.error)
+        with self._connected() as connection:
+            for first in range(0, len(keys), AT_ONCE):
+                some = where.in_(keys[first : first + AT_ONCE])
+                for prompt, decisions, error in connection.execute(select(*columns).where(some).group_by(where)):
+                    found[prompt] = Charges(decisions, error)
+        return found
 
-    def verdict(self, model: str, suite: str, question: str) -> Verdict | None:
+    def verdict(self, question: str) -> Verdict | None:
         """Return the verdict that was taken on the same question, if it was: asked again, it costs nothing."""
         with self._connected() as connection:
-            told = connection.scalar(
-                select(_decisions.c.verdict).where(*_on(model, suite), _decisions.c.question == question)
-            )
+            told = connection.scalar(select(_verdicts.c.verdict).where(_verdicts.c.question == question))
         return _read(json.loads(told)) if told else None
 
-    def decide(self, model: str, suite: str, question: str, spent: float, error: float, verdict: Verdict) -> bool:
-        """Write a verdict down as the next decision on a suite; false if another one was written since `spent`.
+    def decide(self, model: str, question: str, charges: Mapping[str, Charges], error: float, verdict: Verdict) -> bool:
+        """Write a verdict down and charge its prompts; false if any of them was charged since, or the question decided.
+
+        Every charge of a prompt has a number that is taken once. So of two who decide on a common prompt in the same
+        moment the second is refused whole, and looks again.
 
         Args:
-            spent: what earlier decisions had used when the verdict was taken.
-            error: what this one uses.
+            model: registered model that it is about, for who reads the table.
+            question: digest of everything that the verdict follows from.
+            charges: what had been used of each prompt when the verdict was taken.
+            error: what this one uses of each.
         """
-        earlier = self._spent(model, suite)
-        if sum(earlier) > spent + 1e-12:
-            return False
-        row = {"model": model, "suite": suite, "number": len(earlier) + 1, "question": question, "at": now()}
+        taken = {"question": question, "model": model, "verdict": json.dumps(asdict(verdict)), "at": now()}
+        rows = [
+            {"prompt": prompt, "number": used.decisions + 1, "question": question, "error": error}
+            for prompt, used in sorted(charges.items())  # in one order, or two writers would wait for each other
+        ]
         try:
-            self._insert(_decisions, row | {"spent": error, "verdict": json.dumps(asdict(verdict))})
+            with self._connected() as connection:
+                connection.execute(insert(_verdicts), [taken])
+                if rows:
+                    connection.execute(insert(_charges), rows)
         except IntegrityError:
             return False
         return True
@@ -169,10 +199,6 @@ class Ledger:
                 raise
             raise _unusable(self._engine.url.render_as_string(), error) from error
 
-    def _spent(self, model: str, suite: str) -> list[float]:
-        with self._connected() as connection:
-            return list(connection.scalars(select(_decisions.c.spent).where(*_on(model, suite))))
-
     def _insert(self, table: Table, row: Mapping[str, Any]) -> None:
         with self._connected() as connection:
             connection.execute(insert(table).values(**row))
@@ -181,10 +207,6 @@ class Ledger:
 def now() -> str:
     """Return the time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _on(model: str, suite: str) -> tuple[Any, Any]:
-    return _decisions.c.model == model, _decisions.c.suite == suite
 
 
 def _read(tree: dict[str, Any]) -> Verdict:

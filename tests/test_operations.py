@@ -163,7 +163,7 @@ def test_the_schedule_of_retraining_lies_in_prefect_yaml() -> None:
 
 def decisions(runs: Path) -> list[dict[str, Any]]:
     with Ledger(runs)._engine.connect() as connection:
-        rows = connection.exec_driver_sql("select verdict from sacpo_decisions order by number").scalars().all()
+        rows = connection.exec_driver_sql("select verdict from sacpo_verdicts order by at").scalars().all()
     return [json.loads(row) for row in rows]
 
 

@@ -174,16 +174,14 @@ def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: P
     ledger, chosen = Ledger(runs), Candidate("a", 0.7, 990, 1000, 0)
     constraint, gate = Constraint(at_least=0.9, decisions=2), Gate()
     for number in range(3):
-        spent = ledger.spent("m", "suite")
-        verdict = decide(chosen, Facts(spent=spent), constraint, gate)
-        assert ledger.verdict("m", "suite", f"question {number}") is None
-        assert ledger.decide("m", "suite", f"question {number}", spent, constraint.error, verdict)
-        assert ledger.verdict("m", "suite", f"question {number}") == verdict
+        charges = ledger.charges(["p", "q"])
+        verdict = decide(chosen, Facts(spent={"harmless": charges["p"].error}), constraint, gate)
+        assert ledger.verdict(f"question {number}") is None
+        assert ledger.decide("m", f"question {number}", charges, constraint.error, verdict)
+        assert ledger.verdict(f"question {number}") == verdict
         assert verdict.passes is (number < 2)
-    assert ledger.spent("m", "suite") == pytest.approx(0.075) and ledger.spent("m", "fresh suite") == 0
-    assert not ledger.decide(
-        "m", "suite", "too late", 0.0, constraint.error, verdict
-    )  # another one came since we looked
+    assert ledger.charges(["p", "fresh"]) == {"p": (3, pytest.approx(0.075)), "fresh": (0, 0)}
+    assert not ledger.decide("m", "too late", charges, constraint.error, verdict)  # another one came since we looked
 
 
 def test_an_attempt_is_remembered_with_its_end(runs: Path) -> None:

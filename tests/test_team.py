@@ -160,7 +160,7 @@ def test_a_team(
         states = connection.execute("select state_type from flow_run where name like 'quickstart · %'").fetchall()
     assert states == [("COMPLETED",)]
     with psycopg.connect(f"{postgres}/sacpo") as connection:
-        assert connection.execute("select count(*) from sacpo_decisions").fetchone() == (1,)
+        assert connection.execute("select count(*) from sacpo_verdicts").fetchone() == (1,)
     with psycopg.connect(f"{postgres}/mlflow") as connection:
         assert connection.execute("select username from users").fetchall() == [("admin",)]
     keys = [found["Key"] for found in store.client.list_objects_v2(Bucket="team")["Contents"]]
