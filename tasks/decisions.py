@@ -30,7 +30,7 @@ from models.recipe import Recipe
 from models.recipe_gate import Gate, GateMode
 from models.suites import prompt_digest
 from tasks import events, launch, registry, screen, store
-from tasks.ledger import Ledger
+from tasks.ledger import Ledger, Standing
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 
@@ -138,10 +138,18 @@ def register(
     if verdict:
         tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
-    version = run.tracker.register(policy, tags)
+    version, name = run.tracker.register(policy, tags), run.training.registered_name
+    why, ledger = verdict.why_not if verdict else "", Ledger(run.root)
+    standing = Standing(tags["gate"], "", why, _key(verdict), registry.source(run.root, name, version))
+    if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):  # a restart repeats nothing
+        ledger.stand(name, version, standing)
     if verdict:  # an undecided one challenges nobody
-        registry.challenge(run.root, run.training.registered_name, version)
-    return Registered(run.training.registered_name, version, registry.CHALLENGER if verdict else "")
+        registry.challenge(run.root, name, version)
+    return Registered(name, version, registry.CHALLENGER if verdict else "")
+
+
+def _key(verdict: Verdict | None) -> str:
+    return content_digest(asdict(verdict) if verdict else None)
 
 
 class Approval(RunInput):
@@ -162,13 +170,22 @@ def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
 
 
 def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval | None:
-    """Wait on the flow run's page for a person, and write the answer to the version; none where nobody has to agree.
+    """Wait on the flow run's page for a person, and write the answer down; none where nobody has to agree.
 
-    Without a server nobody could answer: the version then waits for `sacpo promote`.
+    The ledger has it before anything else: a death, or an MLflow that does not answer, loses no refusal. Without a
+    server nobody could answer: the version then waits for `sacpo promote`.
     """
     version = registered.version
     if not waits(run, registered, verdict):
         return None
+    ledger = Ledger(run.root)
+    last = ledger.standings(registered.name, version)[-1]
+    if last.state in (
+        "agreed",
+        "refused",
+    ):  # to an attempt that died before it followed them; a new verdict stands last
+        return _obeyed(run, registered, Approval(agreed=last.state == "agreed", by=last.who, why=last.why))
+    ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     if not PREFECT_API_URL.value():
         screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
@@ -182,7 +199,14 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
     with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
         said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
-    run.tracker.tag(registered.name, version, {"gate": "pass" if said.agreed else str(said)})
+    state = "agreed" if said.agreed else "refused"
+    ledger.stand(registered.name, version, last._replace(state=state, who=said.by, why=said.why))
+    return _obeyed(run, registered, said)
+
+
+def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
+    """Show a person's answer, which is in the ledger already."""
+    run.tracker.tag(registered.name, registered.version, {"gate": "pass" if said.agreed else str(said)})
     screen.say(str(said))
     return said
 

@@ -56,6 +56,14 @@ _charges = Table(
     Column("prompt", String(64), primary_key=True), Column("number", Integer, primary_key=True),
     Column("question", String(64), nullable=False), Column("error", Float, nullable=False),
 )  # fmt: skip
+_standings = Table(
+    "sacpo_standings", _meta,
+    Column("model", String(200), primary_key=True), Column("version", String(20), primary_key=True),
+    Column("number", Integer, primary_key=True), Column("state", String(30), nullable=False),
+    Column("who", Text, nullable=False), Column("why", Text, nullable=False),
+    Column("verdict", String(64), nullable=False), Column("source", Text, nullable=False),
+    Column("at", String(30), nullable=False),
+)  # fmt: skip
 _attempts = Table(
     "sacpo_attempts", _meta,
     Column("model", String(200), primary_key=True), Column("digest", String(64), primary_key=True),
@@ -76,6 +84,31 @@ class Charges(NamedTuple):
     decisions: int = 0
     error: float = 0.0
     """Chance with which any of them may have been wrong."""
+
+
+class Standing(NamedTuple):
+    """What was decided about a model version: what the registry says of it can be edited, and this cannot."""
+
+    state: str
+    """`pass`, `fail`, `undecided` or `off`, by the gate; `waits for approval`, `agreed` or `refused`, by a person."""
+    who: str
+    """The person who answered, as they call themselves."""
+    why: str
+    """What the gate found wanting, or the person's reason."""
+    verdict: str
+    """Digest of the verdict that it rests on."""
+    source: str
+    """Where the version's weights lie, which the registry never changes."""
+
+    def __str__(self) -> str:
+        if self.state in ("agreed", "refused"):
+            return f"{self.state} by {self.who or 'a person'}: {self.why or 'no reason given'}"
+        return ": ".join(filter(None, [self.state, self.why]))
+
+    @property
+    def may_serve(self) -> bool:
+        """The gate let it pass, and nobody who was asked has refused it."""
+        return self.state in ("pass", "waits for approval", "agreed")
 
 
 class Ledger:
@@ -165,6 +198,24 @@ class Ledger:
         except IntegrityError:
             return False
         return True
+
+    def standings(self, model: str, version: str) -> list[Standing]:
+        """Return what was decided about a version, oldest first; empty if this ledger does not know it."""
+        columns = [_standings.c[name] for name in Standing._fields]
+        mine = _standings.c.model == model, _standings.c.version == version
+        with self._connected() as connection:
+            rows = connection.execute(select(*columns).where(*mine).order_by(_standings.c.number))
+            return [Standing(*row) for row in rows]
+
+    def stand(self, model: str, version: str, standing: Standing) -> None:
+        """Append what was decided about a version; of two in the same moment the second one's word is the last."""
+        key = {"model": model, "version": version, "at": now()}
+        while True:
+            number = len(self.standings(model, version)) + 1
+            try:
+                return self._insert(_standings, key | {"number": number} | standing._asdict())
+            except IntegrityError:
+                continue
 
     def decided(self, model: str, digest: str) -> dict[str, str] | None:
         """Return when an attempt on the same data, recipe and base was decided, and how it ended."""

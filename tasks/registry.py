@@ -79,7 +79,8 @@ def promote(
         who: the person who decided, where that is not the user of this process.
 
     Raises:
-        BadInput: no such version, it serves already, or it did not pass the gate.
+        BadInput: no such version, it serves already, it did not pass the gate, a person refused it, or the ledger does
+            not know it. What the registry's tags say of it counts for nothing: everybody can edit them.
         Stale: somebody else moved the champion since `seen`.
     """
     told = log(root, model)
@@ -88,16 +89,33 @@ def promote(
         raise BadInput(f"{model} has no challenger; say which version to promote")
     if not version.isdecimal():
         raise BadInput(f"{model} version {version!r}: give the number of a version")
-    tags = _version(root, model, version).tags
+    lies = source(root, model, version)
     line = line_of_champions(told)
     if line[-1:] == [version]:
         raise BadInput(f"{model} version {version} is the champion already")
-    if tags.get("gate") not in ("pass", "waits for approval") and not force:
-        gate = ": ".join(filter(None, [tags.get("gate", "it never asked"), tags.get("gate.why_not", "")]))
-        raise BadInput(f"{model} version {version} did not pass the gate ({gate}); to promote it all the same: --force")
+    if not force:
+        _may_serve(root, model, version, lies)
     number = 1 + (len(told) if seen is None else seen)
     entry = _entry(number, "promote", line[-1] if line else "", version, why + (" (forced)" if force else ""), who)
     return _moved(root, model, entry)
+
+
+def _may_serve(root: Path, model: str, version: str, lies: str) -> None:
+    """Refuse a version of which the ledger does not say that it may serve."""
+    standings = Ledger(root).standings(model, version)
+    anyway = "to promote it all the same: --force"
+    if not standings or standings[-1].source != lies:
+        raise BadInput(
+            f"{model} version {version} is not known to our ledger: it was registered by hand, or by a run with "
+            f"another SACPO_DATABASE; set that one, as `sacpo up` prints it; {anyway}"
+        )
+    if not standings[-1].may_serve:
+        raise BadInput(f"{model} version {version} did not pass the gate ({standings[-1]}); {anyway}")
+
+
+def source(root: Path, model: str, version: str) -> str:
+    """Return where a version's weights lie; unlike its tags nobody can edit it."""
+    return str(_version(root, model, version).source)
 
 
 def challenge(root: Path, model: str, version: str) -> None:

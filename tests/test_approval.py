@@ -12,6 +12,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 
 from tasks import children, leases, registry, tracking
+from tasks.ledger import Ledger, Standing
 
 ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "gate.approval=true"]
 
@@ -57,7 +58,8 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
 
         mlflow = tracking.client(runs)  # meanwhile somebody else's version serves, which happens to be version 1 again
         source = mlflow.get_model_version("quickstart", "1")
-        mlflow.create_model_version("quickstart", source.source, source.run_id, tags={"gate": "pass"})
+        mlflow.create_model_version("quickstart", source.source, source.run_id)
+        Ledger(runs).stand("quickstart", "3", Standing("pass", "", "", "a colleague's", source.source))
         registry.promote(runs, "quickstart", "3", "a colleague's")
 
         again = start("run", "quickstart", changes=changes)
@@ -91,6 +93,9 @@ def test_a_refusal_binds(
     assert state and state.name == "NotPromoted" and "alias challenger. Nothing was promoted." in (state.message or "")
     assert process.returncode == 4 and "Nothing was promoted" in " ".join(out.split()), out
     assert tags(runs, "2")["gate"] == "refused by Ada: read the card"
+    code, out = run("promote", "quickstart", "2", changes=[])
+    assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
+    tracking.client(runs).set_model_version_tag("quickstart", "2", "gate", "waits for approval")  # as if never answered
     code, out = run("promote", "quickstart", "2", changes=[])
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
     code, out = run("promote", "quickstart", "2", "--force", changes=[])

@@ -13,7 +13,7 @@ from models.gate import Candidate, Facts, decide
 from models.promotion import Entry, line_of_champions, rolled_back
 from models.recipe_gate import Constraint, Gate
 from tasks import registry
-from tasks.ledger import Ledger
+from tasks.ledger import Ledger, Standing
 from tasks.tracking import client
 
 
@@ -51,13 +51,19 @@ def test_after_three_promotions_a_rollback_goes_back_one_by_one() -> None:
 
 @pytest.fixture
 def versions(runs: Path) -> Path:
-    """Four versions in a registry; the third did not pass the gate."""
+    """Four versions in a registry; the third did not pass the gate. Their tags say that all did."""
     mlflow = client(runs)
     mlflow.create_registered_model("m")
     for number in range(1, 5):
-        gate = {"gate": "fail", "gate.why_not": "helpful against the champion"} if number == 3 else {"gate": "pass"}
-        mlflow.create_model_version("m", f"file:///nowhere/{number}", tags=gate)
+        mlflow.create_model_version("m", f"file:///nowhere/{number}", tags={"gate": "pass"})
+        state, why = ("fail", "helpful against the champion") if number == 3 else ("pass", "")
+        noted(runs, str(number), state, why=why)
     return runs
+
+
+def noted(runs: Path, version: str, state: str, who: str = "", why: str = "") -> None:
+    source = f"file:///nowhere/{version}"
+    Ledger(runs).stand("m", version, Standing(state, who, why, "verdict", source))
 
 
 def aliases(runs: Path) -> dict[str, str]:
@@ -116,6 +122,45 @@ def test_what_may_not_be_promoted(versions: Path) -> None:
         registry.promote(versions, "m", "", "")
     with pytest.raises(BadInput, match="nobody has no champion"):
         registry.serving(versions, "nobody")
+
+
+def test_a_tag_of_the_registry_lets_nothing_pass(versions: Path) -> None:
+    """Who refused it stands in the ledger; the tags say `pass`, or that nobody has answered yet."""
+    for tag in ("pass", "waits for approval"):
+        client(versions).set_model_version_tag("m", "3", "gate", tag)
+        with pytest.raises(BadInput, match=r"version 3 did not pass the gate \(fail: helpful against the champion\)"):
+            registry.promote(versions, "m", "3", "")
+    noted(versions, "2", "waits for approval")
+    noted(versions, "2", "refused", "Ada", "read the card")
+    with pytest.raises(BadInput, match=r"version 2 did not pass the gate \(refused by Ada: read the card\).*--force"):
+        registry.promote(versions, "m", "2", "")
+    noted(versions, "4", "waits for approval")
+    assert registry.promote(versions, "m", "4", "by hand").version_to == "4"
+    assert registry.promote(versions, "m", "2", "", force=True).version_to == "2"
+
+
+def test_a_version_that_the_ledger_does_not_know_is_not_promoted(versions: Path) -> None:
+    """Registered by hand, or a number that was given once more after its model was deleted."""
+    client(versions).create_model_version("m", "file:///nowhere/5", tags={"gate": "pass"})
+    client(versions).create_model_version("m", "file:///elsewhere/6", tags={"gate": "pass"})
+    noted(versions, "6", "pass")
+    for version in ("5", "6"):
+        with pytest.raises(BadInput, match=f"version {version} is not known to our ledger: .*SACPO_DATABASE.*--force"):
+            registry.promote(versions, "m", version, "")
+    assert registry.promote(versions, "m", "5", "mine", force=True).why == "mine (forced)"
+
+
+def test_of_two_words_on_a_version_the_later_one_counts(runs: Path) -> None:
+    threads = [threading.Thread(target=noted, args=(runs, "1", "agreed", f"{n}")) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    noted(runs, "1", "refused", "Ada")
+    told = Ledger(runs).standings("m", "1")
+    assert (
+        len(told) == 7 and {one.who for one in told[:6]} == set("012345") and str(told[-1]).startswith("refused by Ada")
+    )
 
 
 def test_who_decides_on_what_is_no_longer_true_is_refused(versions: Path) -> None:
