@@ -58,7 +58,8 @@ def ratings(
 ) -> dict[str, Estimate]:
     """Return each candidate's rating, with an interval that resamples prompts with all their comparisons.
 
-    One imaginary tie with the base keeps the rating of a candidate finite that won, or lost, everything.
+    One imaginary tie with the base keeps the rating of a candidate finite that won, or lost, everything. The interval
+    describes, and decides nothing: at 0.95 it missed the truth in 0 to 2 of 40 draws of 20 to 200 prompts.
     """
     names = list(dict.fromkeys([base, *(name for match in played for name in (match.ours, match.theirs))]))
     pairs = list(dict.fromkeys((match.ours, match.theirs) for match in played))
@@ -76,7 +77,7 @@ def ratings(
     values = _fit(names, pairs, won.sum(axis=0), lost.sum(axis=0))
     spread = np.array([_fit(names, pairs, weight @ won, weight @ lost) for weight in drawn])
     low, high = np.quantile(spread, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    method = "Bradley–Terry, bootstrap over prompts"
+    method = "Bradley–Terry, bootstrap over prompts; describes"
     return {
         name: Estimate(float(values[i]), float(low[i]), float(high[i]), size, 0, method) for i, name in enumerate(names)
     }

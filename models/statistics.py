@@ -144,8 +144,13 @@ def bounded_mean(
 
 
 def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """Return the mean over prompts with a percentile-bootstrap interval, resampling prompts."""
-    method = "bootstrap over prompts"
+    """Return the mean over prompts with a percentile-bootstrap interval, resampling prompts.
+
+    It describes, and decides nothing: at 0.95 it misses the truth in 5 to 9 % of samples of 20 to 300 values with
+    short tails, in 10 to 24 % of log-normal ones (sd 1.5), and in 6 to 54 % where 3 in 100 values are large
+    (`benchmarks/bounds.py`).
+    """
+    method = "bootstrap over prompts; describes"
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
     low, high = (_resampled(values, q, seed) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
@@ -162,8 +167,11 @@ def _resampled(values: Sequence[float], q: float, seed: int) -> float:
 def clustered(
     values: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Return the mean over pairs with a percentile-bootstrap interval that resamples prompts with all their pairs."""
-    method = "bootstrap over prompts, with all their pairs"
+    """Return the mean over pairs with a percentile-bootstrap interval that resamples prompts with all their pairs.
+
+    It describes, as `mean` does, whose error it has.
+    """
+    method = "bootstrap over prompts, with all their pairs; describes"
     sample, group, size = np.asarray(values, dtype=float), *_groups(prompts)
     if not size:
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
@@ -192,8 +200,8 @@ def length_controlled(
     b then has the prior `slope`. From there on the data alone decide b.
 
     The interval resamples prompts, with one imaginary prompt of equal length that was lost for its lower end, and one
-    that was won for its upper end (see `mean_within`). With the prior, each resample draws the prior's mean from the
-    prior, so that its width is part of the interval.
+    that was won for its upper end. With the prior, each resample draws the prior's mean from the prior, so that its
+    width is part of the interval.
 
     Args:
         wins: from 0 to 1, one per prompt.
@@ -273,11 +281,13 @@ def scale(
     """Fit P(label) = σ(s·h) on held-out pairs, h the unscaled log-ratio margin of chosen over rejected in nats.
 
     At the optimum of a step s equals its KL weight β/λ (DPO's Bradley–Terry model, SACPO eq. 11). Far above: the policy
-    has not moved as far as β/λ allows. Below: over-optimised. The interval resamples prompts, not pairs.
+    has not moved as far as β/λ allows. Below: over-optimised. The interval resamples prompts, not pairs. It describes,
+    and decides nothing: at 0.95 it misses the truth in 10 to 11 % of samples of 60 pairs, in 6.5 % of 240 and in 5 % of
+    1,000 (`benchmarks/bounds.py`).
     """
     h = np.asarray(margins, dtype=float)
     group, size = _groups(prompts)
-    method = "logistic fit, bootstrap over prompts"
+    method = "logistic fit, bootstrap over prompts; describes"
     if not len(h):
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
     ones = np.ones(len(h))
