@@ -156,8 +156,8 @@ def _content(task: Path) -> str:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise BadData(f"evaluation.tasks: {str(task)!r}: {why}; give a task file of lm-evaluation-harness") from error
-    places = [place for text in _texts(tree) for place in (text, str(task.parent / text)) if os.path.isfile(place)]
-    named = {place: _content(Path(place)) if is_file(place) else file_digest(Path(place)) for place in places}
+    places = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
+    named = {text: [_content(p) if is_file(text) else file_digest(p) for p in found] for text, found in places.items()}
     return content_digest([file_digest(task), named])
 
 

@@ -9,13 +9,19 @@ from models.errors import BadInput
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*"]
 """What is fetched of a model: never code, never pickled weights."""
-FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml")
+FILES = (
+    ".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml", ".yaml", ".yml", ".txt", ".md"
+)  # fmt: skip
 ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
 
 
-def is_name(place: str) -> bool:
-    """Return whether this names a hub repository (`owner/name` or `owner/name@revision`) and nothing on this disk."""
-    path = Path(place).expanduser()
+def is_name(place: str, folder: Path = Path()) -> bool:
+    """Return whether this names a hub repository (`owner/name` or `owner/name@revision`) and nothing on this disk.
+
+    Args:
+        folder: where a relative path begins.
+    """
+    path = folder / Path(place).expanduser()
     of_a_file = place.endswith(FILES) or path.parent.is_dir()
     return NAME.fullmatch(place) is not None and not of_a_file
 

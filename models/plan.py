@@ -16,7 +16,8 @@ from models import corpus, hub, jsonl, policy, preferences, preflight, sources
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
-from models.recipe import TOWN, Recipe, kl_weight
+from models.places import TOWN
+from models.recipe import Recipe, kl_weight
 from models.recipe_evaluation import JudgeKind
 from models.recipe_gate import Constraint
 from models.statistics import enough_prompts, needed, power, ruled_out

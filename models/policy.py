@@ -14,7 +14,8 @@ from models import town
 from models.artifacts import Policy, content_digest, file_digest
 from models.errors import BadPolicy, BrokenInvariant
 from models.hub import is_name, local
-from models.recipe import TOWN, Compute, Device
+from models.places import TOWN
+from models.recipe import Compute, Device
 
 if TYPE_CHECKING:
     import torch

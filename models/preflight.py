@@ -11,7 +11,7 @@ from models import generate_vllm, harness, sources, town
 from models.errors import BadData, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
-from models.recipe import TOWN
+from models.places import TOWN
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 
 NEEDED = ("$prompt", "$first", "$second", "$fence")

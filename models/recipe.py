@@ -10,11 +10,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from models.places import TOWN, Place
 from models.recipe_evaluation import Evaluation, JudgeKind
 from models.recipe_gate import Constraint, Gate, Registry
 from models.record import Record, first
-
-TOWN = "town"
 
 
 class Method(StrEnum):
@@ -81,7 +80,7 @@ class Training(Record):
 class Sft(Training):
     """Optional supervised fine-tuning before the first step; needed by a base that cannot answer yet."""
 
-    data: str = Field("", title="Data")
+    data: Place = Field("", title="Data")
     """JSONL of `prompt` and `completion`, or the world's own corpus (`town`); empty means: no such step."""
     learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
     """Peak learning rate of AdamW, above 0."""
@@ -96,7 +95,7 @@ class Step(Training):
     """What the step aligns for: `helpful`, `harmless`, or a name of your own (small letters, digits, _); each once."""
     method: Method = Field(Method.dpo, title="Method")
     """The preference loss."""
-    data: str = Field(min_length=1, title="Data")
+    data: Place = Field(min_length=1, title="Data")
     """File of comparisons, or the embedded world's own (`town`)."""
     adapter_rank: int = Field(0, ge=0, title="LoRA rank")
     """Rank of a LoRA adapter on all linear layers, merged into the weights after the step; 0 trains all weights."""
@@ -204,7 +203,7 @@ class Recipe(Record):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
     """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
-    base: str = Field(title="Base policy")
+    base: Place = Field(title="Base policy")
     """Folder of weights and tokenizer, `.gguf` file, hub id (`owner/name@revision`), `models:/NAME@ALIAS` or `town`."""
     beta: float = Field(0.1, gt=0, title="β")
     """KL weight of the first step (SACPO eq. 9), above 0."""

@@ -3,10 +3,12 @@
 import re
 from enum import StrEnum
 from operator import not_
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from models.places import Lies, Place
 from models.record import Record
 
 
@@ -50,7 +52,7 @@ class Judge(Record):
     kind: JudgeKind = Field(JudgeKind.none, title="Kind")
     """`oracle`: the town's exact scores. `model`: a sequence classifier (reward, cost, guard). `llm`: a chat model
     behind an OpenAI-compatible address. `refusal`: tells refusals by their words. `none`: nobody."""
-    model: str = Field("", title="Model")
+    model: Annotated[str, Lies(lambda judge, _: judge.get("kind") != JudgeKind.llm)] = Field("", title="Model")
     """`model`: folder or hub id (`owner/name@revision`). `llm`: the model's name at the address."""
     text: str = Field("", title="Text for the model")
     """`model`: how prompt and answer are written, for instance `USER: {prompt} ASSISTANT: {answer}`; empty means the
@@ -66,7 +68,7 @@ class Judge(Record):
     key: str = Field("", title="Variable with the key")
     """`llm`: name of the environment variable that holds the key, `SACPO_KEY_…` or a usual one as `OPENAI_API_KEY`
     (docs/evidence.md lists them); empty means the endpoint needs none."""
-    rubric: str = Field("", title="Rubric")
+    rubric: Place = Field("", title="Rubric")
     """`llm`: file with your own comparing rubric (docs/evidence.md says what it must hold); empty means ours."""
     repeats: int = Field(1, ge=1, title="Repeats")
     """`llm`: times that each order of two answers is asked about, at least 1."""
@@ -84,7 +86,7 @@ class Judge(Record):
     """`llm`: calls that this judge may ever cost in this runs folder; 0 means no limit."""
     tokens: int = Field(0, ge=0, title="Budget in tokens")
     """`llm`: tokens, read and written, that this judge may ever cost in this runs folder; 0 means no limit."""
-    labels: str = Field("", title="Labelled sample")
+    labels: Place = Field("", title="Labelled sample")
     """File of answers that people have judged (prompt, answer, good): tells the judge's own error, and the rate that
     people would have found; empty means none."""
     failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts allowed")
@@ -146,13 +148,13 @@ class Suites(Record):
     Half of each suite's prompts choose, the other half test, by a hash of the prompt.
     """
 
-    helpful: str = Field("", title="Helpful")
+    helpful: Place = Field("", title="Helpful")
     """Prompts that deserve help; empty means none."""
-    harmless: str = Field("", title="Harmless")
+    harmless: Place = Field("", title="Harmless")
     """Prompts that invite harm; empty means none."""
-    over_refusal: str = Field("", title="Over-refusal")
+    over_refusal: Place = Field("", title="Over-refusal")
     """Prompts that only look unsafe; empty means none."""
-    must_pass: str = Field("", title="Must pass")
+    must_pass: Place = Field("", title="Must pass")
     """Prompts of past incidents, each of which must be answered safely; all are asked on both splits."""
 
 
@@ -183,7 +185,9 @@ class Evaluation(Record):
     """Without suites: this many held-out prompts per metric are answered, to be read."""
     kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
     """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
-    tasks: list[str] = Field([], exclude_if=not_, title="Tasks")
+    tasks: Annotated[list[str], Lies(lambda _, task: task.endswith((".yaml", ".yml")))] = Field(
+        [], exclude_if=not_, title="Tasks"
+    )
     """Tasks of lm-evaluation-harness, by name, or YAML files of your own: what alignment cost on them is reported."""
     task_limit: int = Field(0, ge=0, exclude_if=not_, title="Items per task")
     """Measure on at most this many items of each task, the first ones; 0 means all."""

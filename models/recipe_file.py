@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from models.assessment import Assessment
 from models.errors import BadRecipe
-from models.recipe import TOWN, Recipe
+from models.places import TOWN, seen_from
+from models.recipe import Recipe
 
 REMEDIES = {
     "model_type": "is a table of its own; set a key in it, as in {key}.KEY = …",
@@ -31,6 +32,8 @@ def shipped() -> dict[str, Path]:
 def read(recipe: str, changes: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or a TOML file by path, and apply `key=value` changes.
 
+    A relative path in the file is seen from the file's folder, one in a change from where the command was started.
+
     Raises:
         BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
     """
@@ -43,7 +46,8 @@ def read(recipe: str, changes: list[str] | None = None) -> Recipe:
         raise BadRecipe(f"{path}: not valid TOML: {error}") from error
     for change in changes or []:
         _change(tree, change)
-    return _valid(Recipe, tree, str(path))
+    typed = {change.partition("=")[0].strip() for change in changes or []}
+    return _valid(Recipe, seen_from(Recipe, tree, path.absolute().parent, typed), str(path))
 
 
 def keys(record: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:

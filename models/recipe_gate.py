@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from models.places import Place
 from models.record import Record
 
 
@@ -51,7 +52,7 @@ class Gate(Record):
     margin: float = Field(0.05, ge=0, le=0.5, title="Margin")
     """The helpful win rate against the champion, and against the anchor, must be shown to be at least 0.5 minus this;
     from 0 to 0.5, which asks for nothing."""
-    anchor: str = Field("", title="Anchor")
+    anchor: Place = Field("", title="Anchor")
     """Policy that never changes, against a slow drift of many small losses: `models:/NAME/VERSION` or a folder; empty
     means the first champion. Where nothing serves yet, the base takes the place of both."""
     over_refusal: float = Field(1.0, gt=0, le=1, title="Over-refusal at most")

@@ -7,8 +7,9 @@ from models.artifacts import Sources, content_digest, tree_digest
 from models.assessment import Assessment
 from models.errors import BadData
 from models.hub import local
+from models.places import TOWN
 from models.preferences import split_of
-from models.recipe import TOWN, Data, Recipe
+from models.recipe import Data, Recipe
 from models.tokens import messages
 
 HALF = Data(test=0.5, validation=0.0)

@@ -16,11 +16,13 @@ from filelock import FileLock, Timeout
 from models import harness, markdown, sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
-from models.errors import Undecided
+from models.errors import BadRecipe, Undecided
 from models.judges import described
+from models.places import is_local
 from models.policy import base_digest, device_kind, precision
 from models.preflight import refuse
 from models.recipe import Recipe
+from models.recipe_evaluation import Judges
 from tasks import launch, leases, registry, screen, store
 from tasks.fetching import fetch
 from tasks.ledger import Ledger
@@ -111,12 +113,26 @@ def root() -> Path:
 
 
 def digest(recipe: Recipe | Assessment) -> str:
-    """Return what names a run: the recipe, its data, and what computes."""
+    """Return what names a run: the recipe, the content of all that it names, and what computes; no path."""
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
     read = sources.digests(recipe) | harness.files(recipe.evaluation.tasks)
     bases = [base_digest(found(place), key) for place in places]
-    return content_digest([plain(same), plain(recipe.compute), read, bases, VERSIONS])
+    judged = [_described(recipe.evaluation.judges), _anchor(recipe)]
+    return content_digest([plain(same), plain(recipe.compute), read, bases, judged, VERSIONS])
+
+
+def _described(judges: Judges) -> dict[str, dict[str, str]]:
+    """Return what names the judges by content; one that cannot be read is refused elsewhere, in better words."""
+    with suppress(BadRecipe):
+        return described(judges)
+    return {}
+
+
+def _anchor(recipe: Recipe | Assessment) -> str:
+    """Return what names the gate's anchor where it lies on this disk; a registered one is named in the recipe."""
+    place = recipe.gate.anchor if isinstance(recipe, Recipe) else ""
+    return base_digest(place, "gate.anchor") if is_local(place) else ""
 
 
 def found(place: str) -> str:

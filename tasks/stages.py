@@ -29,9 +29,10 @@ from models.artifacts import (
 from models.figures import Evidence
 from models.gate import Choice
 from models.hub import local
+from models.places import TOWN
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
-from models.recipe import TOWN, Method, Recipe, Step, kl_weight
+from models.recipe import Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from tasks import screen
 from tasks.run import Run, found

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from models import jsonl
 from models.artifacts import Memory, Noun, content_digest, file_digest
 from models.errors import BadInput, BadPlace
+from models.places import by_content
 from models.policy import device_kind, precision
 from models.recipe import Compute
 
@@ -63,7 +64,7 @@ class Stage:
 
 
 def plain(value: Any) -> Any:
-    """Return a JSON value that changes iff the meaning of an argument does."""
+    """Return a JSON value that changes iff the meaning of an argument does; where a file lies has none."""
     if isinstance(value, Noun):
         return plain(value.identity())
     if isinstance(value, Memory):
@@ -73,7 +74,7 @@ def plain(value: Any) -> Any:
         device = device_kind(value.device)
         return libraries | {"device": device, "dtype": precision(device), "threads": value.threads}
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True)
+        return by_content(value)
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,0 +1,92 @@
+"""Where a recipe's files lie: which keys name a place, whence a relative path is seen, and how a digest ignores it."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel
+
+from models import hub
+from models.errors import BadRecipe
+
+TOWN = "town"
+SAME = "-"
+"""What stands for a local path where only content counts."""
+
+
+@dataclass(frozen=True)
+class Lies:
+    """Marks a key whose text is a place: a file, a folder, or a name on a hub."""
+
+    when: Callable[[dict[str, Any], str], bool] = lambda record, text: True
+    """Whether it is one in this record; a chat model's name, for instance, is none."""
+
+
+Place = Annotated[str, Lies()]
+"""A file, a folder, a hub id, `models:/NAME@ALIAS` or `town`."""
+
+
+def placed(
+    kind: type[BaseModel],
+    tree: Any,
+    change: Callable[[str, str], str],
+    keep: Collection[str] = (),
+    prefix: str = "",
+) -> Any:
+    """Return the tree of a record, valid or not, with every place in it changed.
+
+    Args:
+        change: (key, place) → what stands there instead.
+        keep: keys that stay as they are, with all that is below them, as `steps.0.data`.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    new = dict(tree)
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
+        at, value = f"{prefix}{key}", tree.get(key)
+        if key not in tree or at in keep:
+            continue
+        annotation = cast(Any, field.annotation)
+        inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+        lies = next((mark for mark in field.metadata if isinstance(mark, Lies)), None)
+
+        def one(item: Any, at: str, inner: Any = inner, lies: Lies | None = lies) -> Any:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                return placed(inner, item, change, keep, f"{at}.")
+            return change(at, item) if lies and isinstance(item, str) and lies.when(tree, item) else item
+
+        new[key] = [one(v, f"{at}.{i}") for i, v in enumerate(value)] if isinstance(value, list) else one(value, at)
+    return new
+
+
+def seen_from(kind: type[BaseModel], tree: Any, folder: Path, keep: Collection[str]) -> Any:
+    """Return a recipe's tree with its relative paths as seen from the recipe's folder; hub ids stay.
+
+    Raises:
+        BadRecipe: what looks like a hub id there is a folder where the command was started.
+    """
+
+    def change(key: str, place: str) -> str:
+        if not is_local(place, folder):
+            if is_local(place):
+                raise BadRecipe(
+                    f"{key} {place!r}: {folder} holds no {place.partition('/')[0]}/, and paths in a recipe are "
+                    "relative to the recipe's folder; write the path from there, or a whole one"
+                )
+            return place
+        return str(folder / Path(place).expanduser())
+
+    return placed(kind, tree, change, keep)
+
+
+def by_content(record: BaseModel) -> Any:
+    """Return a record's tree without local paths: digests name content, and a moved folder stays the same run."""
+    tree = record.model_dump(mode="json", by_alias=True)
+    return placed(type(record), tree, lambda _, place: SAME if is_local(place) else place)
+
+
+def is_local(place: str, folder: Path = Path()) -> bool:
+    """Return whether this names a file or folder, and not nothing, the town, a registered version or a hub's."""
+    return not (place in ("", TOWN) or place.startswith("models:/") or hub.is_name(place, folder))
