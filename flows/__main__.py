@@ -28,7 +28,10 @@ app = typer.Typer(
 Changes = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change the recipe, for instance steps.1.lambda=[1,2]. Repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change the recipe, for instance steps.1.lambda=[1,2]. A path is relative to the shell's folder, one in "
+        "the recipe to the recipe's. Repeatable.",
     ),
 ]
 Retry = Annotated[
@@ -78,6 +81,36 @@ def check(recipe: Which, set_: Changes = None) -> None:
 
 
 @app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="The recipe to write, a .toml file that is not there yet.")] = Path(
+        "recipe.toml"
+    ),
+    base: Annotated[
+        str, typer.Option(metavar="MODEL", help="Your fine-tuned model: folder, .gguf file or hub id.")
+    ] = "",
+    helpful: Annotated[
+        str, typer.Option(metavar="DATA", help="Comparisons of answers by helpfulness: file, folder or hub id.")
+    ] = "",
+    harmless: Annotated[str, typer.Option(metavar="DATA", help="The same by harmlessness.")] = "",
+) -> None:
+    """Write a first recipe with comments, for the model and the data that you have.
+
+    The format of the data is found out, and written beside it; data with one answer per row, good or bad, get KTO.
+    Paths are relative to the shell's folder here, and in the recipe to the recipe's. Prompts to test with, and judges,
+    stand in it as comments that say what to give.
+
+    Then: sacpo check FILE, which trains nothing, and sacpo run FILE.
+
+    Example: sacpo init mine.toml --base models/my-sft --helpful data/helpful.jsonl --harmless data/harmless.jsonl
+    """
+    from models.starter import write
+
+    for sentence in write(file, base, helpful, harmless):
+        typer.echo(sentence)
+    typer.echo(f"{file}: written. Next: sacpo check {file}")
+
+
+@app.command()
 def evaluate(
     policies: Annotated[
         list[str],
@@ -122,16 +155,19 @@ def _suites() -> None:
 
 @suites.command()
 def add(
-    file: Annotated[Path, typer.Argument(help="The suite, a .jsonl file; made if it does not exist.")],
+    file: Annotated[
+        Path, typer.Argument(help="The suite, a .jsonl file; made in its folder if it is not there, and that is said.")
+    ],
     prompt: Annotated[str, typer.Argument(help="What was asked.")],
     category: Annotated[str, typer.Option(help="Kind of harm.")] = "",
     reference: Annotated[str, typer.Option(help="An answer that would have been right.")] = "",
 ) -> None:
     """Turn an incident into a prompt that must pass; name the file in evaluation.suites.must_pass."""
     from models.suites import add as append
+    from models.words import counted
 
-    count = append(file, prompt, category, reference)
-    typer.echo(f"{file}: {count} {'prompt' if count == 1 else 'prompts'}")
+    new = "" if file.exists() else "made, a new suite; "
+    typer.echo(f"{file}: {new}{counted(append(file, prompt, category, reference), 'prompt')}")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,17 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     shown = Table(box=None, pad_edge=False)
     for column in header:
         shown.add_column(column, no_wrap=column == header[0])  # a figure may wrap, a name must stay whole
+    narrow = not sys.stdout.isatty()
     for row in rows:
+        row = [_alone(cell) for cell in row] if narrow else row
         mark = "→ " if row[0] == chosen else "  "
         shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
-    console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
+    console = Console(width=200 if narrow else None, markup=False)
     console.print(shown)
     if tree["suites"]:
-        scale = "; s far above β/λ: trained too little for λ to decide (see the report)" if trained(tree) else ""
-        console.print(f"Figures of {prompts_of(tree)} with 95 % intervals{scale}.", style="dim", highlight=False)
+        scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
+        intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
+        console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
     console.print(decision(tree), highlight=False)
     here = Path(sys.prefix) / "bin"
     console.print()
@@ -92,6 +96,11 @@ def outcome_of(outcome: dict[str, Any]) -> None:
         console.print(
             f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
         )
+
+
+def _alone(cell: str) -> str:
+    """Return a figure without its interval: a line of a pipe or a log must not wrap."""
+    return re.sub(r" \[[^]]*]", "", cell)
 
 
 def _page(variable: str, address: str) -> str:

@@ -85,6 +85,11 @@ class Policy(Noun):
     vocabulary: str = ""
     """sha256 of the vocabulary and chat template; may never change between steps."""
 
+    @property
+    def along(self) -> tuple[int, float, float]:
+        """How far along the method it is: its step, the weight of the safe policy in it, and λ."""
+        return self.step, self.merge_weight if self.kind == "merge" else 1.0, self.lambda_
+
     def identity(self) -> Any:
         """Return the weights and how they came to be, which results copy."""
         return {key: value for key, value in self.facts().items() if key not in ("rows", "vocabulary")}

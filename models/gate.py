@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from models.recipe_gate import Constraint, Gate
 from models.statistics import bounded_mean_bound, lower_bound
+from models.words import too_few
 
 CLIP = 4
 """A sampled answer counts in the mean KL with at most this many times the limit: a mean without an end has no bound."""
@@ -34,6 +35,8 @@ class Candidate:
     """Prompts that must pass."""
     incidents: tuple[str, ...] = ()
     """Those of them that did not: an answer was unsafe, or had no verdict."""
+    along: tuple[float, ...] = ()
+    """How far along the method the policy is: step, weight of the safe policy, λ."""
 
     @property
     def asked(self) -> int:
@@ -57,6 +60,12 @@ class Candidate:
         if self.shares:
             return bounded_mean_bound(self.shares, confidence)
         return lower_bound(self.safe, self.judged, self.failed, confidence)
+
+    def best(self, confidence: float) -> float:
+        """Return what that bound would be if every answer were safe."""
+        if self.shares:
+            return bounded_mean_bound((1.0,) * len(self.shares), confidence)
+        return lower_bound(self.asked, self.asked, 0, confidence)
 
 
 NOTHING = Candidate("", math.nan, 0, 0, 0)
@@ -147,7 +156,7 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
     """Return the most helpful of those whose bound holds on the validation split; ties go to the safer one.
 
     Exactly one candidate is named, so that the test split is used once. Where nobody judged helpfulness it is the
-    safest one; a candidate that fails an incident is none.
+    safest one; of equals, the one that is further along the method. A candidate that fails an incident is none.
     """
     b, confidence = constraint.at_least, constraint.confidence
     if not candidates:
@@ -165,18 +174,27 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
     holds = [c for c in passed if c.bound(confidence) >= b]
     if not holds:
         best = max(passed, key=lambda c: c.bound(confidence))
+        few = max(passed, key=lambda c: c.asked)
+        why = f"; {too_few(few.asked, b, confidence)}" if few.best(confidence) < b else ""
         return Choice(
             "",
             f"no candidate shows a safety rate of {b:g} on the validation split with confidence {confidence:g}; "
-            f"the nearest is {best.name} with {best.bound(confidence):.3f}",
+            f"the nearest is {best.name} with {best.bound(confidence):.3f}{why}",
         )
     unknown = any(math.isnan(c.helpful) for c in holds)
-    chosen = max(holds, key=lambda c: (0 if unknown else c.helpful, c.bound(confidence)))
-    how = "the safest (nobody judged helpfulness)" if unknown else "the most helpful"
+
+    def merit(candidate: Candidate) -> tuple[float, float]:
+        return 0.0 if unknown else candidate.helpful, candidate.bound(confidence)
+
+    chosen = max(holds, key=lambda c: (merit(c), c.along))
+    equals = {c.along for c in holds if merit(c) == merit(chosen)}
+    how = "the safest" if unknown else "the most helpful"
+    further = f", of {len(equals)} equals the one furthest along the method" if len(equals) > 1 else ""
     return Choice(
         chosen.name,
         f"{how} of the {len(holds)} of {len(candidates)} candidates whose safety rate is at least {b:g} "
-        f"on the validation split with confidence {confidence:g}",
+        f"on the validation split with confidence {confidence:g}{further}"
+        + ("; helpfulness was not judged" if unknown else ""),
     )
 
 

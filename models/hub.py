@@ -9,9 +9,8 @@ from models.errors import BadInput
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*"]
 """What is fetched of a model: never code, never pickled weights."""
-FILES = (
-    ".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml", ".yaml", ".yml", ".txt", ".md"
-)  # fmt: skip
+FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml")
+FILES += (".yaml", ".yml", ".txt", ".md")  # tasks and rubrics
 ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
 
 

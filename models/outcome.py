@@ -3,7 +3,13 @@
 import math
 from typing import Any
 
+from models.words import counted
+
 Tree = dict[str, Any]
+SPENT = "error spent on this test suite"
+"""Name of the gate's check of what earlier decisions have used."""
+HELDOUT = {"accuracy": "accuracy", "nll": "NLL", "nll_minus_length": "NLL − length-only"}
+"""Figure on held-out pairs → how tables call it."""
 CHECK_COLUMNS = ("check", "value", "decides", "limit", "holds")
 
 
@@ -13,15 +19,17 @@ def decision(tree: Tree) -> str:
     if tree["chosen"] is None and tested:
         return " ".join(
             [*(_tested(constraint, test, test["candidate"]) for constraint, test in tested), *_untested(tree)]
-        )
+        ) + _unjudged(tree)
     if tree["chosen"] is None:
-        return f"No candidate was chosen: {tree['why_none']}. Nothing was tested, nothing was promoted."
+        why = f"No candidate was chosen: {tree['why_none']}.{_unjudged(tree)}"
+        return f"{why} Nothing was tested, nothing was promoted."
     told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
     for constraint, test in tested:
-        told += f" On the test split, used once: {_tested(constraint, test)}"
+        told += f" On the test split, {_use(tree, test)}: {_tested(constraint, test)}"
         wrong = [check["name"] for check in test["checks"] if not check["holds"]]
         if test["holds"] and wrong:
             told += f" The gate does not let it pass: {', '.join(wrong)}."
+    told += _unjudged(tree)
     registry = tree["registry"]
     if registry:
         alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
@@ -29,6 +37,24 @@ def decision(tree: Tree) -> str:
             alias = "which became champion"  # the sentence is kept, and another may serve when it is read
         told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
     return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
+
+
+def _use(tree: Tree, test: Tree) -> str:
+    """Say which of the decisions on its test suite this was, by the error that those before it have spent."""
+    spent = next((check for check in test["checks"] if check["name"] == SPENT), None)
+    if spent is None or not spent["value"]:
+        return "used for its first decision"
+    bound = tree["recipe"]["settings"]["constraint"]
+    each = (1 - bound["confidence"]) / bound["decisions"]
+    return f"used for its decision {spent['bound'] / each:.0f} of {bound['decisions']}"
+
+
+def _unjudged(tree: Tree) -> str:
+    """Say which suites nobody judged, and what to set; empty if all were judged."""
+    judge = {role: "harmless" if role == "must_pass" else role for role in tree["suites"]}
+    roles = [role for role, metric in judge.items() if metric not in tree["judges"]]
+    keys = " and ".join(dict.fromkeys(f"evaluation.judges.{judge[role]}" for role in roles))
+    return f" Answered, and judged by nobody: the {' and '.join(roles)} prompts; set {keys}." if roles else ""
 
 
 def _tested(constraint: Tree, test: Tree, name: str = "") -> str:
@@ -58,7 +84,7 @@ def _untested(tree: Tree) -> list[str]:
 
 def failures(count: int) -> str:
     """Say how many verdicts failed."""
-    return f"{count} {'verdict' if count == 1 else 'verdicts'} failed"
+    return f"{counted(count, 'verdict')} failed"
 
 
 def gate_table(tree: Tree) -> list[list[str]]:

@@ -14,7 +14,7 @@ from models import tax
 from models.artifacts import Preferences
 from models.equal_length import EQUAL_LENGTH, MARK, support
 from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, scores
-from models.outcome import prompts_of, trained
+from models.outcome import HELDOUT, prompts_of, trained
 from models.picture import curves, frontier
 from models.tokens import messages
 
@@ -69,6 +69,8 @@ def html(
         mood="" if not tested else "good" if all(test["passes"] for test in tested) else "bad",
         prompts=prompts_of(tree),
         frontier=frontier(tree),
+        no_frontier=_no_frontier(tree),
+        heldout=any(name.startswith("preference/") for name in main.values()),
         curves=curves(tree),
         main=_figures(tree, main),
         mark=MARK if any(EQUAL_LENGTH in c["metrics"] for c in tree["candidates"]) else "",
@@ -92,6 +94,17 @@ def html(
         table=_table,
         as_text=_as_text,
         sha256=_sha256,
+    )
+
+
+def _no_frontier(tree: Tree) -> str:
+    """Say why there is no picture of helpful against safe, and what to set."""
+    needed = [(kind, role, tree[f"{kind}s"]) for role in ("helpful", "harmless") for kind in ("suite", "judge")]
+    lacks = [f"{kind} of {role} prompts" for kind, role, known in needed if role not in known]
+    why = f"it has no {' and no '.join(lacks)}" if lacks else "its judges told neither a win rate nor a safety rate"
+    return (
+        f"No picture of helpfulness against safety: {why}; see evaluation.suites and evaluation.judges in "
+        "docs/evidence.md."
     )
 
 
@@ -188,8 +201,9 @@ def _cell(figure: Tree | None) -> Markup:
 
 def _heldout(tree: Tree) -> dict[str, str]:
     names = sorted({name for c in tree["candidates"] for name in c["metrics"] if name.startswith("preference/")})
-    wanted = [name for name in names if name.split("/")[2] in ("accuracy", "nll", "nll_minus_length")]
-    return {name.removeprefix("preference/").replace("/", " "): name for name in wanted} | {"KL to base": "kl_base"}
+    told = [(name, *name.split("/")[1:]) for name in names]
+    titles = {f"{metric}: {HELDOUT[figure]}": name for name, metric, figure in told if figure in HELDOUT}
+    return titles | {"KL to base": "kl_base"}
 
 
 def _categories(tree: Tree) -> list[str]:

@@ -11,6 +11,8 @@ from models.outcome import prompts_of
 
 Tree = dict[str, Any]
 COLOURS = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
+FLAT = 0.01
+"""Least height of a panel, relative to its values: less would draw the noise of a few updates as a slope."""
 CURVES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
 
 
@@ -52,6 +54,7 @@ def curves(tree: Tree) -> str:
             axis.set_title(f"step {step}, {policies[0][0]['metric']}: {title}", fontsize=10)
             axis.set_xlabel("update", fontsize=9)
             axis.grid(alpha=0.2)
+            _readable(axis)
         panels[-1].legend(
             *panels[0].get_legend_handles_labels(),
             frameon=False,
@@ -95,6 +98,17 @@ def _frontier(tree: Tree) -> Any:
     axes.grid(alpha=0.2)
     figure.tight_layout()
     return figure
+
+
+def _readable(axis: Any) -> None:
+    """Number updates in whole numbers, and a curve that hardly moves by its values, not by an offset to one of them."""
+    axis.locator_params(axis="x", integer=True)
+    low, high = axis.get_ylim()
+    middle = (low + high) / 2
+    least = FLAT * max(1.0, abs(middle))
+    if high - low < least:
+        axis.set_ylim(middle - least / 2, middle + least / 2)
+    axis.ticklabel_format(axis="y", useOffset=False)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

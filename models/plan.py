@@ -21,6 +21,7 @@ from models.recipe import Recipe, kl_weight
 from models.recipe_evaluation import JudgeKind
 from models.recipe_gate import Constraint
 from models.statistics import enough_prompts, needed, power, ruled_out
+from models.words import counted, too_few
 
 OVERHEAD = 0.03
 """Seconds per optimiser update that do not depend on the model (measured on town, one thread)."""
@@ -151,18 +152,18 @@ def _told(card: dict[str, Any]) -> str:
     reasons = sorted(card["quarantined"].items(), key=lambda one: -one[1])[:3]
     why = f" ({'; '.join(f'{count:,} {reason}' for reason, count in reasons)})"
     over = card["over_the_limit"]
-    parts = {
-        "duplicates": card["duplicates"],
-        "near a held-out prompt": card["near_a_heldout_prompt"],
-        "inside a suite": card["inside_a_suite"],
-        "over the step's limit of pairs": over["train"],
-        "over data.heldout": over["validation"] + over["test"],
-        f"quarantined{why}": quarantined,
-        "contradictions (kept)": card["contradictions"],
-    }
+    parts = [
+        (card["duplicates"], "duplicate", "duplicates"),
+        (card["near_a_heldout_prompt"], *2 * ["near a held-out prompt"]),
+        (card["inside_a_suite"], *2 * ["inside a suite"]),
+        (over["train"], *2 * ["over the step's limit of pairs"]),
+        (over["validation"] + over["test"], *2 * ["over data.heldout"]),
+        (quarantined, *2 * [f"quarantined{why}"]),
+        (card["contradictions"], "contradiction (kept)", "contradictions (kept)"),
+    ]
     held = card["splits"]["validation"] + card["splits"]["test"]
-    dropped = "".join(f", {count:,} {name}" for name, count in parts.items() if count)
-    return f"{card['rows']:,} rows given: {card['splits']['train']:,} to train, {held:,} held out{dropped}"
+    dropped = "".join(f", {counted(*part)}" for part in parts if part[0])
+    return f"{counted(card['rows'], 'row')} given: {card['splits']['train']:,} to train, {held:,} held out{dropped}"
 
 
 def _parameters(base: str) -> int:
@@ -212,28 +213,35 @@ def _matrix_speed(size: int = 512) -> float:
 def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     """Say what the test prompts can prove."""
     if recipe.evaluation.judges.harmless.kind is JudgeKind.none:
-        return ["no judge of harmlessness: the run ends undecided, and its policy is registered without an alias"]
+        return [
+            "no judge of harmlessness: the run ends undecided, and its policy is registered without an alias; set "
+            "evaluation.judges.harmless, for instance to one of the open models in docs/evidence.md (`Who judges`)"
+        ]
     suites = origin.suites("test") if origin else {}
     if "harmless" not in suites:
-        return ["no suite of harmful prompts: the constraint cannot be tested"]
+        return [
+            "no suite of harmful prompts: the constraint cannot be tested; name a file of them in "
+            "evaluation.suites.harmless"
+        ]
     prompts = {role: list(jsonl.read(path)) for role, path in suites.items()}
     categories = Counter(row.get("category", "") for row in prompts["harmless"])
     counts = {role: len(rows) for role, rows in prompts.items()}
     return [*powers(recipe.bound, counts["harmless"]), *_checks(recipe, counts, min(categories.values(), default=0))]
 
 
-def powers(constraint: Constraint, n: int, about: str = "harmful test prompts") -> list[str]:
-    """Return sentences on what n harmful test prompts can show."""
+def powers(constraint: Constraint, n: int, where: str = "") -> list[str]:
+    """Return sentences on what n harmful test prompts can show; `where` is added to their count."""
     b, confidence = constraint.at_least, constraint.confidence
     fewest = needed(b, n, confidence)
     if fewest > n:
-        return [f"{n} {about} cannot prove {b:g} at confidence {confidence:g}, even if every answer is safe"]
+        return [too_few(n, b, confidence)]
     safer = (1 + b) / 2
     return [
-        f"{n} {about}: {fewest} safe answers ({fewest / n:.3f}) are needed to show {b:g} at confidence {confidence:g}",
-        f"a policy that is {safer:g} safe passes b = {b:g} in {power(safer, b, n, confidence):.0%} of the cases; for "
-        f"90 % you need about {enough_prompts(safer, b, confidence)} prompts",
-        f"a policy that is {b:g} safe passes in at most {power(b, b, n, confidence):.1%}",
+        f"{counted(n, 'harmful test prompt')}{where}: {counted(fewest, 'safe answer')} ({fewest / n:.3f}) are needed to "
+        f"show {b:g} at confidence {confidence:g}",
+        f"a policy that is {safer:g} safe passes b = {b:g} in {100 * power(safer, b, n, confidence):.0f} % of the "
+        f"cases; for 90 % you need about {enough_prompts(safer, b, confidence)} prompts",
+        f"a policy that is {b:g} safe passes in at most {100 * power(b, b, n, confidence):.1f} %",
     ]
 
 
@@ -248,7 +256,7 @@ def _checks(recipe: Recipe, counts: dict[str, int], smallest: int) -> list[str]:
     gate, each, told = recipe.gate, recipe.bound, []
     if recipe.constraint.per_category:
         part = each.model_copy(update={"at_least": each.per_category})
-        told += powers(part, smallest, "harmful test prompts of the smallest category")
+        told += powers(part, smallest, " of the smallest category")
     n = counts.get("helpful", 0)
     if gate.margin < 0.5:
         even, coins = (

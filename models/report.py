@@ -15,7 +15,7 @@ from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale,
 from models.flips import flips
 from models.gate import AS_THEY_ARE, Choice, Verdict
 from models.markdown import markdown_table, plain
-from models.outcome import decision, failures, gate_table, prompts_of, trained
+from models.outcome import HELDOUT, decision, failures, gate_table, prompts_of, trained
 from models.picture import draw
 from models.ratings import matches, ratings
 from models.recipe import Recipe
@@ -25,7 +25,6 @@ from models.statistics import Estimate
 SCHEMA = 3
 DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
-HELDOUT_COLUMNS = [("accuracy", "accuracy"), ("NLL", "nll"), ("NLL − length-only", "nll_minus_length")]
 
 
 def build(
@@ -103,7 +102,7 @@ def table(tree: Tree) -> list[list[str]]:
     judged = [("helpful win rate", WIN), ("safety rate", SAFE), ("must pass", "must_pass"), ("over-refusal", OVER)]
     columns = [(title, name) for title, name in judged if name in known]
     if WIN not in known:  # nobody judged helpfulness: what held-out comparisons say
-        columns += [(f"{m} {short}", f"preference/{m}/{name}") for m in metrics for short, name in HELDOUT_COLUMNS]
+        columns += [(f"{m} {short}", f"preference/{m}/{name}") for m in metrics for name, short in HELDOUT.items()]
     rows = [["candidate", "β/λ", *(title for title, _ in columns), "KL to base", "β/λ acts (s)"]]
     for told in tree["candidates"]:
         weight = f"{told['beta_over_lambda']:g}" if told["kind"] == "step" else "–"

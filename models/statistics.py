@@ -329,6 +329,14 @@ def needed(at_least: float, n: int, confidence: float) -> int:
     return low
 
 
+def fewest_prompts(at_least: float, confidence: float) -> int:
+    """Return how many prompts, all answered well, are the fewest whose lower bound reaches `at_least`.
+
+    With k of k good the Clopper–Pearson bound is (1 − confidence)^(1/k).
+    """
+    return max(1, math.ceil(math.log(1 - confidence) / math.log(at_least) - 1e-9))
+
+
 def power(true_rate: float, at_least: float, n: int, confidence: float) -> float:
     """Return how often a policy with this true rate shows `at_least` on n prompts."""
     return float(stats.binom.sf(needed(at_least, n, confidence) - 1, n, true_rate))

@@ -17,6 +17,7 @@ from models.errors import BadData, BadPlace
 from models.jsonl import Row
 from models.readers import Unusable, rows
 from models.tokens import Message, messages
+from models.words import counted
 
 XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
 """Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
@@ -44,7 +45,7 @@ def repeated(path: Path, role: str) -> str:
     other = sum(told["category"] != first[json.dumps(told["prompt"])]["category"] for told in dropped)
     if not dropped:
         return ""
-    said = f"{len(dropped)} {'duplicate' if len(dropped) == 1 else 'duplicates'} dropped"
+    said = f"{counted(len(dropped), 'duplicate')} dropped"
     return f"{said}, {other} with another category" if other else said
 
 
@@ -67,16 +68,18 @@ def _rows(path: Path, role: str) -> Iterator[Row]:
 
 
 def add(path: Path, prompt: str, category: str, reference: str) -> int:
-    """Append one incident to a JSONL suite, which is made if need be; return how many prompts it then holds.
+    """Append one incident to a JSONL suite, made if need be; return how many prompts it then holds.
 
     Raises:
         BadData: the file is no JSONL, is damaged, or holds the prompt already.
-        BadPlace: the file cannot be written.
+        BadPlace: the file cannot be written, or its folder is not there: a typo must not make one.
     """
     if path.suffix != ".jsonl":
         raise BadData(f"{path}: incidents are added to a .jsonl file; give one")
     if not prompt.strip():
         raise BadData("the prompt is empty; say what was asked")
+    if not path.parent.is_dir():
+        raise BadPlace(f"{path.parent}: no such folder; make it, or mend the path")
     try:
         asked = _prompt({"prompt": prompt.strip()})
         before = path.read_text("utf-8") if path.exists() else ""
@@ -84,7 +87,6 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
         if any(_alike(row["prompt"]) == _alike(asked) for row in held):
             raise BadData(f"{path}: holds this prompt already")
         told: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
-        path.parent.mkdir(parents=True, exist_ok=True)
         gap = "\n" if before.strip() and not before.endswith("\n") else ""
         new = path.with_name(path.name + ".new")
         new.write_text(f"{before if before.strip() else ''}{gap}{json.dumps(told, ensure_ascii=False)}\n", "utf-8")

@@ -23,6 +23,8 @@ class Side:
     folder: Path
     tree: Tree
     candidate: Tree
+    stands_in: bool = False
+    """The run chose none: this is its last candidate."""
 
     @property
     def called(self) -> str:
@@ -34,7 +36,8 @@ class Side:
             if chosen
             else f"{recipe['name']} {recipe['digest'][:7]}"
         )
-        return f"{self.candidate['name']} ({origin})"
+        none = ", whose last candidate it is: none was chosen" if self.stands_in else ""
+        return f"{self.candidate['name']} ({origin}{none})"
 
     def rows(self, table: str, metric: str, split: str) -> list[Tree]:
         """Return the rows of a table about the candidate, one metric and the prompts of one split."""
@@ -114,7 +117,7 @@ def side(folder: Path, policy: str = "") -> Side:
     told = [c for c in tree["candidates"] if (c["digest"] == policy if policy else c["name"] == wanted)]
     if not told:
         raise BadInput(f"{folder}: the report has no candidate with digest {policy[:12]}")
-    return Side(folder, tree, told[0])
+    return Side(folder, tree, told[0], stands_in=not policy and tree["chosen"] is None)
 
 
 def difference(a: Side, b: Side) -> Difference:
@@ -142,7 +145,7 @@ def difference(a: Side, b: Side) -> Difference:
 def sentence(a: Side, b: Side, told: Difference) -> str:
     """Say in one line whether B is better than A, and safe enough."""
     if told.better is None:
-        first = f"whether {b.called} is better than {a.called} cannot be said: {told.why_not}"
+        first = f"{b.called} against {a.called}: not decided: {told.why_not}"
     else:
         value, low, high = told.better.value, told.better.low, told.better.high
         even = told.even
@@ -190,7 +193,7 @@ def _better(a: Side, b: Side, split: str) -> tuple[Estimate | None, float, str]:
     """Return how B does beside A over the prompts that both answered, what that is if they are equal, or why not."""
     judges = [one.tree["judges"].get("helpful") for one in (a, b)]
     if not all(judges):
-        return None, 0.5, "nobody judged helpfulness"
+        return None, 0.5, "no judge of helpfulness"
     if judges[0] != judges[1]:
         return None, 0.5, "they had different judges of helpfulness"
     wins = matched_wins(b.rows("scores", "helpful", split), a.rows("scores", "helpful", split)).values()

@@ -52,7 +52,7 @@ class Rivals(NamedTuple):
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: Run, candidates: list[Evidence]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
-    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:]]
+    told = [replace(figures.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
 
 

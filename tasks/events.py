@@ -2,10 +2,12 @@
 
 import logging
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.gate import Verdict
 from models.promotion import Entry
+
+if TYPE_CHECKING:
+    from models.gate import Verdict
 
 FAILED = "sacpo.run.failed"
 DECIDED = "sacpo.gate.decided"
@@ -42,7 +44,7 @@ def flush(seconds: float = 3.0) -> None:
         EventsWorker.drain_all(timeout=seconds, at_exit=False)
 
 
-def decided(model: str, verdict: Verdict) -> None:
+def decided(model: str, verdict: "Verdict") -> None:
     """Tell the verdict of the gate."""
     told = {"candidate": verdict.candidate, "passes": verdict.passes, "why_not": verdict.why_not}
     told |= {"holds": verdict.holds, "value": verdict.value}

@@ -26,7 +26,7 @@ F = TypeVar("F")
 PATIENCE = 3.0
 """Seconds that a Prefect server has to answer."""
 GOES_ON = "the same recipe goes on from its checkpoints"
-WHY = f"its process ended without a word; {GOES_ON}"
+WHY = "its process was killed; run the same command to continue"
 UNFINISHED = ("RUNNING", "PENDING", "CANCELLING", "PAUSED")
 
 

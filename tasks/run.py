@@ -23,6 +23,7 @@ from models.policy import base_digest, device_kind, precision
 from models.preflight import refuse
 from models.recipe import Recipe
 from models.recipe_evaluation import Judges
+from models.words import counted
 from tasks import launch, leases, registry, screen, store
 from tasks.fetching import fetch
 from tasks.ledger import Ledger
@@ -264,12 +265,9 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
         if isinstance(recipe, Recipe) and SERVER:  # before hours are spent on a model that others decide on
             registry.claim(where, recipe.registered_name)
         device = device_kind(recipe.compute.device)
-        screen.say(
-            f"{device}, {precision(device)}, {recipe.compute.processes or 'this'} "
-            f"{'process' if recipe.compute.processes < 2 else 'processes'} of {recipe.compute.threads} "
-            f"{'thread' if recipe.compute.threads == 1 else 'threads'}",
-            "dim",
-        )
+        count, threads = recipe.compute.processes, counted(recipe.compute.threads, "thread")
+        processes = counted(count, "process", "processes") if count else "this process"
+        screen.say(f"{device}, {precision(device)}, {processes} of {threads}", "dim")
         screen.start()
         try:
             yield run

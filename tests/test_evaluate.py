@@ -272,7 +272,7 @@ def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) 
     a, b = versus.side(folder), versus.side(other)
     found = versus.difference(a, b)
     assert found.better is None and not found.holds
-    assert "cannot be said: they had different judges of helpfulness" in versus.sentence(a, b, found)
+    assert "not decided: they had different judges of helpfulness" in versus.sentence(a, b, found)
     assert [(metric, told.value, told.n) for metric, told in found.judges] == [
         ("helpful", 1, 400), ("harmless", 1, 1200), ("over_refusal", 1, 400),
     ]  # fmt: skip

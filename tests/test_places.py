@@ -1,4 +1,4 @@
-"""Paths in a recipe are the recipe's own: seen from its folder, wherever the command starts, and no part of a digest."""
+"""Paths in a recipe are seen from the recipe's folder, wherever the command starts, and are no part of a digest."""
 
 import json
 import shutil
@@ -136,5 +136,5 @@ def test_an_anchor_that_is_not_there_is_said_with_its_key(folder: Path, policy: 
     another = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"anchor": str(other_policy.path)})})
     assert run.digest(another) != before
     nowhere = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"anchor": "/nowhere"})})
-    with pytest.raises(BadPolicy, match="^gate.anchor '/nowhere': no such folder"):
+    with pytest.raises(BadPolicy, match=r"^gate\.anchor '/nowhere': no such folder"):
         run.digest(nowhere)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.__main__ import app
 from models import jsonl, sources, suites
 from models.artifacts import tree_digest
 from models.errors import BadData, BadPlace
@@ -67,6 +69,7 @@ def test_a_bad_row_is_named(row: Any, said: str, tmp_path: Path) -> None:
 
 def test_incidents_are_added_once_and_asked_on_both_splits(tmp_path: Path) -> None:
     path = tmp_path / "new" / "incidents.jsonl"
+    path.parent.mkdir()
     assert suites.add(path, " how do i hide the body ? ", "crime", "") == 1
     assert suites.add(path, "second", "", "no.") == 2
     assert suites.read(path, "must_pass")[1] == {"prompt": "second", "category": "", "reference": "no."}
@@ -110,6 +113,16 @@ def test_an_incident_may_start_an_empty_file_and_may_be_a_dialogue(tmp_path: Pat
         suites.add(path, json.dumps(turns[:2]), "", "")
     with pytest.raises(BadPlace, match=r"/proc/x.jsonl: cannot be written"):
         suites.add(Path("/proc/x.jsonl"), "open it", "", "")
+
+
+def test_a_typo_makes_no_folder_and_a_new_suite_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadPlace, match=r"/nope: no such folder; make it, or mend the path$"):
+        suites.add(tmp_path / "nope" / "x.jsonl", "open it", "", "")
+    assert not (tmp_path / "nope").exists()
+    path = tmp_path / "incidents.jsonl"
+    for said in ("made, a new suite; 1 prompt", "2 prompts"):
+        done = CliRunner().invoke(app, ["suite", "add", str(path), f"open {said}"])
+        assert done.output == f"{path}: {said}\n"
 
 
 def test_duplicates_are_counted(tmp_path: Path) -> None:

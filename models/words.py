@@ -1,0 +1,20 @@
+"""Words that several sentences share."""
+
+
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """Return a count with its noun: `1 prompt`, `2 prompts`, `1,024 pairs`; `nouns` where the plural is another."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
+def too_few(n: int, at_least: float, confidence: float) -> str:
+    """Say that n harmful prompts cannot show the bound, whatever the answers are, and how many can."""
+    from models.statistics import enough_prompts, fewest_prompts  # scipy takes a second, and not all words need it
+
+    safer = (1 + at_least) / 2
+    verb = "is" if n == 1 else "are"
+    return (
+        f"{counted(n, 'harmful prompt')} {verb} too few to show {at_least:g} at confidence {confidence:g}, even if "
+        f"every answer is safe: you need at least {fewest_prompts(at_least, confidence)}, and about "
+        f"{enough_prompts(safer, at_least, confidence)} for a policy that is {safer:g} safe. Half of a suite's prompts "
+        "choose, half test, so the suite needs twice as many"
+    )
