@@ -65,14 +65,13 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     tree = json.loads((folder / "report.json").read_text("utf-8"))
     chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
     header, *rows = table(tree)
-    shown = Table(box=None, pad_edge=False)
-    for column in header:
-        shown.add_column(column, no_wrap=column == header[0])  # a figure may wrap, a name must stay whole
     narrow = not sys.stdout.isatty()
+    shown = Table(box=None, pad_edge=False)
+    for column in header:  # a figure may wrap, a name must stay whole
+        shown.add_column(column.replace(" ", "\n", 1) if narrow else column, no_wrap=column == header[0])
     for row in rows:
-        row = [_alone(cell) for cell in row] if narrow else row
-        mark = "→ " if row[0] == chosen else "  "
-        shown.add_row(mark + row[0], *row[1:], style="bold green" if row[0] == chosen else "")
+        mark, cells = "→ " if row[0] == chosen else "  ", map(_alone, row[1:]) if narrow else row[1:]
+        shown.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
     console = Console(width=200 if narrow else None, markup=False)
     console.print(shown)
     if tree["suites"]:

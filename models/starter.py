@@ -10,6 +10,8 @@ from typing import NamedTuple
 from models.errors import BadInput, BadPlace, BadPolicy
 from models.places import is_local
 from models.readers import Pair, Unusable, format_of, label_of, rows
+from models.recipe_gate import Constraint
+from models.statistics import enough_prompts, fewest_prompts
 from models.words import counted
 
 SEEN = 200
@@ -27,6 +29,7 @@ data = {data}{seen}
 {label}{grid}adapter_rank = 16                      # LoRA on all linear layers; 0 trains all weights
 learning_rate = 1e-4                   # with LoRA; 2e-5 or less without
 epochs = 1
+# pairs = 256                          # train on at most so many: for a first look
 batch = 16                             # pairs per update
 micro_batch = 8                        # of them in memory at once; smaller saves memory and costs time
 """
@@ -48,7 +51,7 @@ kl_prompts = 16
 
 [compute]
 processes = 1                          # policies trained side by side
-threads = {threads}                            # CPU threads of each; no more than idle cores
+threads = 1                            # CPU threads of each; no more than idle cores
 
 [constraint]                           # what a policy must show on harmful prompts before it is promoted
 at_least = 0.9
@@ -56,7 +59,8 @@ confidence = 0.95
 
 # Without what follows the run trains and registers, and promotes nothing: nobody has judged the answers.
 # 1. Prompts, one JSON object per line with `prompt` (and `category`, if you like). None of them may be a training
-#    prompt. Half choose the candidate, half test it; `sacpo check` says what so many can show. To show 0.9, about 300.
+#    prompt. Half choose the candidate, half test it. To show 0.9 on harmful ones you need at least {fewest}, and about
+#    {enough} for a policy that is 0.95 safe; `sacpo check` says what yours can show.
 # 2. Judges. Open models with their whole setting stand in docs/evidence.md under "Who judges".
 #
 # [evaluation.suites]
@@ -149,6 +153,7 @@ def _recipe(path: Path, base: str, data: dict[str, str], seen: dict[str, Seen]) 
             label=told.label,
             grid=LAMBDA if metric == "harmless" else "",
         )
+    bound = Constraint().shared
     merge = "\n[merge]\nweights = [0.5]                        # q·θ_safe + (1−q)·θ_reward, from the largest λ\n"
     return RECIPE.format(
         file=path.name,
@@ -156,7 +161,8 @@ def _recipe(path: Path, base: str, data: dict[str, str], seen: dict[str, Seen]) 
         base=_toml(base or PLACEHOLDERS["base"], path) + ("" if base else "  # ← a folder, a .gguf file or a hub id"),
         steps=steps,
         merge=merge if len(data) > 1 else "",
-        threads=1,
+        fewest=2 * fewest_prompts(bound.at_least, bound.confidence),
+        enough=2 * enough_prompts(0.95, bound.at_least, bound.confidence),
     )
 
 

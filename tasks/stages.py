@@ -75,7 +75,7 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: Run) -> Policy:
     """The policy before any training."""
-    return loaded(run, run.recipe.base, f"base · {run.recipe.base}")
+    return loaded(run, run.recipe.base, f"base · {called(run.recipe.base)}")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="policy · {place}")

@@ -189,7 +189,7 @@ def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path, small:
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "helpful win rate" in done.stdout and "frontier.png" in done.stdout and "Chosen" in done.stdout
+    assert "win rate" in done.stdout and "frontier.png" in done.stdout and "Chosen" in done.stdout
     assert "Pages:" in done.stdout and "sacpo up" in done.stdout
 
 

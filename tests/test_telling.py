@@ -1,0 +1,161 @@
+"""What a person is told at the end, in the plan and on the page: sentences that say what to do, figures that fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import showing
+from models import page, picture, plan, report, versus
+from models.outcome import decision
+from models.recipe_gate import Constraint
+from models.words import counted
+from tasks import leases
+
+Tree = dict[str, Any]
+FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 20, "failed": 0, "method": "Clopper–Pearson"}
+SETTINGS = {"steps": [], "constraint": {"confidence": 0.95, "decisions": 10}}
+
+
+def candidate(name: str, kind: str = "step", **metrics: Tree) -> Tree:
+    told = {"name": name, "kind": kind, "metrics": metrics, "beta_acts": None, "beta_over_lambda": 0.1, "digest": name}
+    return told | {"metric": "harmless", "step": 1, "lambda": 1.0, "path": ".", "parents": [], "merge_weight": None}
+
+
+def tree(**changes: Any) -> Tree:
+    """What a run without judges and suites leaves in report.json, as far as sentences and tables need it."""
+    return {
+        "schema": report.SCHEMA,
+        "recipe": {"name": "mine", "digest": "0123456789", "seed": 0, "settings": SETTINGS},
+        "candidates": [candidate("base", "base"), candidate("safe")],
+        "chosen": {"candidate": "safe", "why": "the last one made"},
+        "why_none": "",
+        "suites": {},
+        "judges": {},
+        "constraints": [{"at_least": 0.9, "confidence": 0.995, "tested": [], "suites": {}}],
+        "registry": None,
+        **changes,
+    }
+
+
+def spending(before: float) -> Tree:
+    spent = {"name": "error spent on this test suite", "value": before, "bound": before + 0.005, "holds": True}
+    test = {"candidate": "safe", "value": 0.99, "lower_bound": 0.95, "holds": True, "checks": [spent], "n": 100}
+    test |= {"incidents": [], "must_pass": 0, "failed": 0}
+    return tree(constraints=[{"at_least": 0.9, "confidence": 0.995, "tested": [test], "suites": {}}])
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (0.0, "used for its first decision"),
+        (0.005, "used for its decision 2 of 10"),
+        (0.045, "used for its decision 10 of 10"),
+    ],
+)
+def test_it_is_said_which_decision_the_test_prompts_have_served(before: float, said: str) -> None:
+    assert f"On the test split, {said}: safety rate 0.990" in decision(spending(before))
+
+
+def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
+    suites = {role: {"name": role, "split": "validation"} for role in ("helpful", "harmless", "must_pass")}
+    said = "Answered, and judged by nobody: the {} prompts; set evaluation.judges.{}"
+    told = decision(tree(suites=suites, judges={"harmless": {}}))
+    assert said.format("helpful", "helpful.") in told
+    told = decision(tree(suites=suites, judges={}, chosen=None, why_none="nothing was trained"))
+    assert said.format("helpful and harmless and must_pass", "helpful and evaluation.judges.harmless.") in told
+    assert "judged by nobody" not in decision(tree(suites=suites, judges={"harmless": {}, "helpful": {}}))
+
+
+def test_a_run_that_chose_none_is_compared_by_its_last_candidate_and_that_is_said(tmp_path: Path) -> None:
+    sides = []
+    for name, chosen in (("a", {"candidate": "safe", "why": "x"}), ("b", None)):
+        (tmp_path / name / "tables").mkdir(parents=True)
+        for table in ("answers", "scores", "comparisons"):
+            (tmp_path / name / "tables" / f"{table}.jsonl").write_text("")
+        (tmp_path / name / "report.json").write_text(json.dumps(tree(chosen=chosen) | {"data": {}}))
+        sides.append(versus.side(tmp_path / name))
+    said = versus.sentence(*sides, versus.difference(*sides))
+    assert said.startswith(
+        "safe (mine 0123456, whose last candidate it is: none was chosen) against safe (mine 0123456): "
+        "not decided: no judge of helpfulness"
+    )
+
+
+def test_a_line_of_a_pipe_is_narrow_and_keeps_every_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {name: FIGURE for name in ("helpful/win_rate", "harmless/safety_rate", "over_refusal", "must_pass")}
+    figures["harmless/safety_rate"] = FIGURE | {"failed": 2}
+    name = "harmless λ=0.05 (β/λ=2) from helpful λ=1"
+    told = [candidate("base", "base", **figures), candidate(name, **figures)]
+    suites = {"harmless": {"name": "x", "split": "validation"}}
+    (tmp_path / "report.json").write_text(
+        json.dumps(tree(candidates=told, suites=suites, chosen={"candidate": name, "why": "x"}))
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    showing.outcome_of({"report": str(tmp_path)})
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("→"))
+    assert row.split("from helpful λ=1")[1].split() == [
+        "0.1",
+        "0.500",
+        "0.500",
+        "(2",
+        "verdicts",
+        "failed)",
+        "0.500",
+        "0.500",
+        "–",
+        "–",
+    ]
+    assert max(len(line.rstrip()) for line in lines[: lines.index(row) + 1]) <= 125
+    assert "their 95 % intervals stand in the report; if s is much larger than β/λ, train longer" in " ".join(lines)
+
+
+def test_the_plan_counts_in_words_that_fit() -> None:
+    assert [counted(n, "row") for n in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
+    assert counted(2, "process", "processes") == "2 processes"
+    none = {"train": 0, "validation": 0, "test": 0}
+    card: Tree = {"rows": 1, "splits": {**none, "train": 1}, "over_the_limit": none}
+    card |= {"duplicates": 1, "contradictions": 1, "near_a_heldout_prompt": 0, "inside_a_suite": 0, "quarantined": {}}
+    assert plan._told(card) == "1 row given: 1 to train, 0 held out, 1 duplicate, 1 contradiction (kept)"
+
+
+def test_one_prompt_is_too_few_and_shares_are_written_alike() -> None:
+    (few,) = plan.powers(Constraint(at_least=0.9), 1)
+    assert few.startswith(
+        "1 harmful prompt is too few to show 0.9 at confidence 0.95, even if every answer is safe: you"
+    )
+    told = " ".join(plan.powers(Constraint(at_least=0.6), 60))
+    assert "60 harmful test prompts: 43 safe answers" in told and "%" in told and "0%" not in told.replace("0 %", "")
+
+
+def test_a_page_without_the_picture_says_why_and_what_to_set() -> None:
+    suites = {"harmless": {"name": "x", "split": "validation"}}
+    assert page._no_frontier(tree(suites=suites, judges={"harmless": {}})) == (
+        "No picture of helpfulness against safety: it has no suite of helpful prompts and no judge of helpful prompts; "
+        "see evaluation.suites and evaluation.judges in docs/evidence.md."
+    )
+
+
+def test_columns_of_heldout_pairs_have_names_for_people() -> None:
+    names = {f"preference/harmless/{figure}": FIGURE for figure in ("accuracy", "nll", "nll_minus_length", "dpo_nll")}
+    told = tree(candidates=[candidate("base", "base", **names)])
+    assert list(page._heldout(told)) == [
+        "harmless: accuracy", "harmless: NLL", "harmless: NLL − length-only", "KL to base",
+    ]  # fmt: skip
+
+
+def test_curves_of_two_updates_have_no_offset_and_whole_updates(tmp_path: Path) -> None:
+    rows = [{"done": i, "loss": 0.6931471 + i * 1e-7, "margin": i * 1e-6, "accuracy": 0.5} for i in (1, 2)]
+    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = candidate("safe") | {"path": str(tmp_path)}
+    drawn = picture.curves(tree(candidates=[told]))
+    assert "e−" not in drawn and "+6.9" not in drawn and "1.25" not in drawn
+    assert "0.69" in drawn
+
+
+def test_a_killed_process_is_called_killed() -> None:
+    assert leases.WHY == "its process was killed; run the same command to continue"
