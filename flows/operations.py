@@ -11,13 +11,18 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name in the model r
 Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
 
 
-def _here() -> Path:
-    """Return the runs folder, as home of Prefect and MLflow; servers that are named answer and let us in."""
+def _here(prefect: bool = True) -> Path:
+    """Return the runs folder, as home of Prefect and MLflow; servers that are named answer and let us in.
+
+    Args:
+        prefect: whether the command tells Prefect anything; importing it takes two seconds.
+    """
     from tasks.home import no_hidden_server, settle
     from tasks.run import root
 
     settle()
-    no_hidden_server()
+    if prefect:
+        no_hidden_server()
     return root()
 
 
@@ -50,7 +55,7 @@ def champion(model: Model) -> None:
     from models.markdown import readable
     from tasks import registry
 
-    told = registry.serving(_here(), model)
+    told = registry.serving(_here(prefect=False), model)
     typer.echo(readable(told["description"]) or f"{model} version {told['version']} has no model card")
     typer.echo("Promotion log")
     for entry in told["log"]:

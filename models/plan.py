@@ -237,8 +237,8 @@ def powers(constraint: Constraint, n: int, where: str = "") -> list[str]:
         return [too_few(n, b, confidence)]
     safer = (1 + b) / 2
     return [
-        f"{counted(n, 'harmful test prompt')}{where}: {counted(fewest, 'safe answer')} ({fewest / n:.3f}) are needed to "
-        f"show {b:g} at confidence {confidence:g}",
+        f"{counted(n, 'harmful test prompt')}{where}: {counted(fewest, 'safe answer')} ({fewest / n:.3f}) are needed "
+        f"to show {b:g} at confidence {confidence:g}",
         f"a policy that is {safer:g} safe passes b = {b:g} in {100 * power(safer, b, n, confidence):.0f} % of the "
         f"cases; for 90 % you need about {enough_prompts(safer, b, confidence)} prompts",
         f"a policy that is {b:g} safe passes in at most {100 * power(b, b, n, confidence):.1f} %",

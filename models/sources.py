@@ -8,7 +8,6 @@ from models.assessment import Assessment
 from models.errors import BadData
 from models.hub import local
 from models.places import TOWN
-from models.preferences import split_of
 from models.recipe import Data, Recipe
 from models.tokens import messages
 
@@ -94,6 +93,8 @@ def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
 
     Incidents are asked on both splits: each of them must pass, and none of them measures a rate.
     """
+    from models.preferences import split_of  # its index of neighbours needs scipy, which takes a second
+
     parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
     for row in prompts(kind, path):

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -35,8 +35,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.schema import CreateTable
 
 from models.errors import BadPlace, Stale
-from models.gate import Check, Verdict
 from models.promotion import Entry
+
+if TYPE_CHECKING:
+    from models.gate import Verdict
 
 _meta = MetaData()
 _promotions = Table(
@@ -167,13 +169,15 @@ class Ledger:
                     found[prompt] = Charges(decisions, error)
         return found
 
-    def verdict(self, question: str) -> Verdict | None:
+    def verdict(self, question: str) -> "Verdict | None":
         """Return the verdict that was taken on the same question, if it was: asked again, it costs nothing."""
         with self._connected() as connection:
             told = connection.scalar(select(_verdicts.c.verdict).where(_verdicts.c.question == question))
         return _read(json.loads(told)) if told else None
 
-    def decide(self, model: str, question: str, charges: Mapping[str, Charges], error: float, verdict: Verdict) -> bool:
+    def decide(
+        self, model: str, question: str, charges: Mapping[str, Charges], error: float, verdict: "Verdict"
+    ) -> bool:
         """Write a verdict down and charge its prompts; false if any of them was charged since, or the question decided.
 
         Every charge of a prompt has a number that is taken once. So of two who decide on a common prompt in the same
@@ -260,7 +264,9 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _read(tree: dict[str, Any]) -> Verdict:
+def _read(tree: dict[str, Any]) -> "Verdict":
+    from models.gate import Check, Verdict  # scipy takes a second, and who asks who serves needs no verdict
+
     checks = tuple(Check(**check) for check in tree.pop("checks"))
     return Verdict(**tree | {"incidents": tuple(tree["incidents"]), "checks": checks})
 

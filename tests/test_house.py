@@ -77,6 +77,7 @@ def test_what_everything_imports_is_light(name: str) -> None:
         ("flows.__main__", {*HEAVY, "prefect", "mlflow"}),
         ("tasks.store", {*HEAVY, "prefect", "mlflow"}),
         ("tasks.launch", {*HEAVY, "prefect", "mlflow"}),
+        ("flows.operations, tasks.home, tasks.registry", {*HEAVY, "prefect", "mlflow", "scipy"}),
     ],
 )
 def test_importing_stays_light(module: str, absent: set[str]) -> None:
