@@ -9,8 +9,9 @@ from models.errors import BadInput
 NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*"]
 """What is fetched of a model: never code, never pickled weights."""
-FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml")
-FILES += (".yaml", ".yml", ".txt", ".md")  # tasks and rubrics
+ROWS_OR_WEIGHTS = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml")
+FILES = (*ROWS_OR_WEIGHTS, ".yaml", ".yml", ".txt", ".md")
+"""Endings that no hub id has: data, weights, tasks, rubrics."""
 ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
 
 
