@@ -13,7 +13,8 @@ import numpy as np
 from models import jsonl
 from models.errors import BadData
 from models.figures import by_prompt, per_prompt
-from models.readers import Unusable, rows
+from models.formats import truth
+from models.readers import every
 from models.statistics import Estimate, bounded_mean, rate, win
 
 Row = dict[str, Any]
@@ -87,12 +88,9 @@ def labels(path: Path) -> list[tuple[Any, str, bool]]:
     Raises:
         BadData: a row lacks `prompt`, `answer` or `good` (true, false, 1, 0, yes or no).
     """
-    truths = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     found = []
-    for number, row in rows(path):
-        if isinstance(row, Unusable):
-            raise BadData(f"{path}: row {number}: {row}")
-        good = truths.get(str(row.get("good")).strip().lower())
+    for number, row in every(path):
+        good = truth(row.get("good"))
         if not row.get("prompt") or not isinstance(row.get("answer"), str) or good is None:
             raise BadData(f"{path}: row {number}: needs `prompt`, `answer` and `good` (true or false)")
         found.append((row["prompt"], row["answer"], good))

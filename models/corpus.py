@@ -1,11 +1,11 @@
 """The corpus of the optional supervised step: prompt and answer, without the prompts of any suite."""
 
 from pathlib import Path
-from typing import Any
 
 from models import readers
 from models.artifacts import Sources
 from models.errors import BadData
+from models.formats import Fields, taught
 from models.neighbours import text_of
 from models.preferences import refuse_contamination, suite_prompts
 from models.recipe import Data
@@ -16,10 +16,10 @@ def dialogues(sources: Sources, config: Data) -> list[tuple[list[Message], list[
     """Return (prompt, [answer]) of every row that may be trained on.
 
     Raises:
-        BadData: the corpus is missing or empty, a row lacks `prompt` or `completion`, or prompts stand in a suite.
+        BadData: the corpus is missing or empty, a row cannot be used, or prompts stand in a suite.
     """
     path = sources.file("sft")
-    found = [_taught(path, number, row) for number, row in readers.rows(path)]
+    found = [_taught(path, number, row) for number, row in readers.every(path)]
     suites = suite_prompts(sources, config)
     texts = [text_of(prompt) for prompt, _ in found]
     inside = [suites.holds(text) for text in texts]
@@ -31,8 +31,10 @@ def dialogues(sources: Sources, config: Data) -> list[tuple[list[Message], list[
     return kept
 
 
-def _taught(path: Path, number: int, row: Any) -> tuple[list[Message], list[str]]:
+def _taught(path: Path, number: int, row: readers.Row) -> tuple[list[Message], list[str]]:
     """Return prompt and answer of one row."""
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-        raise BadData(f"{path}: row {number} needs a `prompt` and a `completion`, both text")
-    return [Message(role="user", content=row["prompt"])], [row["completion"]]
+    try:
+        prompt, answer = taught(Fields(row, {}, "", ""))
+    except readers.Unusable as error:
+        raise BadData(f"{path}: row {number}: {error}") from error
+    return prompt, [answer]

@@ -136,7 +136,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
     out.mkdir()
     try:
         made = preferences.prepare(
-            origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data, out
+            origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data_of(step), out
         )
     except BadInput as error:
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
@@ -147,23 +147,26 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
 
 
 def _told(card: dict[str, Any]) -> str:
-    """Say in one line what became of the rows."""
-    quarantined = sum(card["quarantined"].values())
-    reasons = sorted(card["quarantined"].items(), key=lambda one: -one[1])[:3]
-    why = f" ({'; '.join(f'{count:,} {reason}' for reason, count in reasons)})"
-    over = card["over_the_limit"]
-    parts = [
-        (card["duplicates"], "duplicate", "duplicates"),
-        (card["near_a_heldout_prompt"], *2 * ["near a held-out prompt"]),
-        (card["inside_a_suite"], *2 * ["inside a suite"]),
-        (over["train"], *2 * ["over the step's limit of pairs"]),
-        (over["validation"] + over["test"], *2 * ["over data.heldout"]),
-        (quarantined, *2 * [f"quarantined{why}"]),
-        (card["contradictions"], "contradiction (kept)", "contradictions (kept)"),
-    ]
-    held = card["splits"]["validation"] + card["splits"]["test"]
-    dropped = "".join(f", {counted(*part)}" for part in parts if part[0])
-    return f"{counted(card['rows'], 'row')} given: {card['splits']['train']:,} to train, {held:,} held out{dropped}"
+    """Say in one line what became of the rows; the counts are rows, and add up to those given."""
+    became = dict(card["rows_became"])
+    train, held = became.pop("train", 0), became.pop("validation", 0) + became.pop("test", 0)
+    lines = card["splits"]
+    answers = f" (as {counted(lines['train'], 'answer')})" if card["splits_hold"]["train"] == "answers" else ""
+    pairs = lines["validation"] + lines["test"]
+    in_pairs = f" (as {counted(pairs, 'pair')})" if held != pairs else ""
+    others = sorted(became.items(), key=lambda one: -one[1])
+    dropped = "".join(f"; {count:,} not used: {reason}" for reason, count in others[:5])
+    more = sum(count for _, count in others[5:])
+    dropped += f"; {more:,} not used for other reasons" if more else ""
+    sentence = (
+        f"{counted(card['rows'], 'row')} given: {train:,} to train{answers}, {held:,} held out{in_pairs}{dropped}"
+    )
+    notes = {
+        "contradictions, kept": card["contradictions"],
+        "columns not used": ", ".join(card["columns_not_used"]),
+        "files not read": ", ".join(card["files_not_read"]),
+    }
+    return sentence + "".join(f"; {name}: {value}" for name, value in notes.items() if value)
 
 
 def _parameters(base: str) -> int:

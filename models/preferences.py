@@ -1,31 +1,33 @@
 """Raw comparisons in; validated, split, fingerprinted pairs out.
 
-A row that cannot be used goes to `quarantine.jsonl` with file, row number and reason, never silently. A prompt's
-split is a salted hash of the prompt alone: new data never move a test prompt into training.
+Every row that is given is used, or named with a reason: one that cannot be used goes to `quarantine.jsonl` with file,
+row number and reason, and the data card counts what became of all of them. A prompt's split is a salted hash of the
+prompt alone: new data never move a test prompt into training.
 """
 
 import hashlib
-import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from models import jsonl
+from models import jsonl, readers
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
+from models.formats import PKU_LABEL, Example, Fields, Format, Judged, Pair, example, format_of
 from models.neighbours import Neighbourhood, text_of
-from models.readers import PKU_LABEL, Judged, Pair, Row, Unusable, alone, format_of, label_of, rows, unpaired
+from models.readers import Dropped, Row, Unusable
 from models.recipe import Contaminated, Data
+from models.splits import Fates, Partners, Split
 from models.tokens import Message, messages
 
 TRAIN, HELDOUT = ("train",), ("validation", "test")
 SPLITS = TRAIN + HELDOUT
 DUPLICATE = "exact duplicate of an earlier row"
-"""Dropped and counted, but no sign of a broken file: it does not count as a bad row."""
-
-
+ALONE = "held out, but no answer of the other kind to the same prompt makes a pair with it"
+NEAR = "the prompt is nearly a held-out prompt"
+INSIDE = "the prompt stands in an evaluation suite, or nearly so"
 KEPT = "; all of them stand in "
 
 
@@ -35,81 +37,47 @@ def prepare(
     """Read, check, split and write the comparisons of one step to `out`.
 
     Writes `train.jsonl` (pairs: prompt, chosen, rejected; for KTO: prompt, answer, desirable), `validation.jsonl` and
-    `test.jsonl` (always pairs), `quarantine.jsonl` and the data card `card.json`. Memory grows by some hundred bytes
-    per row, not with the texts.
+    `test.jsonl` (always pairs; held-out unpaired answers of both kinds to one prompt make a pair), `quarantine.jsonl`
+    and the data card `card.json`. Memory grows by some hundred bytes per row, not with the texts.
+
+    Args:
+        role: which of the sources; also the key of the step in the recipe.
+        label: the column with the index of the preferred answer, empty for the one that the metric names.
+        limit: most lines of `train.jsonl`; 0 means all.
 
     Raises:
         BadData: the file is missing, empty, of another format, or has more bad rows than the recipe allows.
     """
     source = sources.file(role)
-    read: Callable[[Row, str], Pair] | None = None
-    counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    noted: Counter[str] = Counter()
-    seen: dict[bytes, int] = {}
-    files = {split: (out / f"{split}.jsonl").open("w", encoding="utf-8") for split in (*SPLITS, "quarantine")}
+    reading = _Reading(source, metric, method, label, config)
+    splits = {name: Split(out, name) for name in SPLITS}
+    fates = Fates(out, source.name)
+    partners = Partners(out / "partners.tmp")
     try:
-        for number, row in rows(source):
-            try:
-                if isinstance(row, Unusable):
-                    raise row
-                read = read or format_of(row, source)
-                pair = None if read is alone and method == "kto" else read(row, label or label_of(metric))
-                told = [pair] if method == "dpo" and pair else unpaired(row, metric, label, read)
-                split = split_of(told[0].prompt, config)
-                fresh = [one for one in told if _remember(one, seen, noted)]
-                if not fresh:
-                    raise Unusable(DUPLICATE)
-            except Unusable as reason:
-                reasons[str(reason)] += 1
-                _write(files["quarantine"], {"file": source.name, "row": number, "reason": str(reason)})
-                continue
-            if pair:
-                _note(row, pair, noted)
-            kept = fresh if split == "train" else [pair] if pair else []
-            counts[split] += len(kept)
-            for one in kept:
-                _write(files[split], one._asdict())
+        for number, row in readers.rows(source):
+            _place(reading, number, row, splits, fates, partners)
+        for number in partners.left():
+            fates.drop(number, ALONE)
+        over = {name: splits[name].limit(config.heldout, "data.heldout", fates) for name in HELDOUT}
+        first = _kept_apart(splits, sources, config, fates)
+        over["train"] = splits["train"].limit(limit, f"{role}.pairs", fates)
+        for split in splits.values():
+            split.settle(fates)
     finally:
-        for file in files.values():
-            file.close()
-    _limit(out, HELDOUT, config.heldout, counts)
-    near, inside = _kept_apart(out, sources, config)
-    counts["train"] -= near + inside
-    _limit(out, TRAIN, limit, counts)
-    duplicates = reasons.pop(DUPLICATE, 0)
-    bad, good = sum(reasons.values()), sum(counts.values()) + near + inside
-    if bad > config.bad_rows * (good + bad):
-        why, times = reasons.most_common(1)[0]
-        numbers = [str(row["row"]) for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
-        raise BadData(
-            f"{source}: {bad} of {good + bad} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
-            f"most often ({times} times, first in rows {', '.join(numbers)}): {why}{KEPT}{out / 'quarantine.jsonl'}"
-        )
-    if not counts["train"]:
+        fates.close()
+    became = fates.counts()
+    _refuse(source, out, reading.bad, sum(became.values()) - became.get(DUPLICATE, 0), config)
+    refuse_contamination(became.get(INSIDE, 0), first, config)
+    if not len(splits["train"]):
         raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")
-    content = content_digest({split: file_digest(out / f"{split}.jsonl") for split in SPLITS})
-    splits = {split: counts[split] for split in SPLITS}
-    card = {
-        "source": source.name,
-        "metric": metric,
-        "rows": good + bad + duplicates,
-        "splits": splits,
-        "over_the_limit": {split: counts[f"{split}, over the limit"] for split in SPLITS},
-        "quarantined": dict(reasons),
-        "duplicates": duplicates,
-        "near_a_heldout_prompt": near,
-        "inside_a_suite": inside,
-        "contradictions": noted["contradictions"],
-        "multi_turn": _share(noted["multi_turn"], noted["pairs"]),
-        "chosen_is_longer": _share(noted["longer"], noted["pairs"]),
-        "mean_characters": {side: _share(noted[side], noted["pairs"]) for side in ("chosen", "rejected")},
-        "helpful_and_harmless_disagree": _share(noted["disagree"], noted["both_labels"]),
-        "both_answers_unsafe": _share(noted["unsafe"], noted["safe_labels"]),
-        "content_sha256": content,
-    }
-    (out / "card.json").write_text(json.dumps(card, indent=1))
-    return Preferences(path=out, digest=content, metric=metric, counts={**splits, "quarantined": bad})
+    content = content_digest({name: file_digest(splits[name].path) for name in SPLITS})
+    lines = {name: len(splits[name]) for name in SPLITS}
+    card = reading.card(source, lines, became, over)
+    (out / "card.json").write_text(
+        json.dumps(card | {"content_sha256": content}, indent=1, ensure_ascii=False), "utf-8"
+    )
+    bad = sum(reading.bad.values())
+    return Preferences(path=out, digest=content, metric=metric, counts={**lines, "quarantined": bad})
 
 
 def pairs(path: Path) -> Iterator[Pair]:
@@ -131,29 +99,126 @@ def split_of(prompt: list[Message], config: Data) -> str:
     return "validation" if place < config.test + config.validation else "train"
 
 
-def _kept_apart(out: Path, sources: Sources, config: Data) -> tuple[int, int]:
-    """Drop training rows whose prompt is nearly a held-out prompt, or stands in a suite; return how many of each.
+class _Reading:
+    """The rows of one file being read: their format, what was seen before, and what the data card tells."""
 
-    Raises:
-        BadData: a training prompt stands in a suite, and the recipe says to fail.
-    """
+    def __init__(self, source: Path, metric: str, method: str, label: str, config: Data) -> None:
+        self.source, self.metric, self.method, self.label, self.config = source, metric, method, label, config
+        self.format: Format | None = None
+        self.bad: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
+        self.formats: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
+        self.seen: dict[bytes, int] = {}
+
+    def read(self, row: Row | Unusable) -> tuple[Example, list[Pair | Judged]]:
+        """Return what a row gives, and what of it was not seen before.
+
+        Raises:
+            Unusable: the row cannot be used, or says nothing new.
+        """
+        if isinstance(row, Unusable):
+            raise row
+        fields = Fields(row, self.config.columns.named, self.metric, self.label)
+        known = format_of(fields, str(self.source), self.format)
+        self.format = self.format or known
+        found = example(fields, known, self.method)
+        told: Sequence[Pair | Judged] = found.answers or [one for one in (found.pair,) if one]
+        fresh = [one for one in told if _remember(one, self.seen, self.noted)]
+        if not fresh:
+            raise Dropped(DUPLICATE)
+        if found.answers:
+            self.noted["answers"] += len(told)
+            self.noted["desirable"] += sum(one.desirable for one in found.answers)
+            self.noted["repeated"] += len(told) - len(fresh)
+        self.formats[known.name] += 1
+        self.unused.update(fields.unused)
+        if found.pair:
+            _note(row, found.pair, self.noted)
+        return found, fresh
+
+    def card(self, source: Path, lines: dict[str, int], became: dict[str, int], over: dict[str, int]) -> dict[str, Any]:
+        """Return the data card: units are rows of the file, but where it says pairs or answers."""
+        noted = self.noted
+        return {
+            "source": source.name,
+            "formats": dict(self.formats),
+            "metric": self.metric,
+            "rows": sum(became.values()),
+            "rows_became": became,
+            "splits": lines,
+            "splits_hold": {"train": "answers" if self.method == "kto" else "pairs"} | dict.fromkeys(HELDOUT, "pairs"),
+            "over_the_limit": over,
+            "quarantined": dict(self.bad),
+            "duplicates": became.get(DUPLICATE, 0),
+            "near_a_heldout_prompt": became.get(NEAR, 0),
+            "inside_a_suite": became.get(INSIDE, 0),
+            "columns_not_used": dict(self.unused),
+            "files_not_read": readers.unread(source),
+            "contradictions": noted["contradictions"],
+            "answers_given": noted["answers"],
+            "answers_repeated": noted["repeated"],
+            "answers_desirable": _share(noted["desirable"], noted["answers"]),
+            "multi_turn": _share(noted["multi_turn"], noted["pairs"]),
+            "chosen_is_longer": _share(noted["longer"], noted["pairs"]),
+            "mean_characters": {side: _share(noted[side], noted["pairs"]) for side in ("chosen", "rejected")},
+            "helpful_and_harmless_disagree": _share(noted["disagree"], noted["both_labels"]),
+            "both_answers_unsafe": _share(noted["unsafe"], noted["safe_labels"]),
+        }
+
+
+def _place(
+    reading: _Reading, number: int, row: Row | Unusable, splits: dict[str, Split], fates: Fates, partners: Partners
+) -> None:
+    """Write what a row gives to the split of its prompt, or say why not."""
+    try:
+        found, fresh = reading.read(row)
+    except Unusable as reason:
+        fates.drop(number, str(reason))
+        if not isinstance(reason, Dropped):
+            reading.bad[str(reason)] += 1
+        return
+    split = splits[split_of(fresh[0].prompt, reading.config)]
+    fates.take(number, split.name)
+    if split.name in TRAIN:
+        for one in fresh:
+            split.add(one, number)
+    elif found.pair:
+        split.add(found.pair, number)
+    elif met := partners.meet(found.answers[0], number):
+        split.add(met[0], number, met[1])
+
+
+def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, config: Data) -> None:
+    """Raise BadData if more rows are bad than the recipe allows."""
+    bad = reasons.total()
+    if bad > config.bad_rows * rows:
+        why, times = reasons.most_common(1)[0]
+        numbers = [str(row["row"]) for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
+        raise BadData(
+            f"{source}: {bad} of {rows} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
+            f"most often ({times} times, first in rows {', '.join(numbers)}): {why}{KEPT}{out / 'quarantine.jsonl'}"
+        )
+
+
+def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates: Fates) -> str:
+    """Drop training rows whose prompt is nearly a held-out one, or stands in a suite; return the first in a suite."""
+    for name in HELDOUT:
+        splits[name].file.close()
     suite = suite_prompts(sources, config)
-    held = (text_of(pair.prompt) for split in HELDOUT for pair in pairs(out / f"{split}.jsonl"))
+    held = (text_of(pair.prompt) for name in HELDOUT for pair in pairs(splits[name].path))
     apart = Neighbourhood(held, config.near_duplicates)
-    near, inside, first = 0, 0, ""
-    dropped = out / "train.new"
-    with (out / "train.jsonl").open("rb") as old, dropped.open("wb") as new:
-        for line in old:
-            text = text_of(json.loads(line)["prompt"])
-            in_suite, is_near = suite.holds(text), apart.holds(text)
-            inside += in_suite
-            first = first or (text if in_suite else "")
-            near += is_near and not in_suite
-            if not (in_suite or is_near):
-                new.write(line)
-    refuse_contamination(inside, first, config)
-    dropped.rename(out / "train.jsonl")
-    return near, inside
+    first: list[str] = []
+
+    def why_not(line: bytes) -> str:
+        text = text_of(json.loads(line)["prompt"])
+        if suite.holds(text):
+            first.append(text)
+            return INSIDE
+        return NEAR if apart.holds(text) else ""
+
+    splits["train"].sift(why_not, fates)
+    return next(iter(first), "")
 
 
 def suite_prompts(sources: Sources, config: Data) -> Neighbourhood:
@@ -171,19 +236,6 @@ def refuse_contamination(inside: int, first: str, config: Data) -> None:
             f"{' '.join(first.split())[:80]!r}; take them out, or set data.contaminated = 'drop' to leave them out of "
             "training"
         )
-
-
-def _limit(out: Path, splits: tuple[str, ...], most: int, counts: Counter[str]) -> None:
-    """Keep the `most` rows of each split with the smallest hash (all, if 0), in their order, and count the others."""
-    for split in splits if most else ():
-        path, new = out / f"{split}.jsonl", out / f"{split}.new"
-        with path.open("rb") as old:
-            smallest = set(heapq.nsmallest(most, (hashlib.sha256(line).digest() for line in old)))
-        with path.open("rb") as old, new.open("wb") as kept:
-            kept.writelines(line for line in old if hashlib.sha256(line).digest() in smallest)
-        new.rename(path)
-        counts[f"{split}, over the limit"] = max(0, counts[split] - most)
-        counts[split] -= counts[f"{split}, over the limit"]
 
 
 def _remember(told: Pair | Judged, seen: dict[bytes, int], noted: Counter[str]) -> bool:
@@ -216,7 +268,3 @@ def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
 
 def _share(count: int, of: int) -> float | None:
     return count / of if of else None
-
-
-def _write(file: Any, row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,51 +1,49 @@
-"""The formats people have, read row by row: one code path from a file to a pair.
+"""From a file or folder to its rows: the one way in for comparisons, suites, labelled samples and the corpus.
 
-A row that cannot be used is `Unusable`, with the reason; a file that cannot be trusted as a whole raises `BadData`.
+Only regular files and folders are opened, and what is read at once is bounded. A row that cannot be used is
+`Unusable`, with the reason; a file that cannot be trusted as a whole raises `BadData`.
 """
 
 import csv
 import gzip
 import json
 import lzma
+import os
 import re
+import stat
 import zlib
-from collections.abc import Callable, Iterator
-from io import TextIOWrapper
+from collections import Counter
+from collections.abc import Iterator
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 
+from models.artifacts import content_digest, file_digest
 from models.errors import BadData
-from models.tokens import Message
 
 Row = dict[str, Any]
-PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-
-
-class Pair(NamedTuple):
-    """One comparison: the answer `chosen` was preferred to `rejected` for this prompt."""
-
-    prompt: list[Message]
-    chosen: str
-    rejected: str
-
-
-class Judged(NamedTuple):
-    """One answer to a prompt, and whether it is desirable."""
-
-    prompt: list[Message]
-    answer: str
-    desirable: bool
+MAGIC = {".gz": ("gzip", b"\x1f\x8b"), ".xz": ("xz", b"\xfd7zXZ\x00")}
+ROW = 2**24
+"""Bytes of the longest row of text: several million tokens."""
+EXPANDS = 200
+"""A compressed file may become this many times larger; text becomes 3 to 20 times larger."""
+UNPACKED = 2**26
+"""Bytes that any compressed file may expand to."""
+WHOLE = 2**31
+"""Bytes of the largest .json file: it is held in memory as a whole."""
+FILES = 10_000
+"""Files and folders that a folder of data may hold."""
+HALF = re.compile("[\ud800-\udfff]")
+OTHER_SPLIT = "stands in a split that is not read"
 
 
 class Unusable(Exception):
     """Why a row goes to quarantine."""
 
 
-def label_of(metric: str) -> str:
-    """Return the column of PKU-SafeRLHF, or one named alike, that holds the label of a metric."""
-    return PKU_LABEL.get(metric, f"{metric}_response_id")
+class Dropped(Unusable):
+    """Why a row is not used that is no sign of a broken file: counted and named, but not as a bad row."""
 
 
 def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
@@ -54,18 +52,142 @@ def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
     Raises:
         BadData: the file is missing, empty, cut off in the middle, or of no known type.
     """
-    if not source.exists():
-        raise BadData(f"{source}: no such data file")
-    files = [source]
-    if source.is_dir() and not any((source / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
-        files = _parts(source)
     number = 0
-    for file in files:
+    for file in _parts(source):
         for row in _whole(file):
             number += 1
             yield number, row if isinstance(row, (dict, Unusable)) else Unusable("the row is not an object")
     if not number:
         raise BadData(f"{source}: holds no rows")
+
+
+def every(source: Path) -> Iterator[tuple[int, Row]]:
+    """Yield (row number, row) of a file in which every row must be usable.
+
+    Raises:
+        BadData: as `rows` does; or a row is unusable, which is named.
+    """
+    for number, row in rows(source):
+        if isinstance(row, Unusable):
+            if not isinstance(row, Dropped):
+                raise BadData(f"{source}: row {number}: {row}")
+        else:
+            yield number, row
+
+
+def digest(source: Path) -> str:
+    """Return the sha256 of a file of data, or one over all files of a folder, by name.
+
+    Raises:
+        BadData: there is nothing, or nothing that may be read.
+    """
+    try:
+        if not is_folder(source):
+            return file_digest(source)
+        return content_digest({str(path.relative_to(source)): file_digest(path) for path in _inside(source)})
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def unread(source: Path) -> list[str]:
+    """Return the data files of a folder that are left out, since others are named `train`."""
+    if not is_folder(source) or _of_datasets(source):
+        return []
+    read = set(_parts(source))
+    return [str(path.relative_to(source)) for path in _inside(source) if path.name.endswith(KNOWN) and path not in read]
+
+
+def is_folder(source: Path) -> bool:
+    """Return whether this is a folder and not a regular file.
+
+    Raises:
+        BadData: neither, as a pipe or a device: reading it may never end.
+    """
+    try:
+        mode = source.stat().st_mode
+    except FileNotFoundError:
+        raise BadData(f"{source}: no such data file") from None
+    except (OSError, ValueError) as error:  # a path too long, without rights, with NUL or half a character
+        raise _unreadable(source, error) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise BadData(f"{source}: neither a regular file nor a folder; copy the data into one")
+    return stat.S_ISDIR(mode)
+
+
+def parse(text: str) -> Any:
+    """Return a value of JSON; an object with a key twice, or a whole number of thousands of digits, is `Unusable`.
+
+    Raises:
+        ValueError, RecursionError: not JSON, or nested too deeply.
+    """
+
+    def whole(pairs: list[tuple[str, Any]]) -> Row | Unusable:
+        row = dict(pairs)
+        if len(row) == len(pairs):
+            return row
+        return Unusable(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands twice")
+
+    return json.loads(text, object_pairs_hook=whole, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | Unusable:
+    return int(digits) if len(digits) <= 4300 else Unusable("a number has more than 4,300 digits")
+
+
+def _sound(row: Any) -> Any:
+    """Return the row, or why it is unusable: what `parse` found inside, or half a character (a lone surrogate)."""
+    waiting = [row]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Unusable):
+            return value
+        if isinstance(value, str) and HALF.search(value):
+            return Unusable("a text holds half a character (a lone surrogate)")
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return row
+
+
+def _unreadable(source: Path, error: Exception) -> BadData:
+    why = getattr(error, "strerror", None) or error
+    return BadData(f"{str(source)!a}: cannot be read ({why}); give a file or folder that can")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return all regular files of a folder, sorted.
+
+    Raises:
+        BadData: there are too many.
+    """
+    found: list[Path] = []
+    entries = 0
+    for place, folders, names in os.walk(folder):
+        entries += len(folders) + len(names)
+        if entries > FILES:
+            raise BadData(f"{folder}: holds more than {FILES:,} files; give the folder that holds the data alone")
+        found += [path for name in names if (path := Path(place, name)).is_file()]
+    return sorted(found)
+
+
+def _of_datasets(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
+def _parts(source: Path) -> list[Path]:
+    """Return what to read one after the other; of a folder as hubs lay them out, those named `train` if there are any.
+
+    Raises:
+        BadData: there is nothing to read.
+    """
+    if not is_folder(source) or _of_datasets(source):
+        return [source]
+    files = [path for path in _inside(source) if path.name.endswith(KNOWN)]
+    train = [p for p in files if any(part.startswith("train") for part in p.relative_to(source).parts)]
+    if not files:
+        raise BadData(f"{source}: holds no {', '.join(KNOWN)}")
+    return train or files
 
 
 def _whole(file: Path) -> Iterator[Any]:
@@ -85,162 +207,73 @@ def _whole(file: Path) -> Iterator[Any]:
         raise BadData(f"{file}: the compressed file is cut off after row {number}; copy it again") from error
     except UnicodeDecodeError as error:
         raise BadData(f"{file}: row {number + 1} is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise _unreadable(file, error) from error
 
 
-def _parts(folder: Path) -> list[Path]:
-    """Return the data files of a folder, as hubs lay them out: those named `train` if there are any."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name.endswith(KNOWN)]
-    train = [p for p in files if any(part.startswith("train") for part in p.relative_to(folder).parts)]
-    if not files:
-        raise BadData(f"{folder}: holds no {', '.join(KNOWN)}")
-    return train or files
+class _Unpacked(RawIOBase):
+    """What a compressed file expands to, up to a bound: 4 GiB fit into 600 kB."""
 
+    def __init__(self, source: Path) -> None:
+        opened: Any = {".gz": gzip.open, ".xz": lzma.open}[source.suffix]
+        self.source, self.inner = source, cast(IO[bytes], opened(source, "rb"))
+        self.left = max(UNPACKED, EXPANDS * source.stat().st_size)
 
-def format_of(row: Row, source: Path) -> Callable[[Row, str], Pair]:
-    """Return the reader for files whose rows look like this one: `reader(row, label column)`.
+    def readable(self) -> bool:
+        return True
 
-    Raises:
-        BadData: no known format has these columns.
-    """
-    if {"response_0", "response_1"} <= row.keys():
-        return pku
-    if {"prompt", "completion", "label"} <= row.keys():
-        return alone
-    if {"chosen", "rejected"} <= row.keys():
-        both = row["chosen"], row["rejected"]
-        if "prompt" not in row and all(isinstance(text, str) for text in both):
-            return hh
-        return trl
-    raise BadData(
-        f"{source}: no known format has the columns {', '.join(sorted(row)) or '(none)'}; known are PKU-SafeRLHF "
-        "(prompt, response_0, response_1 and a label), HH-RLHF (chosen, rejected as dialogues), "
-        "TRL (prompt, chosen, rejected)"
-    )
+    def readinto(self, buffer: Any) -> int:
+        data = self.inner.read(len(buffer))
+        self.left -= len(data)
+        if self.left < 0:
+            raise BadData(
+                f"{self.source}: expands to more than {EXPANDS} times its size; if that is right, unpack it and give "
+                "the unpacked file"
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
-
-def pku(row: Row, label: str) -> Pair:
-    """Read PKU-SafeRLHF (Dai et al. 2024): two answers, and in `label` the index of the preferred one."""
-    prompt, *answers = (_text(row, field) for field in ("prompt", "response_0", "response_1"))
-    if label not in row:
-        raise Unusable(f"{label}: no such column; name the column that holds the label with `label` in the step")
-    if row.get(label) not in (0, 1, "0", "1") or isinstance(row[label], bool):
-        raise Unusable(f"{label}: must be 0 or 1")
-    winner = int(row[label])
-    return _checked(Pair([Message(role="user", content=prompt)], answers[winner], answers[1 - winner]))
-
-
-def hh(row: Row, label: str) -> Pair:
-    """Read HH-RLHF (Bai et al. 2022): two whole dialogues that differ in their last answer."""
-    sides = []
-    for field in ("chosen", "rejected"):
-        context, found, answer = _text(row, field).rpartition(ASSISTANT)
-        if not found:
-            raise Unusable(f"{field}: has no 'Assistant:' turn")
-        sides.append((context, answer.strip()))
-    (context, chosen), (other, rejected) = sides
-    if context != other:
-        raise Unusable("chosen and rejected have different contexts")
-    return _checked(Pair(_turns(context), chosen, rejected))
-
-
-def alone(row: Row, label: str) -> Pair:
-    """Refuse an unpaired row where pairs are needed."""
-    raise Unusable('the row holds one answer, DPO needs two; use method = "kto" for unpaired data')
-
-
-def trl(row: Row, label: str) -> Pair:
-    """Read TRL's preference format, plain or conversational, with the prompt given or implied."""
-    sides = [_messages(row, field) for field in ("chosen", "rejected")]
-    prompt = _messages(row, "prompt", role="user") if "prompt" in row else sides[0][:-1]
-    if "prompt" not in row and prompt != sides[1][:-1]:
-        raise Unusable("chosen and rejected have different contexts")
-    if "prompt" in row and any(len(side) != 1 for side in sides):
-        raise Unusable("chosen and rejected must hold one answer each when the prompt is given")
-    if any(side[-1]["role"] != "assistant" for side in sides):
-        raise Unusable("chosen and rejected must end with a turn of the assistant")
-    return _checked(Pair(prompt, sides[0][-1]["content"], sides[1][-1]["content"]))
-
-
-def unpaired(row: Row, metric: str, label: str, read: "Callable[[Row, str], Pair]") -> list[Judged]:
-    """Read one row for KTO.
-
-    Both answers of a PKU row by `is_response_i_safe`, where the metric is harmless and no label is named; TRL's
-    unpaired format (prompt, completion, label); or any pair as one desirable and one undesirable answer.
-    """
-    if read is alone:
-        answer = _messages(row, "completion")[-1]["content"]
-        return [_judged(_messages(row, "prompt", role="user"), answer, row.get("label"), "label")]
-    if read is pku and metric == "harmless" and not label:
-        asked = [Message(role="user", content=_text(row, "prompt"))]
-        fields = [(f"response_{i}", f"is_response_{i}_safe") for i in (0, 1)]
-        return [_judged(asked, _text(row, answer), row.get(flag), flag) for answer, flag in fields]
-    pair = read(row, label or label_of(metric))
-    return [Judged(pair.prompt, pair.chosen, True), Judged(pair.prompt, pair.rejected, False)]
-
-
-def _judged(prompt: list[Message], answer: str, flag: Any, field: str) -> Judged:
-    if flag not in (True, False, 0, 1):
-        raise Unusable(f"{field}: must be true or false")
-    if not answer.strip():
-        raise Unusable("the answer is empty")
-    return Judged(prompt, answer, bool(flag))
-
-
-def _checked(pair: Pair) -> Pair:
-    if not pair.prompt or pair.prompt[-1]["role"] != "user":
-        raise Unusable("prompt: must end with a turn of the user")
-    for field, text in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        if not text.strip():
-            raise Unusable(f"{field}: the answer is empty")
-    if pair.chosen == pair.rejected:
-        raise Unusable("the two answers are identical")
-    return pair
-
-
-def _text(row: Row, field: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise Unusable(f"{field}: {'must be text' if field in row else 'is missing'}")
-    if not value.strip():
-        raise Unusable(f"{field}: is empty")
-    return value
-
-
-def _messages(row: Row, field: str, role: str = "assistant") -> list[Message]:
-    value = row.get(field)
-    if isinstance(value, str):
-        return [Message(role=role, content=_text(row, field))]
-    if not isinstance(value, list) or not value:
-        raise Unusable(f"{field}: must be text or a list of messages")
-    for turn in value:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            raise Unusable(f"{field}: every message needs a role and a content, both text")
-    return [Message(role=turn["role"], content=turn["content"]) for turn in value]
-
-
-def _turns(context: str) -> list[Message]:
-    """Split an HH dialogue into messages."""
-    first, *parts = re.split(f"({HUMAN}|{ASSISTANT})", context)
-    if first.strip():
-        raise Unusable("the dialogue does not begin with a turn")
-    role = {HUMAN: "user", ASSISTANT: "assistant"}
-    return [Message(role=role[mark], content=text.strip()) for mark, text in zip(parts[::2], parts[1::2], strict=True)]
+    def close(self) -> None:
+        self.inner.close()
+        super().close()
 
 
 def _bytes_of(source: Path) -> IO[bytes]:
-    opened: Any = {".gz": gzip.open, ".xz": lzma.open}.get(source.suffix, open)
-    return cast(IO[bytes], opened(source, "rb"))
+    """Open a file, unpacking it if its name says so.
+
+    Raises:
+        BadData: the content is not what the name says.
+    """
+    with source.open("rb") as file:
+        start = file.read(8)
+    for ending, (name, magic) in MAGIC.items():
+        if start and start.startswith(magic) != (source.suffix == ending):
+            raise BadData(
+                f"{source}: the name ends in {ending} but the file is not {name}; rename it, or pack it"
+                if source.suffix == ending
+                else f"{source}: the file is {name}; add {ending} to its name"
+            )
+    return cast(IO[bytes], BufferedReader(_Unpacked(source), 2**16) if source.suffix in MAGIC else source.open("rb"))
 
 
 def _jsonl(source: Path) -> Iterator[Any]:
     with _bytes_of(source) as file:
-        for number, line in enumerate(file, 1):
+        number = 0
+        while line := file.readline(ROW + 1):
+            number += 1
+            if len(line) > ROW:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(ROW)
+                yield Unusable(f"the row is longer than {ROW:,} bytes")
+                continue
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
             try:
-                yield json.loads(text)
-            except (json.JSONDecodeError, RecursionError):
+                yield _sound(parse(text))
+            except RecursionError:
+                yield Unusable("nested too deeply")
+            except ValueError:
                 if not text.endswith("\n"):
                     raise BadData(
                         f"{source}: line {number} is cut off; the file is incomplete, copy it again"
@@ -249,36 +282,65 @@ def _jsonl(source: Path) -> Iterator[Any]:
 
 
 def _json(source: Path) -> Iterator[Any]:
+    """Yield the rows of a list, or of the split `train` of `{"train": […], …}`; the rows of other splits are named."""
+    content = bytearray()
     with _bytes_of(source) as file:
-        try:
-            found = json.loads(file.read().decode("utf-8-sig"))
-        except json.JSONDecodeError as error:
-            raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
-    if not isinstance(found, list):
+        while chunk := file.read(ROW):
+            content += chunk
+            if len(content) > WHOLE:
+                raise BadData(f"{source}: has more than {WHOLE:,} bytes, too many for one value of JSON; write .jsonl")
+    try:
+        found = parse(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    except RecursionError:
+        raise BadData(f"{source}: nested too deeply to be rows") from None
+    lists = {name: value for name, value in found.items() if isinstance(value, list)} if isinstance(found, dict) else {}
+    if len(lists) > 1 and "train" not in lists:
+        raise BadData(f"{source}: holds several lists ({', '.join(lists)}); give a file with one, or name one train")
+    if not (lists or isinstance(found, list)):
         raise BadData(f"{source}: must hold one list of rows")
-    yield from found
+    name = "train" if "train" in lists else next(iter(lists), "")
+    yield from map(_sound, lists.pop(name) if lists else found)
+    for other in lists.values():
+        yield from (Dropped(OTHER_SPLIT) for _ in other)
 
 
 def _csv(source: Path) -> Iterator[Any]:
-    csv.field_size_limit(2**31 - 1)
-    with _bytes_of(source) as file:
+    csv.field_size_limit(ROW)
+    with _bytes_of(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
+        table = csv.DictReader(_lines(text, source))
         try:
-            for row in csv.DictReader(TextIOWrapper(file, "utf-8-sig", newline="")):
+            twice = [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]
+            if twice:
+                raise BadData(f"{source}: the column {twice[0]!r} stands twice in the header")
+            for row in table:
                 broken = None in row or None in row.values()
                 yield Unusable("the number of columns differs from the header") if broken else row
         except csv.Error as error:
             raise BadData(f"{source}: not valid CSV ({error})") from error
 
 
+def _lines(text: TextIOWrapper, source: Path) -> Iterator[str]:
+    while line := text.readline(ROW):
+        if len(line) == ROW:
+            raise BadData(f"{source}: a line is longer than {ROW:,} characters")
+        yield line
+
+
 def _parquet(source: Path) -> Iterator[Any]:
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        for batch in ParquetFile(source).iter_batches(1000):
+        table = ParquetFile(source)
+        size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+        if size > max(UNPACKED, EXPANDS * source.stat().st_size):
+            raise BadData(f"{source}: expands to more than {EXPANDS} times its size; write it without compression")
+        for batch in table.iter_batches(1000):
             yield from batch.to_pylist()
-    except ArrowInvalid as error:
-        raise BadData(f"{source}: not a whole Parquet file ({error})") from error
+    except (ArrowException, OSError) as error:
+        raise BadData(f"{source}: not a whole Parquet file ({' '.join(str(error).split())[:200]})") from error
 
 
 def _folder(source: Path) -> Iterator[Any]:
@@ -286,7 +348,7 @@ def _folder(source: Path) -> Iterator[Any]:
 
     try:
         found = load_from_disk(str(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadData(f"{source}: not a folder of Dataset.save_to_disk ({error})") from error
     if not isinstance(found, Dataset):
         raise BadData(f"{source}: holds several splits ({', '.join(found)}); give the folder of one")

@@ -81,9 +81,32 @@ class Sft(Training):
     """Optional supervised fine-tuning before the first step; needed by a base that cannot answer yet."""
 
     data: Place = Field("", title="Data")
-    """JSONL of `prompt` and `completion`, or the world's own corpus (`town`); empty means: no such step."""
+    """File of `prompt` and `completion`, or of `messages`, or the world's own corpus (`town`); empty means: no such
+    step."""
     learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
     """Peak learning rate of AdamW, above 0."""
+
+
+class Columns(Record):
+    """What the columns of a file are called that is in no known format; empty means: as here."""
+
+    prompt: str = Field("", title="Prompt")
+    """What is asked: text, or messages."""
+    system: str = Field("", title="System")
+    """The system message."""
+    chosen: str = Field("", title="Chosen")
+    """The preferred answer."""
+    rejected: str = Field("", title="Rejected")
+    """The other answer."""
+    completion: str = Field("", title="Completion")
+    """The only answer of a row, for KTO."""
+    label: str = Field("", title="Good or bad")
+    """Whether the only answer of a row is desirable: true or false, 1 or 0."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Our name → the file's, of those that are set."""
+        return {ours: theirs for ours, theirs in self if theirs}
 
 
 class Step(Training):
@@ -107,6 +130,8 @@ class Step(Training):
     """Column that holds the index (0 or 1) of the preferred answer; empty means by metric: `better_response_id` for
     helpful, `safer_response_id` for harmless, `NAME_response_id` for others. Formats with `chosen` and `rejected` need
     none."""
+    columns: Columns = Field(Columns(), title="Columns")
+    """Names of the file's columns, for a file in no known format; empty means those of `data.columns`."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
     """One policy is trained per value, with KL weight β/λ; each at least 0, where 0 skips the step."""
 
@@ -178,6 +203,8 @@ class Data(Record):
     """Keep at most this many pairs per held-out split, picked by a hash of their content; 0 means all."""
     max_tokens: int = Field(512, ge=8, title="Longest row in tokens")
     """A pair whose longer side exceeds this is dropped and counted in the data card."""
+    columns: Columns = Field(Columns(), title="Columns")
+    """Names of the files' columns, for files in no known format (docs/data.md); a step may have its own."""
 
     @model_validator(mode="after")
     def _leave_some(self) -> "Data":
@@ -260,6 +287,10 @@ class Recipe(Record):
         if TOWN in given:
             raise ValueError("the town's suites come with data = 'town'; leave evaluation.suites out")
         return self
+
+    def data_of(self, step: Step) -> Data:
+        """How the comparisons of a step become pairs: `data`, with the columns of the step where it names its own."""
+        return self.data.model_copy(update={"columns": step.columns}) if step.columns.named else self.data
 
     @property
     def digest(self) -> str:

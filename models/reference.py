@@ -38,7 +38,7 @@ def score(
     `card.json` says how many tokens the rows have, and how many were too long.
 
     Raises:
-        BadData: no pair fits into `data.max_tokens`.
+        BadData: no pair fits into `data.max_tokens`; held-out pairs are scored first, before anything is trained.
     """
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
@@ -56,8 +56,8 @@ def score(
             for row, (chosen, rejected) in zip(rows, logps, strict=True)
         ]
         jsonl.write(out / f"{split}.jsonl", scored)
-    if "train" in splits and not counts["train"]:
-        raise BadData(f"no pair of {preferences.metric} fits into data.max_tokens = {data.max_tokens}")
+    if counts["dropped"] and not sum(counts[split] for split in splits):
+        raise BadData(_too_long(preferences.metric, "pair", data))
     _card(out, preferences, data, lengths, counts)
     return _described(policy, preferences, splits, counts, out)
 
@@ -82,6 +82,8 @@ def score_unpaired(
     ]
     rows = [row for row in every if len(row["prompt_ids"]) + len(row["completion_ids"]) <= data.max_tokens]
     labels = [bool(row["label"]) for row in rows]
+    if every and not rows:
+        raise BadData(_too_long(preferences.metric, "answer", data))
     if len(set(labels)) < 2:
         kind = "desirable" if all(labels) else "undesirable"
         raise BadData(f"{preferences.metric}: all {len(rows)} rows are {kind}; KTO needs answers of both kinds")
@@ -187,6 +189,10 @@ def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
             size += 1
         yield order[start : start + size]
         start += size
+
+
+def _too_long(metric: str, unit: str, data: Data) -> str:
+    return f"no {unit} of {metric} fits into data.max_tokens = {data.max_tokens}; raise it, or give shorter rows"
 
 
 def _card(

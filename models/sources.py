@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from models import jsonl, suites, town
-from models.artifacts import Sources, content_digest, tree_digest
+from models import jsonl, readers, suites, town
+from models.artifacts import Sources, content_digest
 from models.assessment import Assessment
 from models.errors import BadData
 from models.hub import local
@@ -36,9 +36,9 @@ def digest(role: str, place: str) -> str:
     if place == TOWN:
         return f"{TOWN} {town.VERSION}"
     try:
-        return tree_digest(local(place, "dataset"))
-    except OSError as error:
-        raise BadData(f"{key_of(role)} {place!r}: {error.strerror or error}; give a file that can be read") from error
+        return readers.digest(local(place, "dataset"))
+    except BadData as error:
+        raise BadData(f"{key_of(role)}: {error}") from error
 
 
 def key_of(role: str) -> str:
@@ -69,10 +69,10 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, 
             found[role] = written["sft" if role == "sft" else "helpful"]
             continue
         path = local(place, "dataset").resolve()
-        if tree_digest(path) != sha256[role]:
+        if readers.digest(path) != sha256[role]:
             raise BadData(f"{role} {place!r}: the file changed while the run was starting; start again")
         found |= _split(role, path, halves, out) if role.startswith("suite/") else {role: str(path)}
-    content = content_digest({role: tree_digest(out / place) for role, place in found.items()})
+    content = content_digest({role: readers.digest(out / place) for role, place in found.items()})
     return Sources(path=out, digest=content, files=found)
 
 

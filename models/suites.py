@@ -8,20 +8,19 @@ its file.
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from models.artifacts import content_digest
 from models.errors import BadData, BadPlace
 from models.jsonl import Row
-from models.readers import Unusable, rows
+from models.messages import IN_A_CELL, turns
+from models.readers import HALF, Unusable, every, is_folder
 from models.tokens import Message, messages
 from models.words import counted
 
 XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
 """Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
-SPEAKERS = ("system", "user", "assistant")
 
 
 def read(path: Path, role: str) -> list[Row]:
@@ -51,15 +50,13 @@ def repeated(path: Path, role: str) -> str:
 
 def _rows(path: Path, role: str) -> Iterator[Row]:
     """Yield every row of a suite that plays the role."""
-    for number, row in rows(path):
-        if isinstance(row, Unusable):
-            raise BadData(f"{path}: row {number}: {row}")
+    for number, row in every(path):
         label = str(row.get("label", "")).strip().lower()
         if {"type", "label"} <= row.keys() and role in XSTEST and label != XSTEST[role]:
             continue
         try:
             told: Row = {"prompt": _prompt(row)}
-        except BadData as error:
+        except (BadData, Unusable) as error:
             raise BadData(f"{path}: row {number}: {error}") from error
         told["category"] = str(row.get("category") or row.get("type") or "")
         if row.get("reference"):
@@ -80,6 +77,10 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
         raise BadData("the prompt is empty; say what was asked")
     if not path.parent.is_dir():
         raise BadPlace(f"{path.parent}: no such folder; make it, or mend the path")
+    if HALF.search(prompt + category + reference):
+        raise BadData("the prompt, category or reference is not UTF-8 text")
+    if path.exists() and is_folder(path):
+        raise BadData(f"{path}: a folder; incidents are added to a .jsonl file")
     try:
         asked = _prompt({"prompt": prompt.strip()})
         before = path.read_text("utf-8") if path.exists() else ""
@@ -91,6 +92,8 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
         new = path.with_name(path.name + ".new")
         new.write_text(f"{before if before.strip() else ''}{gap}{json.dumps(told, ensure_ascii=False)}\n", "utf-8")
         new.rename(path)
+    except Unusable as error:
+        raise BadData(str(error)) from error
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadPlace(f"{path}: cannot be written ({why}); give a file that can") from error
@@ -111,27 +114,20 @@ def _prompt(row: Row) -> str | list[Message]:
     """Return text, or messages that end with the user's turn; text that holds messages in JSON is messages.
 
     Raises:
-        BadData: neither.
+        BadData, Unusable: neither.
     """
-    given: Any = row.get("prompt", row.get("messages"))
-    if isinstance(given, str) and given.lstrip().startswith("[{"):  # a table's cell
-        with suppress(ValueError):
-            given = json.loads(given)
-    if isinstance(given, str) and given.strip():
-        return given
-    if isinstance(given, list) and given and all(_turn(turn) for turn in given) and given[-1]["role"] == "user":
-        return [Message(role=turn["role"], content=turn["content"]) for turn in given]
-    if given is None:
-        raise BadData(f"no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}")
-    if given in ("", []) or (isinstance(given, str) and not given.strip()):
-        raise BadData("`prompt` is empty; write what is asked, or take the row out")
-    raise BadData(f"`prompt` must be text, or messages ({', '.join(SPEAKERS)}) that end with a user's turn")
-
-
-def _turn(turn: Any) -> bool:
-    return (
-        isinstance(turn, dict)
-        and turn.get("role") in SPEAKERS
-        and isinstance(turn.get("content"), str)
-        and bool(turn["content"].strip())
-    )
+    name = next((name for name in ("prompt", "messages") if row.get(name) is not None), "")
+    if not name:
+        null = next((name for name in ("prompt", "messages") if name in row), "")
+        raise BadData(
+            f"{null} is null" if null else f"no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}"
+        )
+    asked: Any = row[name]
+    if asked == [] or (isinstance(asked, str) and not asked.strip()):
+        raise BadData(f"`{name}` is empty; write what is asked, or take the row out")
+    if isinstance(asked, str) and not IN_A_CELL.match(asked):
+        return asked  # as it is: a prompt that attacks may look like markup
+    told = turns(asked, f"`{name}`", "user")
+    if told[-1]["role"] != "user" or not all(turn["content"].strip() for turn in told):
+        raise BadData(f"`{name}`: messages must end with a user's turn, and none may be empty")
+    return told

@@ -34,8 +34,8 @@ from tasks.tracking import SERVER, Tracker
 N = TypeVar("N", bound=Noun)
 
 VERSIONS = {
-    "sources.gather": 1,
-    "preferences.prepare": 2,
+    "sources.gather": 2,
+    "preferences.prepare": 3,
     "policy.base": 1,
     "alignment.sft": 1,
     "reference.score": 2,

@@ -32,12 +32,12 @@ from models.hub import local
 from models.places import TOWN
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
-from models.recipe import Method, Recipe, Step, kl_weight
+from models.recipe import Columns, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from tasks import screen
 from tasks.run import Run, found
 
-SETTLED = {"data": "-", "label": "", "pairs": 0}
+SETTLED = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
 
 
@@ -68,7 +68,7 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
     role = f"steps.{run.training.steps.index(step)}"
     given = {"sources": sources, "role": role, "metric": step.metric, "method": step.method.value}
-    given |= {"label": step.label, "limit": step.pairs, "config": run.training.data}
+    given |= {"label": step.label, "limit": step.pairs, "config": run.training.data_of(step)}
     return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
 
 

@@ -1,0 +1,371 @@
+"""The formats in use: docs/data.md's own examples, what stands beside them, and that no row is lost or misread."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import preferences
+from models.artifacts import Preferences, Sources
+from models.errors import BadData
+from models.formats import FORMATS
+from models.recipe import Columns, Data
+from models.tokens import Message
+
+Row = dict[str, Any]
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
+EXAMPLES: dict[str, Row] = {
+    name: json.loads(row) for name, row in re.findall(r"^\| ([^|]+) \| `(\{.*\})` \|", DOCUMENT, re.MULTILINE)
+}
+QUESTION, GOOD, BAD = "How do I reset my router?", "Hold its button for ten seconds.", "Buy a new one."
+UNPAIRED = [one.name for one in FORMATS if one.read.__name__ in ("judged", "ended")]
+ALL = Data(validation=0, test=0, near_duplicates=1)
+
+
+def said(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+def prepared(
+    folder: Path,
+    rows: list[Any],
+    method: str = "dpo",
+    config: Data = ALL,
+    metric: str = "harmless",
+    name: str = "rows.jsonl",
+    **also: Any,
+) -> Preferences:
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
+    return from_file(folder / name, method, config, metric, **also)
+
+
+def from_file(
+    source: Path, method: str = "dpo", config: Data = ALL, metric: str = "harmless", limit: int = 0
+) -> Preferences:
+    out = source.parent / f"out of {source.name}"
+    out.mkdir()
+    sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
+    return preferences.prepare(sources, "steps.0", metric, method, "", limit, config, out)
+
+
+def card(made: Preferences) -> dict[str, Any]:
+    return json.loads((made.path / "card.json").read_text("utf-8"))
+
+
+def quarantined(made: Preferences) -> list[Row]:
+    return [json.loads(line) for line in (made.path / "quarantine.jsonl").read_text("utf-8").splitlines()]
+
+
+def only(made: Preferences) -> preferences.Pair:
+    (pair,) = preferences.pairs(made.path / "train.jsonl")
+    return pair
+
+
+# What the document shows
+
+
+def test_the_document_shows_every_format() -> None:
+    assert list(EXAMPLES) == [one.name for one in FORMATS]
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in UNPAIRED])
+def test_each_example_of_two_answers_is_the_same_pair(name: str, tmp_path: Path) -> None:
+    made = prepared(tmp_path / "x", [EXAMPLES[name]])
+    asked = QUESTION if name != "Alpaca preference" else "How do I reset\nmy router?"
+    assert only(made) == ([said("user", asked)], GOOD, BAD) and card(made)["formats"] == {name: 1}
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+@pytest.mark.parametrize("flag", [True, False, 1, 0, "True", "False", "1", "no"])
+def test_each_example_of_one_answer_is_the_same_answer(name: str, flag: Any, tmp_path: Path) -> None:
+    known = next(one for one in FORMATS if one.name == name)
+    made = prepared(tmp_path / "x", [EXAMPLES[name] | {known.columns[-1]: flag}], "kto")
+    (answer,) = preferences.judged(made.path / "train.jsonl")
+    assert answer == ([said("user", QUESTION)], GOOD, flag in (True, 1, "True", "1"))
+    with pytest.raises(BadData, match='the row holds one answer, DPO needs two; use method = "kto"'):
+        prepared(tmp_path / "y", [EXAMPLES[name]])
+
+
+# What changes the meaning, and must not be lost
+
+WHOLE = [said("user", QUESTION), said("assistant", GOOD)]
+OTHER = [said("user", QUESTION), said("assistant", BAD)]
+SYSTEM = said("system", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"system": "Be brief.", **EXAMPLES["TRL preference"]}, [SYSTEM, said("user", QUESTION)]),
+        ({"system_prompt": "Be brief.", **EXAMPLES["HH-RLHF"]}, [SYSTEM, said("user", QUESTION)]),
+        ({"system": None, **EXAMPLES["TRL preference"]}, [said("user", QUESTION)]),
+        ({**EXAMPLES["Orca"], "system": "Be brief."}, [SYSTEM, said("user", QUESTION)]),
+        (
+            {"prompt": f"\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {QUESTION}\n\nAssistant:",
+             "chosen": " " + GOOD, "rejected": " " + BAD, "response": GOOD},
+            [said("user", "hi"), said("assistant", "hello"), said("user", QUESTION)],
+        ),
+        ({"prompt": QUESTION, "chosen": WHOLE, "rejected": OTHER, "messages": WHOLE}, [said("user", QUESTION)]),
+        (
+            {"prompt": QUESTION, "chosen": [SYSTEM, *WHOLE], "rejected": [SYSTEM, *OTHER]},
+            [SYSTEM, said("user", QUESTION)],
+        ),
+        (
+            {"prompt": QUESTION, **{side: [said("user", "hi"), said("assistant", "hello"), *told]
+                                    for side, told in (("chosen", WHOLE), ("rejected", OTHER))}},
+            [said("user", "hi"), said("assistant", "hello"), said("user", QUESTION)],
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}], "chosen": GOOD,
+             "rejected": [{"role": "assistant", "content": [{"type": "text", "text": BAD}]}]},
+            [said("user", QUESTION)],
+        ),
+        (
+            {"instruction": QUESTION, "input": None, "history": [["hi", "hello"]], "chosen": GOOD, "rejected": BAD},
+            [said("user", "hi"), said("assistant", "hello"), said("user", QUESTION)],
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": QUESTION}],
+             "chosen": {"from": "gpt", "value": GOOD}, "rejected": {"from": "gpt", "value": BAD}},
+            [SYSTEM, said("user", QUESTION)],
+        ),
+    ],
+    ids=["system", "system_prompt", "no system", "orca system", "old hh", "ultrafeedback", "whole, system", "tulu",
+         "parts", "history", "sharegpt system"],
+)  # fmt: skip
+def test_what_changes_the_meaning_is_read(row: Row, prompt: list[Message], tmp_path: Path) -> None:
+    pair = only(prepared(tmp_path / "x", [row]))
+    assert pair.prompt == prompt and (pair.chosen.strip(), pair.rejected.strip()) == (GOOD, BAD)
+
+
+@pytest.mark.parametrize(("told", "chosen"), [(-3, BAD), (-1, BAD), (1.0, GOOD), ("2", GOOD)])
+def test_helpsteer_prefers_the_first_below_zero(told: Any, chosen: str, tmp_path: Path) -> None:
+    assert only(prepared(tmp_path / "x", [EXAMPLES["HelpSteer3"] | {"overall_preference": told}])).chosen == chosen
+
+
+def test_a_tie_is_counted_and_no_bad_row(tmp_path: Path) -> None:
+    tie = EXAMPLES["HelpSteer3"] | {"overall_preference": 0}
+    made = prepared(tmp_path / "x", [EXAMPLES["HelpSteer3"], tie, tie])
+    reason = "a tie: neither answer is preferred"
+    assert card(made)["rows_became"] == {"train": 1, reason: 2} and made.counts["quarantined"] == 0
+    assert [row["row"] for row in quarantined(made)] == [2, 3]
+
+
+TRL, HH = EXAMPLES["TRL preference"], EXAMPLES["HH-RLHF"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (HH | {"chosen": HH["chosen"] + "\n\nHuman: thanks"},
+         "chosen: ends with a turn of the user; the last turn must be the assistant's"),
+        ({side: text + "\n\nHuman: " for side, text in HH.items()},
+         "chosen: ends with a turn of the user; the last turn must be the assistant's"),
+        (TRL | {"rejected": BAD + "\n\nHuman: thanks"},
+         "rejected: the answer goes on with a turn of the user ('Human:')"),
+        (TRL | {"system": "Be brief.", "prompt": [said("system", "Be long."), said("user", QUESTION)]},
+         "system: the dialogue begins with another system message"),
+        (TRL | {"prompt": "<|im_start|>user\nhi<|im_end|>"},
+         "prompt: was rendered by a chat template; give the messages, without its markup"),
+        (TRL | {"prompt": "something else", "chosen": WHOLE, "rejected": OTHER},
+         "chosen: is a dialogue that does not hold the prompt"),
+        (TRL | {"prompt": [said("tool", "42")]}, "prompt: a turn of 'tool'; known are system, user, assistant"),
+        (TRL | {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+         "prompt: a message holds a part that is no text"),
+        (TRL | {"prompt": "[{'role': 'user', 'content': 'hi'}]"},
+         "prompt: looks like a list of messages, but is not JSON"),
+        (TRL | {"chosen": None}, "chosen: is null"),
+        (EXAMPLES["OpenAI preference"] | {"input": {"messages": WHOLE[:1], "tools": [{"type": "function"}]}},
+         "input: tools are not supported"),
+        (EXAMPLES["HelpSteer3"] | {"overall_preference": 7}, "overall_preference: must be a number from -3 to 3"),
+    ],
+)  # fmt: skip
+def test_a_row_that_would_be_misread_is_refused(bad: Row, reason: str, tmp_path: Path) -> None:
+    good = [TRL | {"prompt": f"number {i}"} for i in range(99)]
+    made = prepared(tmp_path / "x", [*good, bad])
+    assert quarantined(made) == [{"file": "rows.jsonl", "row": 100, "reason": reason}]
+    assert card(made)["rows_became"] == {"train": 99, reason: 1}
+
+
+def test_is_safe_says_nothing_of_helpfulness(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="is_safe: says what is safe, not what is helpful"):
+        prepared(tmp_path / "x", [EXAMPLES["BeaverTails"]], "kto", metric="helpful")
+
+
+def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
+    made = prepared(
+        tmp_path / "x",
+        [
+            TRL | {"score": 3, "images": ["a.png"], "note": ""},
+            {"score": 4, **{side: text.replace("Human: ", "Human: again, ") for side, text in HH.items()}},
+        ],
+    )
+    assert card(made)["columns_not_used"] == {"score": 2, "images": 1}
+    assert card(made)["formats"] == {"TRL preference": 1, "HH-RLHF": 1}
+
+
+# Other layouts
+
+
+@pytest.mark.parametrize("of_step", [False, True])
+def test_a_mapping_names_the_columns(of_step: bool, tmp_path: Path) -> None:
+    row = {"q": QUESTION, "a": GOOD, "b": BAD, "sys": "Be brief.", "prompt": "not this", "response_0": "", "score": 1}
+    columns = Columns(prompt="q", chosen="a", rejected="b", system="sys")
+    made = prepared(tmp_path / "x", [row], config=ALL.model_copy(update={"columns": columns}))
+    assert only(made) == ([SYSTEM, said("user", QUESTION)], GOOD, BAD)
+    assert card(made)["columns_not_used"] == {"prompt": 1, "score": 1}
+
+
+def test_a_mapping_names_what_one_answer_needs(tmp_path: Path) -> None:
+    config = ALL.model_copy(update={"columns": Columns(prompt="q", completion="a", label="up")})
+    (tmp_path / "x.csv").write_text("q,a,up\nhi,yes,True\nhi,no,FALSE\nhi,who,maybe\n" + "".join(
+        f"hi {i},yes,True\n" for i in range(60)))  # fmt: skip
+    made = from_file(tmp_path / "x.csv", "kto", config)
+    assert [told.desirable for told in preferences.judged(made.path / "train.jsonl")][:3] == [True, False, True]
+    assert quarantined(made) == [{"file": "x.csv", "row": 3, "reason": "up: must be true or false"}]
+
+
+def test_a_step_may_have_columns_of_its_own() -> None:
+    from models.recipe_file import read
+
+    recipe = read("quickstart", ['data.columns={prompt="q"}', 'steps.1.columns={prompt="asked"}'])
+    assert [recipe.data_of(step).columns.named for step in recipe.steps] == [{"prompt": "q"}, {"prompt": "asked"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "sentence"),
+    [
+        ({"question": "a", "answer_a": "b", "answer_b": "c"}, {},
+         r"no known format has the columns answer_a, answer_b, question; the nearest is .*; name the columns in the "
+         r'recipe: columns = { prompt = "question", chosen = "answer_a", rejected = "answer_b" } \(docs/data.md\)'),
+        ({"query": "a", "answer": "b", "thumbs_up": True}, {},
+         r'columns = { prompt = "query", completion = "answer", label = "thumbs_up" }'),
+        (TRL, {"prompt": "question"},
+         "columns.prompt: no column 'question'; the file has chosen, prompt, rejected"),
+    ],
+)  # fmt: skip
+def test_an_unknown_format_is_told_with_the_mapping_to_write(
+    row: Row, columns: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    config = ALL.model_copy(update={"columns": Columns(**columns)})
+    with pytest.raises(BadData, match=sentence) as error:
+        prepared(tmp_path / "x", [row], config=config)
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path / "x" / "rows.jsonl"))
+
+
+def test_a_label_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(TRL))
+    sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
+    with pytest.raises(BadData, match="label 'mine': TRL preference needs none"):
+        preferences.prepare(sources, "steps.0", "harmless", "dpo", "mine", 0, ALL, tmp_path)
+
+
+# Held-out rows of unpaired data
+
+
+def unpaired(prompts: int, each: int) -> list[Row]:
+    """Rows whose prompts have `each` answers, desirable and undesirable in turn."""
+    return [
+        {"prompt": f"question {i}", "completion": f"answer {i} {j}", "label": j % 2 == 0}
+        for j in range(each) for i in range(prompts)
+    ]  # fmt: skip
+
+
+def test_every_unpaired_row_is_counted_and_partners_make_heldout_pairs(tmp_path: Path) -> None:
+    """1,000 rows once gave 789 to train, and 211 stood nowhere."""
+    made = prepared(tmp_path / "x", unpaired(200, 3) + unpaired(600, 1)[200:], "kto", Data(near_duplicates=1))
+    told = card(made)
+    became = told["rows_became"]
+    assert told["rows"] == 1000 == sum(became.values()) and became["train"] == made.counts["train"]
+    held = [pair for split in ("validation", "test") for pair in preferences.pairs(made.path / f"{split}.jsonl")]
+    assert became["validation"] + became["test"] == 2 * len(held) > 40
+    assert told["splits_hold"] == {"train": "answers", "validation": "pairs", "test": "pairs"}
+    for pair in held:
+        number = pair.prompt[0]["content"].split()[1]
+        assert pair.chosen in (f"answer {number} 0", f"answer {number} 2") and pair.rejected == f"answer {number} 1"
+    alone = [row for row in quarantined(made) if row["reason"] == preferences.ALONE]
+    assert len(alone) == became[preferences.ALONE] and not (made.path / "partners.tmp").exists()
+    assert made.counts["quarantined"] == 0
+
+
+def test_kto_from_pairs_counts_rows_as_rows(tmp_path: Path) -> None:
+    made = prepared(tmp_path / "x", [TRL | {"prompt": f"number {i}"} for i in range(100)], "kto", Data(heldout=3))
+    told = card(made)
+    assert sum(told["rows_became"].values()) == told["rows"] == 100
+    assert told["splits"]["train"] == 2 * told["rows_became"]["train"] and told["splits"]["test"] == 3
+    assert told["answers_given"] == 200 and told["answers_desirable"] == 0.5
+
+
+def test_the_plan_says_what_became_of_every_row(tmp_path: Path) -> None:
+    from models.plan import _told
+
+    rows = [*unpaired(200, 3), {"prompt": "x", "completion": "", "label": True}, unpaired(1, 1)[0] | {"score": 1}]
+    line = _told(card(prepared(tmp_path / "x", rows, "kto", Data(near_duplicates=1))))
+    numbers = [int(number) for number in re.findall(r"(\d+) (?:to train|held out|not used)", line)]
+    assert line.startswith("602 rows given: ") and sum(numbers) == 602
+    assert "completion: is empty" in line and "exact duplicate" in line
+
+
+# For every reader: rows in = rows used + rows named with a reason
+
+TEXT = st.one_of(
+    st.sampled_from(["hi", "yes", "no", "", " ", "\n\nHuman: a\n\nAssistant: b", "[{"]), st.text(max_size=8)
+)
+VALUE = st.one_of(
+    TEXT, st.none(), st.booleans(), st.integers(-4, 4), st.just([]),
+    st.lists(st.builds(said, st.sampled_from(["user", "assistant", "tool"]), TEXT), max_size=3),
+)  # fmt: skip
+COLUMNS = sorted({column for row in EXAMPLES.values() for column in row})
+
+
+@st.composite
+def files(draw: st.DrawFn) -> tuple[list[Any], str]:
+    """Rows that begin as a documented example does, then changed, cut, repeated or replaced."""
+    name = draw(st.sampled_from(list(EXAMPLES)))
+    rows: list[Any] = [EXAMPLES[name]]
+    for _ in range(draw(st.integers(0, 12))):
+        row: Any = dict(EXAMPLES[draw(st.sampled_from([name, name, name, *EXAMPLES]))])
+        change = draw(st.sampled_from(["none", "prompt", "value", "value", "cut", "junk"]))
+        if change == "prompt":
+            row[next(iter(row))] = draw(TEXT)
+        elif change == "value":
+            row[draw(st.sampled_from(sorted(row)))] = draw(VALUE)
+        elif change == "cut":
+            del row[draw(st.sampled_from(sorted(row)))]
+        elif change == "junk":
+            row = draw(st.one_of(VALUE, st.dictionaries(st.sampled_from(COLUMNS), VALUE, max_size=4)))
+        rows.append(row)
+    return rows, "kto" if name in UNPAIRED else draw(st.sampled_from(["dpo", "kto"]))
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(files(), st.sampled_from([0, 2]), st.sampled_from([0.0, 0.3]), st.sampled_from(["rows.jsonl", "rows.json"]))
+def test_no_row_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, told: tuple[list[Any], str], limit: int, share: float, name: str
+) -> None:
+    rows, method = told
+    folder = tmp_path_factory.mktemp("rows")
+    config = Data(validation=share, test=share, near_duplicates=1, bad_rows=0.99, heldout=limit)
+    try:
+        made = prepared(folder / "x", rows, method, config, name=name, limit=limit)
+    except BadData as error:
+        assert re.search("no row is left to train on|rows cannot be used", str(error))
+        return
+    became = card(made)["rows_became"]
+    named = {row["row"] for row in quarantined(made)}
+    used = sum(became.get(split, 0) for split in preferences.SPLITS)
+    over = sum(count for reason, count in became.items() if reason.startswith("over the limit"))
+    assert sum(became.values()) == len(rows) == card(made)["rows"]
+    assert used + over + len(named) == len(rows)
+    for split in preferences.SPLITS:
+        for line in (made.path / f"{split}.jsonl").read_text("utf-8").splitlines():
+            pair = json.loads(line)
+            assert pair["prompt"][-1]["role"] == "user" and all(
+                pair[k].strip() for k in ("chosen", "answer") if k in pair
+            )
