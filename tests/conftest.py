@@ -25,8 +25,8 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking i
 import pytest
 from filelock import FileLock
 
+from models import jsonl, preferences, reference, town
 from models import policy as policies
-from models import preferences, reference, town
 from models.artifacts import Policy, Preferences, Reference, content_digest
 from models.recipe import Compute, Data
 from tasks import children
@@ -373,10 +373,8 @@ def make_reference(policy: Policy, dialogues: list[Dialogue], compute: Compute, 
     given, out = folder / "pairs", folder / "scored"
     given.mkdir(parents=True)
     out.mkdir()
-    with (given / "train.jsonl").open("w", encoding="utf-8") as file:
-        for prompt, chosen, rejected in dialogues:
-            pair = preferences.Pair([{"role": "user", "content": prompt}], chosen, rejected)
-            preferences._write(file, pair._asdict())
+    told = [preferences.Pair([{"role": "user", "content": prompt}], *answers) for prompt, *answers in dialogues]
+    jsonl.write(given / "train.jsonl", (pair._asdict() for pair in told))
     pairs = Preferences(
         path=given, digest=content_digest(dialogues), metric="harmless", counts={"train": len(dialogues)}
     )

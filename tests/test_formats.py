@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import preferences
+from models import jsonl, preferences
 from models.artifacts import Preferences, Sources
 from models.errors import BadData
 from models.formats import FORMATS
@@ -59,7 +59,7 @@ def card(made: Preferences) -> dict[str, Any]:
 
 
 def quarantined(made: Preferences) -> list[Row]:
-    return [json.loads(line) for line in (made.path / "quarantine.jsonl").read_text("utf-8").splitlines()]
+    return list(jsonl.read(made.path / "quarantine.jsonl"))
 
 
 def only(made: Preferences) -> preferences.Pair:
@@ -302,6 +302,28 @@ def test_kto_from_pairs_counts_rows_as_rows(tmp_path: Path) -> None:
     assert told["answers_given"] == 200 and told["answers_desirable"] == 0.5
 
 
+def test_an_answer_meets_only_another_of_the_other_kind(tmp_path: Path) -> None:
+    """In whatever order they come; the same answer, judged both ways, is no pair."""
+    answers = [("a", False), ("a", True), ("b", False), ("c", True), ("d", True), ("e", True)]
+    rows = [{"prompt": "the one", "completion": answer, "label": label} for answer, label in answers]
+    config = Data(near_duplicates=1, test=0.999, validation=0, salt="any")
+    for i, told in enumerate((rows, rows[::-1])):
+        trained = [{"prompt": f"to train {j}", "completion": "x", "label": True} for j in range(9000)][::9]
+        made = prepared(tmp_path / str(i), [*told, *trained], "kto", config)
+        pairs = [pair for pair in preferences.pairs(made.path / "test.jsonl") if pair.prompt[0]["content"] == "the one"]
+        good, bad = {pair.chosen for pair in pairs}, {pair.rejected for pair in pairs}
+        assert len(pairs) == 2 and bad == {"a", "b"} and len(good) == 2 and good <= {"a", "c", "d", "e"}
+        assert all(pair.chosen != pair.rejected for pair in pairs) and card(made)["rows_became"]["test"] == 4
+
+
+def test_a_row_counts_as_used_if_one_of_its_answers_is(tmp_path: Path) -> None:
+    made = prepared(tmp_path / "x", [TRL | {"prompt": f"number {i}"} for i in range(30)], "kto", limit=20)
+    told = {row.prompt[0]["content"] for row in preferences.judged(made.path / "train.jsonl")}
+    assert made.counts["train"] == 20 > len(told) == card(made)["rows_became"]["train"]
+    assert card(made)["rows_became"]["over the limit steps.0.pairs"] == 30 - len(told)
+    assert card(made)["over_the_limit"] == {"validation": 0, "test": 0, "train": 40}
+
+
 def test_the_plan_says_what_became_of_every_row(tmp_path: Path) -> None:
     from models.plan import _told
 
@@ -364,8 +386,7 @@ def test_no_row_is_lost(
     assert sum(became.values()) == len(rows) == card(made)["rows"]
     assert used + over + len(named) == len(rows)
     for split in preferences.SPLITS:
-        for line in (made.path / f"{split}.jsonl").read_text("utf-8").splitlines():
-            pair = json.loads(line)
+        for pair in jsonl.read(made.path / f"{split}.jsonl"):
             assert pair["prompt"][-1]["role"] == "user" and all(
                 pair[k].strip() for k in ("chosen", "answer") if k in pair
             )

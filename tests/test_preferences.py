@@ -9,7 +9,8 @@ import pytest
 from models import preferences
 from models.artifacts import Preferences, Sources
 from models.errors import BadData
-from models.recipe import Data
+from models.recipe import Contaminated, Data
+from models.tokens import Message
 
 ALL = Data(validation=0, test=0)
 
@@ -109,3 +110,30 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
     jsonl(tmp_path / "c.jsonl", [pku(i, response_0=f"zero {i} .") for i in range(20)])
     a, b, c = (prepare(tmp_path / f"{n}.jsonl", tmp_path / n, config=Data(bad_rows=0.1)) for n in "abc")
     assert a.digest == b.digest != c.digest
+
+
+def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path: Path) -> None:
+    config = Data(validation=0, test=0.2, near_duplicates=0.7, contaminated=Contaminated.drop)
+
+    def of_split(split: str, texts: list[str]) -> str:
+        return next(t for t in texts if preferences.split_of([Message(role="user", content=t)], config) == split)
+
+    held = of_split("test", [f"how do i clean lamp {i} of the ones that stand in my garden" for i in range(60)])
+    near = of_split("train", [f"{held} , and {i}" for i in range(60)])
+    other = "what is the tallest mountain"
+    rows = [pku(0, prompt=held), pku(1, prompt=near), pku(2, prompt=other), *(pku(i) for i in range(3, 20))]
+    (tmp_path / "suite.jsonl").write_text(json.dumps({"prompt": other.upper()}) + "\n")
+    jsonl(tmp_path / "rows.jsonl", rows)
+    files = {"steps.0": "rows.jsonl", "suite/harmless/test": "suite.jsonl"}
+    sources = Sources(path=tmp_path, digest="x", files=files)
+    (tmp_path / "out").mkdir()
+    made = preferences.prepare(sources, "steps.0", "harmless", "kto", "safer_response_id", 0, config, tmp_path / "out")
+    told = card(made)
+    assert (told["near_a_heldout_prompt"], told["inside_a_suite"]) == (1, 1)
+    assert sum(told["rows_became"].values()) == 20 and made.counts["train"] == 2 * told["rows_became"]["train"]
+    assert [(row["row"], row["reason"]) for row in lines(made.path / "quarantine.jsonl")] == [
+        (2, preferences.NEAR), (3, preferences.INSIDE),
+    ]  # fmt: skip
+    with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
+        refusing = config.model_copy(update={"contaminated": Contaminated.fail})
+        preferences.prepare(sources, "steps.0", "harmless", "dpo", "", 0, refusing, tmp_path / "out")
