@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import jsonl, preferences
+from models import corpus, jsonl, preferences
 from models.artifacts import Preferences, Sources
 from models.errors import BadData
 from models.formats import FORMATS
@@ -215,7 +215,8 @@ def test_columns_that_are_not_used_are_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("of_step", [False, True])
 def test_a_mapping_names_the_columns(of_step: bool, tmp_path: Path) -> None:
-    row = {"q": QUESTION, "a": GOOD, "b": BAD, "sys": "Be brief.", "prompt": "not this", "response_0": "", "score": 1}
+    row = {"q": QUESTION, "a": GOOD, "b": BAD, "sys": "Be brief.", "prompt": "not this", "score": 1}
+    row |= {"response_0": "", "response_1": ""}
     columns = Columns(prompt="q", chosen="a", rejected="b", system="sys")
     made = prepared(tmp_path / "x", [row], config=ALL.model_copy(update={"columns": columns}))
     assert only(made) == ([SYSTEM, said("user", QUESTION)], GOOD, BAD)
@@ -264,6 +265,37 @@ def test_a_label_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
     with pytest.raises(BadData, match="label 'mine': TRL preference needs none"):
         preferences.prepare(sources, "steps.0", "harmless", "dpo", "mine", 0, ALL, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": QUESTION, "completion": GOOD},
+        {"prompt": [said("user", QUESTION)], "completion": [said("assistant", GOOD)]},
+        {"messages": WHOLE},
+        {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": GOOD}]},
+        {"instruction": QUESTION, "input": "", "output": GOOD},
+        {"prompt": QUESTION, "response": GOOD, "system": ""},
+    ],
+)
+def test_a_corpus_holds_prompts_with_answers_or_messages(row: Row, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(row))
+    found = corpus.dialogues(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
+    assert found == [([said("user", QUESTION)], [GOOD])]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"text": "x"}, "row 2: needs prompt and completion, or messages; its columns are text"),
+        ({"prompt": "x", "completion": None}, "row 2: completion: is null"),
+        ({"messages": WHOLE[:1]}, "row 2: messages: ends with a turn of the user"),
+    ],
+)
+def test_a_row_of_a_corpus_that_teaches_nothing_is_named(row: Row, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"messages": WHOLE}) + "\n" + json.dumps(row))
+    with pytest.raises(BadData, match=sentence):
+        corpus.dialogues(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
 
 
 # Held-out rows of unpaired data

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,18 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_counted(
     assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
         reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
+
+
+def test_heldout_pairs_that_are_all_too_long_stop_a_run_before_it_trains(
+    policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
+) -> None:
+    """The base scores the held-out pairs first."""
+    pairs = Preferences(path=tmp_path, digest="x", metric="harmless", counts={})
+    shutil.copy(scored.path.parent / "pairs" / "train.jsonl", tmp_path / "test.jsonl")
+    (tmp_path / "validation.jsonl").touch()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8; raise it, or give shorter"):
+        reference.score(policy, pairs, ["validation", "test"], Data(max_tokens=8), compute, tmp_path / "out")
 
 
 def test_the_card_tells_how_long_the_rows_are(policy: Policy, scored: Reference) -> None:
