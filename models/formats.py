@@ -59,8 +59,9 @@ class Fields:
 
     def get(self, name: str) -> Any:
         """Return the value of a column, None if there is none."""
-        self.used.add(self.called(name))
-        return self.row.get(self.called(name))
+        column = self.columns.get(name, name)
+        self.used.add(column)
+        return self.row.get(column)
 
     @property
     def names(self) -> set[str]:

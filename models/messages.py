@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from models.readers import HALF, Unusable, parse
+from models.readers import Unusable, parse, sound
 from models.tokens import Message
 
 SPEAKERS = {
@@ -82,17 +82,15 @@ def _plain(value: str, name: str, role: str) -> list[Message]:
 
 def _in_a_cell(value: str, name: str) -> Any:
     try:
-        found = parse(value)
+        found = sound(parse(value)[0])
     except (ValueError, RecursionError):
         raise Unusable(f"{name}: looks like a list of messages, but is not JSON") from None
-    if HALF.search(str(found)):
-        raise Unusable(f"{name}: a text holds half a character (a lone surrogate)")
+    if isinstance(found, Unusable):
+        raise Unusable(f"{name}: {found}")
     return found
 
 
 def _turn(turn: Any, name: str) -> Message:
-    if isinstance(turn, Unusable):
-        raise Unusable(f"{name}: {turn}")
     told = turn if isinstance(turn, dict) else {}
     speaker, content = told.get("role", told.get("from")), told.get("content", told.get("value"))
     if isinstance(content, list):

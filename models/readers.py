@@ -14,22 +14,18 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from io import BufferedReader, RawIOBase, TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from models.artifacts import content_digest, file_digest
 from models.errors import BadData
+from models.packed import EXPANDS, most, opened
 
 Row = dict[str, Any]
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
-MAGIC = {".gz": ("gzip", b"\x1f\x8b"), ".xz": ("xz", b"\xfd7zXZ\x00")}
 ROW = 2**24
 """Bytes of the longest row of text: several million tokens."""
-EXPANDS = 200
-"""A compressed file may become this many times larger; text becomes 3 to 20 times larger."""
-UNPACKED = 2**26
-"""Bytes that any compressed file may expand to."""
 WHOLE = 2**31
 """Bytes of the largest .json file: it is held in memory as a whole."""
 FILES = 10_000
@@ -114,27 +110,34 @@ def is_folder(source: Path) -> bool:
     return stat.S_ISDIR(mode)
 
 
-def parse(text: str) -> Any:
-    """Return a value of JSON; an object with a key twice, or a whole number of thousands of digits, is `Unusable`.
+def parse(text: str) -> tuple[Any, bool]:
+    """Return a value of JSON, and whether parts of it may be unusable, which `sound` then tells.
+
+    An object with a key twice, or a whole number of thousands of digits, stands in the value as `Unusable`.
 
     Raises:
         ValueError, RecursionError: not JSON, or nested too deeply.
     """
+    flaws: list[Unusable] = []
+
+    def flaw(why: str) -> Unusable:
+        flaws.append(Unusable(why))
+        return flaws[-1]
 
     def whole(pairs: list[tuple[str, Any]]) -> Row | Unusable:
         row = dict(pairs)
         if len(row) == len(pairs):
             return row
-        return Unusable(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands twice")
+        return flaw(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands twice")
 
-    return json.loads(text, object_pairs_hook=whole, parse_int=_whole_number)
+    def number(digits: str) -> int | Unusable:
+        return int(digits) if len(digits) <= 4300 else flaw("a number has more than 4,300 digits")
+
+    value = json.loads(text, object_pairs_hook=whole, parse_int=number)
+    return value, bool(flaws) or "\\u" in text
 
 
-def _whole_number(digits: str) -> int | Unusable:
-    return int(digits) if len(digits) <= 4300 else Unusable("a number has more than 4,300 digits")
-
-
-def _sound(row: Any) -> Any:
+def sound(row: Any) -> Any:
     """Return the row, or why it is unusable: what `parse` found inside, or half a character (a lone surrogate)."""
     waiting = [row]
     while waiting:
@@ -211,53 +214,8 @@ def _whole(file: Path) -> Iterator[Any]:
         raise _unreadable(file, error) from error
 
 
-class _Unpacked(RawIOBase):
-    """What a compressed file expands to, up to a bound: 4 GiB fit into 600 kB."""
-
-    def __init__(self, source: Path) -> None:
-        opened: Any = {".gz": gzip.open, ".xz": lzma.open}[source.suffix]
-        self.source, self.inner = source, cast(IO[bytes], opened(source, "rb"))
-        self.left = max(UNPACKED, EXPANDS * source.stat().st_size)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.inner.read(len(buffer))
-        self.left -= len(data)
-        if self.left < 0:
-            raise BadData(
-                f"{self.source}: expands to more than {EXPANDS} times its size; if that is right, unpack it and give "
-                "the unpacked file"
-            )
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self.inner.close()
-        super().close()
-
-
-def _bytes_of(source: Path) -> IO[bytes]:
-    """Open a file, unpacking it if its name says so.
-
-    Raises:
-        BadData: the content is not what the name says.
-    """
-    with source.open("rb") as file:
-        start = file.read(8)
-    for ending, (name, magic) in MAGIC.items():
-        if start and start.startswith(magic) != (source.suffix == ending):
-            raise BadData(
-                f"{source}: the name ends in {ending} but the file is not {name}; rename it, or pack it"
-                if source.suffix == ending
-                else f"{source}: the file is {name}; add {ending} to its name"
-            )
-    return cast(IO[bytes], BufferedReader(_Unpacked(source), 2**16) if source.suffix in MAGIC else source.open("rb"))
-
-
 def _jsonl(source: Path) -> Iterator[Any]:
-    with _bytes_of(source) as file:
+    with opened(source) as file:
         number = 0
         while line := file.readline(ROW + 1):
             number += 1
@@ -270,7 +228,8 @@ def _jsonl(source: Path) -> Iterator[Any]:
             if not text.strip():
                 continue
             try:
-                yield _sound(parse(text))
+                row, suspect = parse(text)
+                yield sound(row) if suspect else row
             except RecursionError:
                 yield Unusable("nested too deeply")
             except ValueError:
@@ -284,13 +243,13 @@ def _jsonl(source: Path) -> Iterator[Any]:
 def _json(source: Path) -> Iterator[Any]:
     """Yield the rows of a list, or of the split `train` of `{"train": […], …}`; the rows of other splits are named."""
     content = bytearray()
-    with _bytes_of(source) as file:
+    with opened(source) as file:
         while chunk := file.read(ROW):
             content += chunk
             if len(content) > WHOLE:
                 raise BadData(f"{source}: has more than {WHOLE:,} bytes, too many for one value of JSON; write .jsonl")
     try:
-        found = parse(content.decode("utf-8-sig"))
+        found, suspect = parse(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
     except RecursionError:
@@ -301,14 +260,15 @@ def _json(source: Path) -> Iterator[Any]:
     if not (lists or isinstance(found, list)):
         raise BadData(f"{source}: must hold one list of rows")
     name = "train" if "train" in lists else next(iter(lists), "")
-    yield from map(_sound, lists.pop(name) if lists else found)
+    taken = lists.pop(name) if lists else found
+    yield from map(sound, taken) if suspect else taken
     for other in lists.values():
         yield from (Dropped(OTHER_SPLIT) for _ in other)
 
 
 def _csv(source: Path) -> Iterator[Any]:
     csv.field_size_limit(ROW)
-    with _bytes_of(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
+    with opened(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
         table = csv.DictReader(_lines(text, source))
         try:
             twice = [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]
@@ -335,7 +295,7 @@ def _parquet(source: Path) -> Iterator[Any]:
     try:
         table = ParquetFile(source)
         size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
-        if size > max(UNPACKED, EXPANDS * source.stat().st_size):
+        if size > most(source):
             raise BadData(f"{source}: expands to more than {EXPANDS} times its size; write it without compression")
         for batch in table.iter_batches(1000):
             yield from batch.to_pylist()

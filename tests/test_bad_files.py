@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from models import agreement, corpus, preferences, readers, sources, suites
+from models import agreement, corpus, packed, preferences, readers, sources, suites
 from models.artifacts import Sources
 from models.errors import BadData, BadInput
 from models.recipe import Data
@@ -153,7 +153,7 @@ BOMB = {
 def test_what_expands_without_end_is_refused(
     kind: str, pack: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "UNPACKED", 2**18)
+    monkeypatch.setattr(packed, "UNPACKED", 2**18)
     path = tmp_path / f"rows.{kind}.{'gz' if pack is gzip.compress else 'xz'}"
     path.write_bytes(pack(BOMB[kind]))
     with pytest.raises(BadData, match="expands to more than 200 times its size; if that is right, unpack it"):
