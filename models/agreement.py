@@ -12,8 +12,8 @@ import numpy as np
 
 from models import jsonl
 from models.errors import BadData
+from models.fields import truth
 from models.figures import by_prompt, per_prompt
-from models.formats import truth
 from models.readers import every
 from models.statistics import Estimate, bounded_mean, rate, win
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from models import readers
 from models.artifacts import Sources
 from models.errors import BadData
-from models.formats import Fields, taught
+from models.fields import Fields
+from models.formats import taught
 from models.neighbours import text_of
 from models.preferences import refuse_contamination, suite_prompts
 from models.recipe import Data

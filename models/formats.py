@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable
 from difflib import SequenceMatcher
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from models.errors import BadData
+from models.fields import Fields
 from models.messages import HUMAN, text, turns
-from models.readers import Dropped, Row, Unusable
+from models.readers import Dropped, Unusable
 from models.tokens import Message
 
 PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
-TRUTHS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 LIKELY = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "context", "messages"),
     "chosen": ("chosen", "prefer", "better", "best", "win", "good", "answer_a", "response_a", "answer_1", "response_1"),
@@ -45,67 +45,12 @@ class Example(NamedTuple):
     answers: list[Judged]
 
 
-class Fields:
-    """A row by the names that formats use; it remembers what was read of it."""
-
-    def __init__(self, row: Row, columns: dict[str, str], metric: str, label: str) -> None:
-        """Take a row; `columns` maps our names to the file's, where they differ."""
-        self.row, self.columns, self.metric, self.label = row, columns, metric, label
-        self.used: set[str] = set()
-
-    def called(self, name: str) -> str:
-        """Return the file's name of a column."""
-        return self.columns.get(name, name)
-
-    def get(self, name: str) -> Any:
-        """Return the value of a column, None if there is none."""
-        column = self.columns.get(name, name)
-        self.used.add(column)
-        return self.row.get(column)
-
-    @property
-    def names(self) -> set[str]:
-        """The columns by our names."""
-        return set(self.columns) | (self.row.keys() - set(self.columns.values()))
-
-    @property
-    def unused(self) -> list[str]:
-        """The columns that hold something and were not read."""
-        return [name for name, held in self.row.items() if name not in self.used and held not in (None, "", [], {})]
-
-    def turns(self, name: str, role: str) -> list[Message]:
-        """Return a column as messages; plain text is a turn of `role`."""
-        self._there(name)
-        return turns(self.get(name), self.called(name), role)
-
-    def text(self, name: str) -> str:
-        """Return a column that is text and not empty."""
-        self._there(name)
-        return text(self.get(name), self.called(name))
-
-    def truth(self, name: str) -> bool:
-        """Return a column that is true or false."""
-        told = truth(self.get(name))
-        if told is None:
-            raise Unusable(f"{self.called(name)}: must be true or false")
-        return told
-
-    def _there(self, name: str) -> None:
-        if self.called(name) not in self.row:
-            raise Unusable(f"{self.called(name)}: is missing")
-
-
 class Format(NamedTuple):
     """A layout: what it is called, the columns that it is known by, and how a row of it is read."""
 
     name: str
     columns: tuple[str, ...]
     read: Callable[..., Pair | Judged]
-
-
-def truth(value: Any) -> bool | None:
-    """Return true, false, 1, 0, yes or no, as values or as words, as a bool; None if it is none of them."""
-    return TRUTHS.get(str(value).strip().lower())
 
 
 def label_of(metric: str) -> str:

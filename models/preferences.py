@@ -15,7 +15,8 @@ from typing import Any
 from models import jsonl, readers
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
-from models.formats import PKU_LABEL, Example, Fields, Format, Judged, Pair, example, format_of
+from models.fields import Fields
+from models.formats import PKU_LABEL, Example, Format, Judged, Pair, example, format_of
 from models.neighbours import Neighbourhood, text_of
 from models.readers import Dropped, Row, Unusable
 from models.recipe import Contaminated, Data
