@@ -65,6 +65,9 @@ def prepare(
         for split in splits.values():
             split.settle(fates)
     finally:
+        for split in splits.values():
+            split.close()
+        partners.close()
         fates.close()
     became = fates.counts()
     _refuse(source, out, reading.bad, sum(became.values()) - became.get(DUPLICATE, 0), config)
@@ -205,7 +208,7 @@ def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, config: D
 def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates: Fates) -> str:
     """Drop training rows whose prompt is nearly a held-out one, or stands in a suite; return the first in a suite."""
     for name in HELDOUT:
-        splits[name].file.close()
+        splits[name].close()
     suite = suite_prompts(sources, config)
     held = (text_of(pair.prompt) for name in HELDOUT for pair in pairs(splits[name].path))
     apart = Neighbourhood(held, config.near_duplicates)

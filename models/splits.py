@@ -71,9 +71,13 @@ class Split:
         write(self.file, line._asdict())
         self.rows.extend((row, other))
 
+    def close(self) -> None:
+        """Close the file; what was written can be read."""
+        self.file.close()
+
     def sift(self, why_not: Callable[[bytes], str], fates: Fates) -> None:
         """Keep the lines for which `why_not` returns nothing; the rows of the others are not used for that reason."""
-        self.file.close()
+        self.close()
         new, kept = self.path.with_suffix(".new"), array("Q")
         with self.path.open("rb") as old, new.open("wb") as file:
             for i, line in enumerate(old):
@@ -93,7 +97,7 @@ class Split:
         lines = len(self)
         if not most or lines <= most:
             return 0
-        self.file.close()
+        self.close()
         with self.path.open("rb") as file:
             smallest = set(heapq.nsmallest(most, (hashlib.sha256(line).digest() for line in file)))
         reason = f"{OVER} {key}"
@@ -102,7 +106,7 @@ class Split:
 
     def settle(self, fates: Fates) -> None:
         """Say of every row that is left that it is used here."""
-        self.file.close()
+        self.close()
         for row in filter(None, self.rows):
             fates.take(row, self.name)
 
@@ -133,10 +137,13 @@ class Partners:
         return None
 
     def left(self) -> list[int]:
-        """Return the rows that found no partner, and delete the file."""
-        self.file.close()
-        self.path.unlink()
+        """Return the rows that found no partner."""
         return sorted(row for queue in self.waiting.values() for *_, row in queue)
+
+    def close(self) -> None:
+        """Delete the file."""
+        self.file.close()
+        self.path.unlink(missing_ok=True)
 
 
 def write(file: Any, row: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ VERSIONS = {
     "sources.gather": 2,
     "preferences.prepare": 3,
     "policy.base": 1,
-    "alignment.sft": 1,
+    "alignment.sft": 2,
     "reference.score": 2,
     "reference.score_unpaired": 2,
     "alignment.kto": 1,
