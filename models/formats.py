@@ -52,6 +52,11 @@ class Format(NamedTuple):
     columns: tuple[str, ...]
     read: Callable[..., Pair | Judged]
 
+    @property
+    def unpaired(self) -> bool:
+        """Whether a row holds one answer, good or bad: data for KTO alone."""
+        return self.read in (judged, ended)
+
 
 def label_of(metric: str) -> str:
     """Return the column of PKU-SafeRLHF, or one named alike, that holds the label of a metric."""

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.errors import BadInput, BadPlace, BadPolicy
+from models.fields import Fields
+from models.formats import Format, example, format_of
+from models.jsonl import Row
 from models.places import is_local
-from models.readers import Pair, Unusable, format_of, label_of, rows
+from models.readers import Unusable, rows
 from models.recipe_gate import Constraint
 from models.statistics import enough_prompts, fewest_prompts
 from models.words import counted
@@ -123,21 +126,23 @@ def looked_at(metric: str, place: str) -> Seen:
     usable = [row for row in first if not isinstance(row, Unusable)]
     if not usable:
         raise BadInput(f"{path}: none of the first {counted(len(first), 'row')} can be read: {first[0]}")
-    read = format_of(usable[0], path)
-    told: list[Pair | Unusable] = []
-    for row in usable:
-        try:
-            told.append(read(row, label_of(metric)))
-        except Unusable as reason:
-            told.append(reason)
-    reasons = [str(one) for one in told if isinstance(one, Unusable)]
-    if len(reasons) < len(told):
-        words = (read.__doc__ or "").partition("\n")[0].removeprefix("Read ").rstrip(".")
-        return Seen(words.partition(":")[0] or "comparisons")
-    if "kto" in reasons[0]:
-        return Seen("one answer per row, good or bad", "kto")
+    known = format_of(Fields(usable[0], {}, metric, ""), str(path))
+    if known.unpaired:
+        return Seen(f"{known.name}: one answer per row, good or bad", "kto")
+    reasons = [reason for row in usable if (reason := _unusable(row, known, metric))]
+    if len(reasons) < len(usable):
+        return Seen(known.name)
     columns = ", ".join(sorted(usable[0]))
     return Seen(f"not usable yet: {reasons[0]}", label=f'# label = "…"                          # one of: {columns}\n')
+
+
+def _unusable(row: Row, known: Format, metric: str) -> str:
+    """Return why a row gives no pair; empty if it does."""
+    try:
+        example(Fields(row, {}, metric, ""), known, "dpo")
+    except Unusable as reason:
+        return str(reason)
+    return ""
 
 
 def _recipe(path: Path, base: str, data: dict[str, str], seen: dict[str, Seen]) -> str:

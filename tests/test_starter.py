@@ -44,7 +44,7 @@ def given(harmless: str = "data/harmless.jsonl") -> list[str]:
 def test_what_init_writes_passes_check(own: Path, harmless: str, method: str) -> None:
     done = sacpo("init", "mine.toml", *given(f"data/{harmless}.jsonl"))
     assert done.exit_code == 0, done.output
-    assert "helpful: data/helpful.jsonl: TRL's preference format, plain or conversational" in done.output
+    assert "helpful: data/helpful.jsonl: TRL preference; DPO" in done.output
     assert done.output.endswith("mine.toml: written. Next: sacpo check mine.toml\n")
     recipe = read("mine.toml")
     assert [step.method.value for step in recipe.steps] == ["dpo", method] and recipe.base == str(own / "models/my-sft")
