@@ -142,14 +142,14 @@ def test_prompts_that_no_check_looks_at_are_not_charged(runs: Path) -> None:
     assert decisions._prompts(tested, Gate(kl=5.0))["KL"] == {prompt_digest("a"), prompt_digest("c")}
 
 
-def at_once(ledger: Ledger, writers: int) -> list[bool]:
-    """Let several decide on prompts that all share one of, in the same moment."""
+def at_once(ledger: Ledger, writers: int, round: int = 0) -> list[bool]:
+    """Let several decide in the same moment, each on prompts of its own and one that all share."""
     start, taken = threading.Barrier(writers), []
 
     def go(number: int) -> None:
         charges = ledger.charges(["common", f"own {number}", f"a {number}"])
         start.wait()
-        taken.append(ledger.decide("m", f"question {number}", charges, 0.005, VERDICT))
+        taken.append(ledger.decide("m", f"question {number} {round}", charges, 0.005, VERDICT))
 
     threads = [threading.Thread(target=go, args=(number,)) for number in range(writers)]
     for thread in threads:
@@ -164,7 +164,7 @@ def test_two_who_decide_in_the_same_moment_do_not_both_spend(runs: Path) -> None
     assert sorted(at_once(ledger, 6)) == [False] * 5 + [True]
     used = ledger.charges(["common", *(f"own {n}" for n in range(6))])
     assert used["common"] == Charges(1, 0.005) and sum(one.decisions for one in used.values()) == 2
-    assert sum(ledger.verdict(f"question {n}") is not None for n in range(6)) == 1  # refused whole, with its verdict
+    assert sum(ledger.verdict(f"question {n} 0") is not None for n in range(6)) == 1  # refused whole, with its verdict
 
 
 @pytest.mark.slow
@@ -173,8 +173,9 @@ def test_nor_in_postgresql(postgres: str, runs: Path, monkeypatch: pytest.Monkey
         connection.execute("create database budget")
     monkeypatch.setenv("SACPO_DATABASE", f"{postgres.replace('postgresql', 'postgresql+psycopg')}/budget")
     ledger = Ledger(runs)
-    for _ in range(10):
-        assert sorted(at_once(ledger, 6))[-1:] == [True] or ledger.charges(["common"])["common"].decisions
+    for round in range(10):
+        assert sorted(at_once(ledger, 6, round)) == [False] * 5 + [True]
+        assert ledger.charges(["common"])["common"].decisions == round + 1
     suite = [f"{i:05}" for i in range(12_000)]
     assert ledger.decide("m", "a large suite", ledger.charges(suite), 0.005, VERDICT)
     assert set(ledger.charges(suite).values()) == {Charges(1, 0.005)}

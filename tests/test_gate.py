@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.gate import Candidate, Facts, Verdict, certify, choose, decide, in_order
+from models.gate import CLIP, Candidate, Facts, Verdict, certify, choose, decide, in_order
 from models.recipe_gate import Constraint, Gate
 from models.statistics import lower_bound, power
 
@@ -270,6 +270,7 @@ def test_the_kl_that_gates_is_clipped_where_the_check_says() -> None:
     check = decide(SAFE, facts(kl=(1.0,) * 63 + (1000.0,)), BOUND, Gate(kl=5.0)).checks[-1]
     assert check.holds and check.value == pytest.approx((63 + 20) / 64)
     assert str(check).startswith("KL to the base: 1.297, upper bound, answers clipped at 20 nats, ")
+    assert f"at most {CLIP} times this limit" in Gate.model_json_schema()["properties"]["kl"]["description"]
 
 
 def test_every_category_holds_its_own_bound() -> None:
