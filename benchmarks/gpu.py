@@ -20,10 +20,10 @@ fsspec there, 23 wheels of 29 MB do:
 Compiled, so of that Python or newer and that platform only: pydantic-core, tokenizers, hf-xet, xxhash, safetensors,
 psutil; the rest is pure Python. The largest are transformers (13 MB), hf-xet (4) and tokenizers (3). pyarrow would be
 50 MB more, and torch alone does not bring it: with it 79 MB, above what a carrier of 64 MiB takes. Then leave out what
-the machine has: the fewest, beside its own transformers, peft and accelerate, are trl, datasets, pydantic,
-pydantic-core, annotated-types, typing-inspection, dill, multiprocess, datasketch and pyarrow, 55 MB.
+the machine has. The fewest, beside its own transformers 5.17, peft and accelerate, are nine of 4.6 MB: trl, datasets,
+pydantic, pydantic-core, annotated-types, typing-inspection, dill, multiprocess and datasketch (all imports were tried).
 
-On a machine that is lent for ten minutes a call, these three calls suffice:
+Begin with `--tiny`. On a machine that is lent for ten minutes a call, these three calls should do (not tried):
 
     python benchmarks/gpu.py --minutes 9 --parts machine,own_gpu,town,numerics
     python benchmarks/gpu.py --minutes 9 --parts lora,large

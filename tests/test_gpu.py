@@ -15,7 +15,7 @@ STAGES = {"sft", "dpo, helpful", "kto, harmless, lambda 1", "merge, q 0.5", "ans
 
 def gpu(out: Path, *given: str) -> tuple[int, list[dict[str, Any]], str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--out", str(out), *given]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text("utf-8").splitlines()]
     return done.returncode, lines, done.stdout + done.stderr
 
