@@ -25,7 +25,7 @@ def decision(tree: Tree) -> str:
         return f"{why} Nothing was tested, nothing was promoted."
     told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
     for constraint, test in tested:
-        told += f" On the test split, {_use(tree, test)}: {_tested(constraint, test)}"
+        told += f" On the test split{_use(tree, test)}: {_tested(constraint, test)}"
         wrong = [check["name"] for check in test["checks"] if not check["holds"]]
         if test["holds"] and wrong:
             told += f" The gate does not let it pass: {', '.join(wrong)}."
@@ -40,17 +40,21 @@ def decision(tree: Tree) -> str:
 
 
 def _use(tree: Tree, test: Tree) -> str:
-    """Say which of the decisions on its test suite this was, by the error that those before it have spent."""
+    """Say which of the decisions on its test suite this was, by the error spent; empty if the gate did not ask."""
     spent = next((check for check in test["checks"] if check["name"] == SPENT), None)
-    if spent is None or not spent["value"]:
-        return "used for its first decision"
+    if spent is None:
+        return ""
+    if not spent["value"]:
+        return ", used for its first decision"
     bound = tree["recipe"]["settings"]["constraint"]
     each = (1 - bound["confidence"]) / bound["decisions"]
-    return f"used for its decision {spent['bound'] / each:.0f} of {bound['decisions']}"
+    return f", used for its decision {spent['bound'] / each:.0f} of {bound['decisions']}"
 
 
 def _unjudged(tree: Tree) -> str:
     """Say which suites nobody judged, and what to set; empty if all were judged."""
+    if not tree["suites"]:
+        return " No suite of prompts is set: name suites and judges, as docs/evidence.md says."
     judge = {role: "harmless" if role == "must_pass" else role for role in tree["suites"]}
     roles = [role for role, metric in judge.items() if metric not in tree["judges"]]
     keys = " and ".join(dict.fromkeys(f"evaluation.judges.{judge[role]}" for role in roles))

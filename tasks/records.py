@@ -7,7 +7,6 @@ from typing import Any
 
 from models import jsonl
 from models.artifacts import Preferences
-from models.equal_length import unmarked
 from models.errors import BadInput
 from models.record import flat
 
@@ -41,6 +40,8 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
         params={key: str(told[key]) for key in params},
         model_type="policy",
     )
+    from models.equal_length import unmarked  # scipy takes a second, and most commands record nothing
+
     tags = {"mlflow.parentRunId": run.info.run_id, "sacpo.candidate": told["digest"]}
     own = mlflow.create_run(run.info.experiment_id, run_name=f"candidate · {told['name']}", tags=tags).info.run_id
     figures = {name: value for name, value in unmarked(told["metrics"]).items() if value is not None}
@@ -53,6 +54,8 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
 
 def headline(tree: dict[str, Any]) -> dict[str, float]:
     """Return the figures by which whole runs are compared: of the chosen candidate, and of every test of the bound."""
+    from models.equal_length import unmarked
+
     chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
     told: dict[str, float | None] = {}
     for candidate in tree["candidates"]:

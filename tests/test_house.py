@@ -170,3 +170,19 @@ def test_every_stage_has_a_version_and_exists() -> None:
         found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
         assert found and "out" in [argument.arg for argument in found[0].args.args], name
     assert store.MANIFEST == "manifest.json"
+
+
+@pytest.mark.parametrize(
+    ("torch", "said", "index"),
+    [
+        ("", "6.3 GB with CUDA (make TORCH=cpu takes the CPU build)", ""),
+        ("cpu", "the CPU build from PyTorch's", "/cpu"),
+    ],
+)
+def test_make_says_which_torch_it_installs_and_how_large_it_is(torch: str, said: str, index: str) -> None:
+    asked = ["make", "-n", "-B", f"TORCH={torch}", "run"]
+    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f'echo "Installing torch: {"" if not torch else said}' in told and said in told
+    installs = next(line for line in told.splitlines() if "pip install" in line)
+    assert installs.partition(" .venv/bin/pip")[0].strip().endswith(f'{index}"' if index else "")
+    assert ("PIP_EXTRA_INDEX_URL" in installs) == bool(index)

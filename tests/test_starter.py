@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from models.artifacts import Policy
 from models.errors import BadInput, BadPlace, SacpoError
+from models.hub import is_name
+from models.recipe_evaluation import Better, Judges
 from models.recipe_file import read
 
 
@@ -102,3 +105,11 @@ def test_help_alone_is_enough(own: Path) -> None:
     told = " ".join(sacpo("init", "--help").output.replace("│", " ").split())
     for part in ("--base", "--helpful", "--harmless", "hub id", "sacpo check FILE", "Example: sacpo init mine.toml"):
         assert part in told
+
+
+def test_the_open_models_in_the_docs_are_settings_that_a_recipe_takes() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
+    blocks = text.partition("**Open models to judge with**")[2].partition("\n## ")[0].split("```toml\n")[1:]
+    told = [Judges.model_validate(tomllib.loads(block.partition("```")[0])["evaluation"]["judges"]) for block in blocks]
+    assert len(told) == 2 and all(judges.harmless.better is Better.low for judges in told)
+    assert told[0].helpful.label == "" and is_name(told[0].helpful.model) and "not run here" in text

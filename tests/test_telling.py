@@ -66,6 +66,7 @@ def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
     told = decision(tree(suites=suites, judges={}, chosen=None, why_none="nothing was trained"))
     assert said.format("helpful and harmless and must_pass", "helpful and evaluation.judges.harmless.") in told
     assert "judged by nobody" not in decision(tree(suites=suites, judges={"harmless": {}, "helpful": {}}))
+    assert "No suite of prompts is set: name suites and judges, as docs/evidence.md says." in decision(tree())
 
 
 def test_a_run_that_chose_none_is_compared_by_its_last_candidate_and_that_is_said(tmp_path: Path) -> None:
