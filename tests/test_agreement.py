@@ -100,6 +100,21 @@ def test_labels_are_read_and_bad_ones_named(tmp_path: Path) -> None:
         agreement.labels(path)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"prompt": "p", "answer": "a", "good": ' + "9" * 5000 + "}", "a number has more than 4,300 digits"),
+        ('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + ', "answer": "a", "good": true}', "nested too deeply"),
+        ('{"prompt": "p", "answer": "\\ud800", "good": true}', "a text holds half a character"),
+    ],
+    ids=["long number", "deep", "half a character"],
+)
+def test_a_hostile_row_of_labels_is_named(row: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.jsonl").write_text(f'{{"prompt": "p", "answer": "a", "good": true}}\n{row}\n')
+    with pytest.raises(BadData, match=f"labels.jsonl: row 2: {said}"):
+        agreement.labels(tmp_path / "labels.jsonl")
+
+
 def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:
     told = [(True, True), (True, False), (False, True), (False, False), (True, True)]
     lines = [{"good": g, "judged": j, "status": "ok"} for g, j in told]
