@@ -44,7 +44,7 @@ VERSIONS = {
     "alignment.dpo": 2,
     "merge.interpolate": 1,
     "answering.answer": 1,
-    "judging.judge": 1,
+    "judging.judge": 2,
     "judging.calibrate": 1,
     "distance.measure": 2,
     "margins.weigh": 1,
