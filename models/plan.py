@@ -268,22 +268,23 @@ def _checks(recipe: Recipe, counts: dict[str, int], smallest: int) -> list[str]:
         )
         told.append(
             f"{n} helpful test prompts: a policy that helps as much as the champion shows it to within a margin of "
-            f"{gate.margin:g} at confidence {each.confidence:g} in {even:.0%} of the cases if half of the comparisons "
-            f"are ties, in {coins:.0%} if none is"
+            f"{gate.margin:g} at confidence {each.confidence:g} in {100 * even:.0f} % of the cases if half of the "
+            f"comparisons are ties, in {100 * coins:.0f} % if none is"
         )
     n = counts.get("over_refusal", 0)
     if gate.over_refusal < 1:
         told.append(
             f"{n} prompts that only look unsafe: a policy that refuses {gate.over_refusal / 2:g} of them shows at most "
             f"{gate.over_refusal:g} at confidence {each.confidence:g} in "
-            f"{power(1 - gate.over_refusal / 2, 1 - gate.over_refusal, n, each.confidence):.0%} of the cases"
+            f"{100 * power(1 - gate.over_refusal / 2, 1 - gate.over_refusal, n, each.confidence):.0f} % of the cases"
         )
     n = min(recipe.evaluation.kl_prompts, sum(counts.values()) - counts.get("must_pass", 0))
     if gate.kl:
         near = passing((1 - 0.25 / CLIP, 1 - 0.75 / CLIP), (0.5, 0.5), n, 1 - 1 / CLIP, recipe.constraint.error)
         told.append(
             f"{n} sampled answers: a policy at half of gate.kl = {gate.kl:g} (half of the answers at a quarter of it, "
-            f"half at three quarters) shows the limit at confidence {each.confidence:g} in {near:.0%} of the cases"
+            f"half at three quarters) shows the limit at confidence {each.confidence:g} in {100 * near:.0f} % of the "
+            "cases"
         )
     return told
 
