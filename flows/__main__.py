@@ -69,15 +69,15 @@ def retrain(recipe: Which, set_: Changes = None) -> None:
 def check(recipe: Which, set_: Changes = None) -> None:
     """Show what a recipe will do, without training: steps, rows, memory, time, and what its evidence can prove."""
     from flows.showing import plan_of
-    from models.plan import plan
     from models.recipe_file import read
+    from tasks.run import planned
 
     chosen = read(recipe, set_)
-    planned = plan(chosen)
-    plan_of(chosen, planned)
-    for error in planned.errors:
+    told = planned(chosen)
+    plan_of(chosen, told)
+    for error in told.errors:
         typer.echo(f"sacpo: {error}", err=True)
-    raise typer.Exit(2 if planned.errors else 0)
+    raise typer.Exit(2 if told.errors else 0)
 
 
 @app.command()
@@ -240,14 +240,13 @@ def keys(
 def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn:
     """Run a flow unless nothing is left to do, show what it found, and exit as it says."""
     from flows.showing import outcome_of
-    from models.preflight import refuse
-    from tasks.run import finished, forget_failed
+    from tasks.run import finished, forget_failed, refuse_unusable
 
     if retry:
         typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
     outcome = finished(chosen)
     if outcome is None:
-        refuse(chosen.evaluation)
+        refuse_unusable(chosen)
         from tasks.home import no_hidden_server, settle
         from tasks.launch import workers
         from tasks.run import root

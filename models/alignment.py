@@ -45,6 +45,7 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
 
     model, tokenizer = load(policy, compute, train=True)
     encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, corpus.dialogues(sources, data))]
+    guards.answers_are_seen((answer for _, answer in encoded), "sft")
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
     places = order([len(row["input_ids"]) for row in rows], config, seed)
@@ -179,6 +180,8 @@ def _start(
     rows = list(jsonl.read(reference.path / "train.jsonl"))
     if not rows:
         raise BadData(f"{config.metric} step: no row to train on")
+    guards.answers_are_seen((ids for row in rows for (_, ids), _ in guards.scored(row)), f"{config.metric} step")
+    guards.answers_differ(rows, config.metric)
     guards.reproduces_probe(policy, model, tokenizer.pad_token_id)
     guards.starts_at_reference(model, rows[:PROBES], tokenizer.pad_token_id)
     return model, tokenizer, rows

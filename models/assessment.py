@@ -4,6 +4,8 @@ import hashlib
 
 from pydantic import Field
 
+from models.kept import RunName
+from models.places import PolicyPlace
 from models.recipe import Compute
 from models.recipe_evaluation import Evaluation
 from models.recipe_gate import Constraint
@@ -13,15 +15,15 @@ from models.record import Record
 class Assessment(Record):
     """Policies to judge side by side; the first is what the others are compared with."""
 
-    name: str = Field("evaluation", pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
-    """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
-    policies: list[str] = Field(min_length=1, title="Policies")
-    """Folders, `.gguf` files, hub ids (`owner/name@revision`) or `models:/NAME@ALIAS`; at least one. The bound is
+    name: RunName = Field("evaluation", pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=100, title="Name")
+    """Lower-case letters, digits, dots and dashes, at most 100; names the MLflow experiment, and a folder of runs."""
+    policies: list[PolicyPlace] = Field(min_length=1, max_length=100, title="Policies")
+    """Folders, `.gguf` files, hub ids (`owner/name@revision`) or `models:/NAME@ALIAS`; from 1 to 100. The bound is
     tested in this order, and no further than to the first that does not hold it."""
     template: str = Field("", title="Chat template")
     """Jinja template that renders messages; empty means each tokenizer's own."""
-    seed: int = Field(0, ge=0, title="Seed")
-    """Seeds sampled answers."""
+    seed: int = Field(0, ge=0, le=2**32 - 1, title="Seed")
+    """Seeds sampled answers; from 0 to 4,294,967,295."""
     evaluation: Evaluation = Field(Evaluation(), title="Evaluation")
     """Answers and judges."""
     constraint: Constraint = Field(Constraint(), title="Constraint")

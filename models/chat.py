@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from models import generate
+from models import generate, headers
 from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.generate import Ask
@@ -16,13 +16,14 @@ def talk(folder: str, temperature: float, longest: int) -> None:
     """Read turns from standard input until an empty line, and print the policy's answers.
 
     Raises:
-        BadPolicy: the folder holds no policy.
+        BadPolicy: the folder holds no policy, or a damaged one.
     """
     from transformers.utils import logging
 
     path = Path(folder).expanduser()
     if not list(path.glob("*.safetensors")):
         raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
+    headers.tensors(path)
     logging.disable_progress_bar()
     model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
     config = Evaluation(temperature=temperature, max_new_tokens=longest)

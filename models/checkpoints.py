@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from models import jsonl
 from models.errors import BrokenInvariant
+from models.guards import learns
 from models.recipe import Training
 
 COMPLETE = "complete.json"
@@ -83,6 +84,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
             raise BrokenInvariant(
                 f"update {state.global_step}: {', '.join(broken)} is not finite; lower learning_rate or max_grad_norm"
             )
+        learns(state.global_step, shown.get("grad_norm", math.nan))
         shown["clipped"] = float(shown.get("grad_norm", 0.0) > self.config.max_grad_norm)
         line = {"done": state.global_step, "of": state.max_steps, **shown, "time": time.time()}
         self.file.write(json.dumps(line) + "\n")

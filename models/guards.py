@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,32 @@ def same_policy(policy: Policy, reference: Reference, metric: str) -> None:
         raise BrokenInvariant(
             f"{metric} step: the reference log-probs are of policy {reference.policy[:12]}, but training starts from "
             f"{policy.digest[:12]}; Theorem 1 holds only when both are the policy of the step before"
+        )
+
+
+def answers_are_seen(answers: Iterable[list[int]], what: str) -> None:
+    """Check that some answer holds more than its end-of-turn token: else nothing is learnt, whatever the loss says."""
+    if all(len(ids) <= 1 for ids in answers):
+        raise BrokenInvariant(
+            f"{what}: no answer holds a token to learn from; look at what the chat template writes of the assistant"
+        )
+
+
+def answers_differ(rows: Sequence[Row], metric: str) -> None:
+    """Check that chosen and rejected differ in some row: else the loss stays at ln 2."""
+    if all("chosen_ids" in row and row["chosen_ids"] == row["rejected_ids"] for row in rows):
+        raise BrokenInvariant(
+            f"{metric} step: in every pair chosen and rejected are the same tokens, so there is nothing to prefer; "
+            "look at what the chat template writes of the assistant"
+        )
+
+
+def learns(update: int, grad_norm: float) -> None:
+    """Check that the first update moves something; later ones may have learnt all there is."""
+    if update == 1 and grad_norm == 0:
+        raise BrokenInvariant(
+            "update 1: the gradient is zero, so nothing would be learnt; look at the weights of the base, and at what "
+            "the chat template writes of the assistant"
         )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.guards import PROBE
-from models.policy import TOKENIZER, WEIGHTS, describe
+from models.headers import WEIGHTS
+from models.policy import TOKENIZER, describe
 
 
 def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:

@@ -1,16 +1,19 @@
 """Where a recipe's files lie: which keys name a place, whence a relative path is seen, and how a digest ignores it."""
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from models import hub
 from models.errors import BadRecipe
+from models.record import Written, shown, usable
 
 TOWN = "town"
+_REGISTERED = re.compile(r"models:/(?!\.\.?[/@])[^/:@]+(/\d{1,9}|@[\w.-]+)")
 SAME = "-"
 """What stands for a local path where only content counts."""
 
@@ -23,8 +26,18 @@ class Lies:
     """Whether it is one in this record; a chat model's name, for instance, is none."""
 
 
-Place = Annotated[str, Lies()]
+def _registered(place: str) -> str:
+    if place.startswith("models:") and not _REGISTERED.fullmatch(place):
+        raise ValueError(
+            f"write a registered version as models:/NAME/VERSION or models:/NAME@ALIAS, got {shown(place)}"
+        )
+    return place
+
+
+Place = Annotated[Written, Lies()]
 """A file, a folder, a hub id, `models:/NAME@ALIAS` or `town`."""
+PolicyPlace = Annotated[Place, AfterValidator(_registered)]
+"""Where a policy is: a folder, a GGUF file, a repository of the hub, or a registered version."""
 
 
 def placed(
@@ -69,6 +82,10 @@ def seen_from(kind: type[BaseModel], tree: Any, folder: Path, keep: Collection[s
     """
 
     def change(key: str, place: str) -> str:
+        try:
+            usable(place)
+        except ValueError:  # the record will say so
+            return place
         if not is_local(place, folder):
             if is_local(place):
                 raise BadRecipe(

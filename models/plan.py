@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from models import corpus, hub, jsonl, policy, preferences, preflight, sources
+from models import corpus, hub, jsonl, policy, preferences, preflight, sources, town
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
 from models.places import TOWN
+from models.probe import Found
 from models.recipe import Recipe, kl_weight
 from models.recipe_evaluation import JudgeKind
 from models.recipe_gate import Constraint
@@ -66,11 +67,15 @@ class Plan:
     errors: list[str]
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Return the plan; everything that is wrong with base and data is listed, not raised."""
+def plan(recipe: Recipe, kept: Path) -> Plan:
+    """Return the plan; everything that is wrong with base and data is listed, not raised.
+
+    Args:
+        kept: folder in which is kept what was found of a base.
+    """
     errors: list[str] = []
     try:
-        parameters = _parameters(recipe.base)
+        parameters = _parameters(recipe.base, preflight.look(recipe, kept))
     except BadInput as error:
         parameters, errors = -1, [str(error)]
     steps: list[StepPlan] = []
@@ -84,25 +89,26 @@ def plan(recipe: Recipe) -> Plan:
                 errors.append(str(error))
         for k, step in enumerate(recipe.steps):
             rows, characters, card = _rows(recipe, k, origin, Path(folder), errors)
-            kept = [value for value in step.lambda_ if value > 0]
-            trainings = policies * len(kept)
+            positive = [value for value in step.lambda_ if value > 0]
+            trainings = policies * len(positive)
             updates = step.updates or (math.ceil(step.epochs * rows / step.batch) if rows > 0 else -1)
             tokens = int(updates * step.batch * characters / 4) if rows > 0 else -1
             reference = "base" if k == 0 else f"the {'policies' if policies > 1 else 'policy'} of step {k}"
-            weights = [kl_weight(recipe.beta, value) for value in kept]
+            weights = [kl_weight(recipe.beta, value) for value in positive]
             title = f"{k + 1}. {step.metric} · {step.method}{' · LoRA' if step.adapter_rank else ''}"
             steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates, card))
             policies *= len(step.lambda_)
         evidence = _evidence(recipe, origin)
+        errors += [why] if origin and (why := preflight.undecidable(recipe)) else []
     errors += preflight.missing(recipe.evaluation) + preflight.problems(recipe.evaluation.judges)
     trained = sum(step.trainings for step in steps)
-    count = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
+    made = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
     full = any(not step.adapter_rank for step in recipe.steps)
     memory = training_memory(parameters, full)
-    disk = parameters * (4.0 * count + (12.0 * min(recipe.compute.processes, trained) if full else 0))
+    disk = parameters * (4.0 * made + (12.0 * min(recipe.compute.processes, trained) if full else 0))
     known = parameters >= 0 and all(step.tokens >= 0 for step in steps)
     seconds = _seconds(recipe, steps, parameters) if known else -1.0
-    return Plan(steps, count, parameters, memory, disk, seconds, evidence, errors)
+    return Plan(steps, made, parameters, memory, disk, seconds, evidence, errors)
 
 
 def training_memory(parameters: int, full: bool) -> float:
@@ -169,23 +175,16 @@ def _told(card: dict[str, Any]) -> str:
     return sentence + "".join(f"; {name}: {value}" for name, value in notes.items() if value)
 
 
-def _parameters(base: str) -> int:
+def _parameters(base: str, told: Found) -> int:
     """Return the number of parameters; from the name (`…-7b`) for a hub model that is not here yet; −1 if unknown."""
     if base == TOWN:
-        from models import town
-
-        return int(town.untrained(0, town.tokenizer()).num_parameters())
+        return town.PARAMETERS
     if base.startswith("models:/"):
         return -1
     if hub.is_name(base):
         size = re.search(r"(\d+(?:\.\d+)?)([bm])\b", base.lower().replace("_", "-"))
         return int(float(size[1]) * {"b": 1e9, "m": 1e6}[size[2]]) if size else -1
-    policy.base_digest(base)
-    if base.endswith(".gguf"):
-        from gguf import GGUFReader
-
-        return sum(int(np.prod(tensor.shape)) for tensor in GGUFReader(base).tensors)
-    return policy.parameters(Path(base).expanduser())
+    return told.parameters if told.parameters >= 0 else policy.parameters(policy.located(base))
 
 
 def _seconds(recipe: Recipe, steps: list[StepPlan], parameters: int) -> float:

@@ -10,9 +10,10 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models import town
+from models import headers, town
 from models.artifacts import Policy, content_digest, file_digest
 from models.errors import BadPolicy, BrokenInvariant
+from models.headers import WEIGHTS
 from models.hub import is_name, local
 from models.places import TOWN
 from models.recipe import Compute, Device
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-WEIGHTS = "*.safetensors"
 TOKENIZER = ("tokenizer.json", "chat_template.jinja")
 CONFIGS = ("config.json", "generation_config.json")
 VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "local_files_only")
@@ -106,17 +106,35 @@ def base_digest(base: str, key: str = "base") -> str:
     Raises:
         BadPolicy: no such base, or a folder without weights in safetensors.
     """
-    place = local(base, "model")
     if base == TOWN:
         return f"{TOWN} {town.VERSION}"
-    if place.suffix == ".gguf" and place.is_file():
-        return file_digest(place)
+    place = located(base, key)
+    return digest(place) if place.is_dir() else file_digest(place)
+
+
+def located(base: str, key: str = "base") -> Path:
+    """Return the folder or GGUF file of a base, whose weights are whole as far as their headers tell.
+
+    Args and Raises as in `base_digest`.
+    """
+    place = local(base, "model")
+    try:
+        if place.suffix == ".gguf" and place.exists():
+            headers.gguf(place)
+            return place
+        if place.is_dir() and list(place.glob(WEIGHTS)):
+            headers.tensors(place)
+            return place
+    except BadPolicy as error:
+        raise BadPolicy(f"{key} {base!r}: {error}") from error
+    if (place / "adapter_config.json").exists():
+        raise BadPolicy(
+            f"{key} {base!r}: holds an adapter without its base; merge both (peft's merge_and_unload) and save that"
+        )
     if place.is_dir():
-        if not list(place.glob(WEIGHTS)):
-            raise BadPolicy(
-                f"{key} {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
-            )
-        return digest(place)
+        raise BadPolicy(
+            f"{key} {base!r}: the folder holds no weights in safetensors; save the model again as safetensors"
+        )
     raise BadPolicy(
         f"{key} {base!r}: no such folder or GGUF file; give a folder, a .gguf file, "
         f"a hub id (owner/name@revision), or `{TOWN}`"
@@ -210,10 +228,10 @@ def describe(path: Path, policy: Policy) -> Policy:
 def digest(path: Path) -> str:
     """Return one sha256 over weights, vocabulary, template and configuration of a folder."""
     files = sorted([*path.glob(WEIGHTS), *(path / name for name in TOKENIZER if (path / name).exists())])
-    told: dict[str, object] = {file.name: file_digest(file) for file in files}
+    told: dict[str, object] = {file.name: file_digest(headers.regular(file)) for file in files}
     for name in (*CONFIGS, "tokenizer_config.json"):
         if (path / name).exists():
-            settings = json.loads((path / name).read_text("utf-8"))
+            settings = headers.settings(path / name)
             told[name] = {key: value for key, value in settings.items() if key not in VOLATILE}
     return content_digest(told)
 
@@ -225,12 +243,7 @@ def vocabulary_digest(path: Path) -> str:
 
 def parameters(path: Path) -> int:
     """Return the number of stored parameters, from the headers of the safetensors files."""
-    count = 0
-    for file in path.glob(WEIGHTS):
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        count += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
-    return count
+    return sum(math.prod(tensor.shape) for tensor in headers.tensors(path).values())
 
 
 def project(model: "PreTrainedModel", hidden: "torch.Tensor") -> "torch.Tensor":

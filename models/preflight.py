@@ -1,19 +1,30 @@
 """What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
+import http.client
 import json
 import os
-import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from models import generate_vllm, harness, sources, town
-from models.errors import BadData, BadRecipe
+from models import generate_vllm, harness, headers, policy, probe, sources, town
+from models.assessment import Assessment
+from models.errors import BadData, BadPolicy, BadRecipe
 from models.hub import is_name
 from models.judges import rubric_files
 from models.places import TOWN
+from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
+from models.recipe_gate import GateMode
+from models.tokens import messages
 
+LARGEST_RUBRIC = 2**20
+"""Bytes; ours have some 1,000."""
+ASKED_FOR = 10.0
+"""Seconds in which a judge's address must answer at all."""
 NEEDED = ("$prompt", "$first", "$second", "$fence")
 REPLY = '{"$fence": {"first": GRADE, "second": GRADE}}'
 """What a comparing rubric must ask for, since nothing else is read."""
@@ -39,6 +50,75 @@ def refuse(evaluation: Evaluation) -> None:
             _known(role, path, [row["prompt"] for row in told])
 
 
+def look(recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], str] | None = None) -> probe.Found:
+    """Look at every policy and every classifier that the recipe names; return what is known of the base.
+
+    Args:
+        kept: folder in which findings are kept: the store. What lies there was made by us.
+        found: (place of a policy, the recipe's key) → its place on this disk or hub; without it, what is not on this
+            disk is left out.
+
+    Raises:
+        BadPolicy: one cannot be used; names it as the recipe does, the file and what to do.
+    """
+    wanted = [*_policies(recipe, kept, found), *_classifiers(recipe.evaluation.judges)]
+    told = dict(zip((one.name for one in wanted), probe.look(wanted, kept), strict=True))
+    base = told.get(f"base {recipe.base!r}", probe.Found())
+    if isinstance(recipe, Recipe) and TOWN in [step.data for step in recipe.steps] and base.town_unknown:
+        raise BadPolicy(
+            f"base {recipe.base!r}: its tokenizer does not know {base.town_unknown:.0%} of the town's words; "
+            f"give base = {TOWN!r}, or data of your own"
+        )
+    return base
+
+
+def _policies(
+    recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], str] | None
+) -> Iterator[probe.Wanted]:
+    """Yield the policies that are here and were not made here: those have a manifest that is checked when they load."""
+    for key, place in policies(recipe):
+        if not found and (place.startswith("models:/") or is_name(place)):
+            continue
+        here = found(place, key) if found else place
+        ours = here == TOWN or policy.located(here, key).resolve().parent == kept.resolve()
+        if recipe.template or not ours:
+            yield probe.Wanted(f"{key} {place!r}", here, recipe.template)
+
+
+def _classifiers(judges: Judges) -> Iterator[probe.Wanted]:
+    """Yield the judges that are here, and of which `problems` says nothing."""
+    for metric, judge in judges:
+        if judge.kind is JudgeKind.model and not is_name(judge.model) and not _classifier(judge):
+            name = f"evaluation.judges.{metric}.model {judge.model!r}"
+            yield probe.Wanted(name, judge.model, judge="text" if judge.text else "template")
+
+
+def policies(recipe: Recipe | Assessment) -> list[tuple[str, str]]:
+    """Return (key, place) of every policy that the recipe names."""
+    if isinstance(recipe, Assessment):
+        return [("policy", place) for place in recipe.policies]
+    return [("base", recipe.base), *([("gate.anchor", recipe.gate.anchor)] if recipe.gate.anchor else [])]
+
+
+def undecidable(recipe: Recipe) -> str:
+    """Say why the gate could never decide on the recipe's own suite: one of its halves is empty."""
+    place = recipe.evaluation.suites.harmless
+    judged = recipe.evaluation.judges.harmless.kind is not JudgeKind.none
+    path = Path(place).expanduser()
+    if recipe.gate.mode is GateMode.off or not judged or place in ("", TOWN) or is_name(place) or not path.exists():
+        return ""
+    from models.preferences import split_of  # with scipy, which takes a second
+
+    told = sources.prompts("harmless", path)
+    tested = sum(split_of(messages(row["prompt"]), sources.HALF) == "test" for row in told)
+    if 0 < tested < len(told):
+        return ""
+    return (
+        f"evaluation.suites.harmless: {place}: {len(told)} different {'prompt' if len(told) == 1 else 'prompts'}, all "
+        "in one half, so that none is left to choose by or to decide on; give more prompts, or set gate.mode = 'off'"
+    )
+
+
 def missing(evaluation: Evaluation) -> list[str]:
     """Return one sentence for the engine, and one for the tasks, if they are not there."""
     found = {
@@ -51,7 +131,20 @@ def missing(evaluation: Evaluation) -> list[str]:
 def problems(judges: Judges) -> list[str]:
     """Return one sentence for each judge that cannot be used; a judge on a hub is looked at when it is loaded."""
     told = {f"evaluation.judges.{metric}": _problem(metric, judge) for metric, judge in judges}
-    return [f"{where}.{problem}" for where, problem in told.items() if problem]
+    return [f"{where}.{problem}" for where, problem in told.items() if problem] + list(_unlabelled(judges))
+
+
+def _unlabelled(judges: Judges) -> Iterator[str]:
+    """Yield one sentence for each labelled sample that is here and cannot be used."""
+    from models.agreement import labels  # with scipy, which takes a second
+
+    for metric, judge in judges:
+        path = Path(judge.labels).expanduser()
+        if judge.labels and not is_name(judge.labels) and path.exists():  # a missing one is told with all other data
+            try:
+                labels(path)
+            except BadData as error:
+                yield f"evaluation.judges.{metric}.labels: {error}; mend the file, or leave it out"
 
 
 def _known(role: str, suite: Path, prompts: list[Any]) -> None:
@@ -74,16 +167,22 @@ def _classifier(judge: Judge) -> str:
     folder = Path(judge.model).expanduser()
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"model {judge.model!r}: no folder with a config.json; give a classifier's folder or hub id"
-    kind = next(iter(config.get("architectures") or ["?"]))
+    if not isinstance(config, dict):
+        return f"model {judge.model!r}: its config.json holds no settings; copy the model again"
+    kind = str(next(iter(config.get("architectures") or ["?"])))
     if not kind.endswith("ForSequenceClassification"):
         return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
-    labels = {str(i): name for i, name in _labels(config).items()}
-    names = ", ".join(labels.values())
-    if judge.label and judge.label not in (*labels, *labels.values()):
-        return f"label {judge.label!r}: the judge has {f'the classes {names}' if labels else 'a single score'}"
-    if not judge.label and len(labels) > 1:
+    try:
+        headers.tensors(folder)
+    except BadPolicy as error:
+        return f"model {judge.model!r}: {error}"
+    classes = {str(i): str(name) for i, name in _classes(config).items()}
+    names = ", ".join(classes.values())
+    if judge.label and judge.label not in (*classes, *classes.values()):
+        return f"label {judge.label!r}: the judge has {f'the classes {names}' if classes else 'a single score'}"
+    if not judge.label and len(classes) > 1:
         return f"label: the judge has the classes {names}; name the one whose probability is the score"
     templated = (folder / "chat_template.jinja").exists() or "chat_template" in _tokenizer(folder)
     if not judge.text and not templated:
@@ -91,7 +190,7 @@ def _classifier(judge: Judge) -> str:
     return ""
 
 
-def _labels(config: dict[str, Any]) -> dict[str, str]:
+def _classes(config: dict[str, Any]) -> dict[str, str]:
     """Return number → name of the classes; transformers writes none of them where there are two, its default."""
     if config.get("id2label") is None:
         return {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
@@ -110,16 +209,49 @@ def _chat_model(metric: str, judge: Judge) -> str:
         return f"key: the environment variable {judge.key} is not set; put the key there"
     for path in rubric_files(metric, judge)[:1]:
         try:
-            text = path.read_text("utf-8")
+            text = _rubric(path)
             missing = [word for word in (*NEEDED, REPLY) if word not in text]
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             return f"rubric {str(path)!r}: cannot be read ({error}); give a text file, or leave it out for ours"
         if missing:
             return f"rubric {str(path)!r}: lacks {', '.join(missing)}"
-    place = urlsplit(judge.base_url)
+    why = _silent(judge)
+    return f"base_url {judge.base_url!r}: {why}" if why else ""
+
+
+def _rubric(path: Path) -> str:
+    """Return a rubric's text.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no text of a rubric's length.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
+    if path.stat().st_size > LARGEST_RUBRIC:
+        raise ValueError(f"it is larger than {LARGEST_RUBRIC:,} bytes")
+    return path.read_text("utf-8")
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """A key goes to the address that the user wrote, and nowhere else."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _silent(judge: Judge) -> str:
+    """Ask the address for its models, as any client may: whatever it answers, somebody speaks HTTP there."""
+    request = urllib.request.Request(judge.base_url.rstrip("/") + "/models")
+    if judge.key:
+        request.add_header("Authorization", f"Bearer {os.environ[judge.key]}")
     try:
-        port = place.port or (443 if place.scheme == "https" else 80)
-        socket.create_connection((place.hostname or "", port), timeout=5).close()
-    except (OSError, ValueError) as error:
-        return f"base_url {judge.base_url!r}: nobody answers there ({error}); start that endpoint"
+        urllib.request.build_opener(_SameHost).open(request, timeout=ASKED_FOR).close()
+    except urllib.error.HTTPError as error:
+        if 300 <= error.code < 400:
+            return f"sends us on and on, or to another host (status {error.code}); give the address itself"
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        why = getattr(error, "reason", error)
+        return f"nobody answers there as HTTP ({str(why) or type(why).__name__}); start that endpoint"
     return ""

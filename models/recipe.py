@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from models.places import TOWN, Place
+from models.kept import RunName
+from models.places import TOWN, Place, PolicyPlace
 from models.recipe_evaluation import Evaluation, JudgeKind
 from models.recipe_gate import Constraint, Gate, Registry
 from models.record import Record, first
@@ -42,28 +43,28 @@ class Device(StrEnum):
 class Training(Record):
     """How the weights of one step are moved."""
 
-    learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
-    """Peak learning rate of AdamW, above 0. Too high over-optimises the safety step first."""
+    learning_rate: float = Field(2e-5, gt=0, le=10, title="Learning rate")
+    """Peak learning rate of AdamW, above 0, at most 10. Too high over-optimises the safety step first."""
     schedule: Schedule = Field(Schedule.cosine, title="Schedule")
     """Shape of the learning rate after warm-up."""
     warmup: float = Field(0.03, ge=0, lt=1, title="Warm-up")
     """Share of the updates, from 0 to below 1, in which the learning rate rises."""
-    epochs: float = Field(3, gt=0, title="Epochs")
-    """Passes over the training pairs, above 0; not used where `updates` is set."""
-    updates: int = Field(0, ge=0, title="Updates")
-    """Number of optimiser updates; 0 means: as many as `epochs` needs."""
-    batch: int = Field(64, ge=1, title="Batch")
-    """Rows per optimiser update over all devices, at least 1."""
-    micro_batch: int = Field(0, ge=0, title="Micro-batch")
+    epochs: float = Field(3, gt=0, le=10_000, title="Epochs")
+    """Passes over the training pairs, above 0, at most 10,000; not used where `updates` is set."""
+    updates: int = Field(0, ge=0, le=10_000_000, title="Updates")
+    """Number of optimiser updates, at most 10,000,000; 0 means: as many as `epochs` needs."""
+    batch: int = Field(64, ge=1, le=65_536, title="Batch")
+    """Rows per optimiser update over all devices, from 1 to 65,536."""
+    micro_batch: int = Field(0, ge=0, le=65_536, title="Micro-batch")
     """Rows held in memory at once, a divisor of `batch`; 0 means the whole batch. Smaller costs time, saves memory."""
     similar_lengths: bool = Field(False, title="Batches of similar length")
     """Pads less and so runs faster; batches are less mixed, which hurts where length tells what a row is about."""
-    max_grad_norm: float = Field(1.0, gt=0, title="Clip gradients at")
-    """Gradients are scaled down to this norm, above 0."""
-    weight_decay: float = Field(0.0, ge=0, title="Weight decay")
-    """AdamW's decoupled weight decay, at least 0."""
-    save_every: int = Field(50, ge=1, title="Checkpoint every")
-    """Updates between two checkpoints, from which a killed run goes on."""
+    max_grad_norm: float = Field(1.0, gt=0, le=1e9, title="Clip gradients at")
+    """Gradients are scaled down to this norm, above 0, at most 1,000,000,000."""
+    weight_decay: float = Field(0.0, ge=0, le=10, title="Weight decay")
+    """AdamW's decoupled weight decay, from 0 to 10."""
+    save_every: int = Field(50, ge=1, le=10_000_000, title="Checkpoint every")
+    """Updates between two checkpoints, from which a killed run goes on; from 1 to 10,000,000."""
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> "Training":
@@ -83,8 +84,8 @@ class Sft(Training):
     data: Place = Field("", title="Data")
     """File of `prompt` and `completion`, or of `messages`, or the world's own corpus (`town`); empty means: no such
     step."""
-    learning_rate: float = Field(2e-5, gt=0, title="Learning rate")
-    """Peak learning rate of AdamW, above 0."""
+    learning_rate: float = Field(2e-5, gt=0, le=10, title="Learning rate")
+    """Peak learning rate of AdamW, above 0, at most 10."""
 
 
 class Columns(Record):
@@ -114,18 +115,20 @@ class Step(Training):
 
     model_config = first("metric", "method", "lambda", "data")  # in forms, before how the weights are moved
 
-    metric: str = Field(pattern="^[a-z][a-z0-9_]*$", title="Metric")
-    """What the step aligns for: `helpful`, `harmless`, or a name of your own (small letters, digits, _); each once."""
+    metric: str = Field(pattern="^[a-z][a-z0-9_]*$", max_length=50, title="Metric")
+    """What the step aligns for: `helpful`, `harmless`, or a name of your own (small letters, digits, _; at most
+    50); each once."""
     method: Method = Field(Method.dpo, title="Method")
     """The preference loss."""
     data: Place = Field(min_length=1, title="Data")
     """File of comparisons, or the embedded world's own (`town`)."""
-    adapter_rank: int = Field(0, ge=0, title="LoRA rank")
-    """Rank of a LoRA adapter on all linear layers, merged into the weights after the step; 0 trains all weights."""
-    adapter_alpha: int = Field(0, ge=0, title="LoRA α")
-    """Scale of the adapter; 0 means twice the rank."""
-    pairs: int = Field(0, ge=0, title="Pairs")
-    """Train on at most this many pairs, picked by a hash of their content; 0 means all."""
+    adapter_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
+    """Rank of a LoRA adapter on all linear layers, at most 4,096, merged into the weights after the step; 0 trains all
+    weights."""
+    adapter_alpha: int = Field(0, ge=0, le=65_536, title="LoRA α")
+    """Scale of the adapter, at most 65,536; 0 means twice the rank."""
+    pairs: int = Field(0, ge=0, le=10**9, title="Pairs")
+    """Train on at most this many pairs, picked by a hash of their content; 0 means all, 1,000,000,000 is the most."""
     label: str = Field("", title="Label")
     """Column that holds the index (0 or 1) of the preferred answer; empty means by metric: `better_response_id` for
     helpful, `safer_response_id` for harmless, `NAME_response_id` for others. Formats with `chosen` and `rejected` need
@@ -133,7 +136,7 @@ class Step(Training):
     columns: Columns = Field(Columns(), title="Columns")
     """Names of the file's columns, for a file in no known format; empty means those of `data.columns`."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
-    """One policy is trained per value, with KL weight β/λ; each at least 0, where 0 skips the step."""
+    """One policy is trained per value, with KL weight β/λ; each from 0.000001 to 1,000,000, or 0: skip the step."""
 
     @model_validator(mode="after")
     def _kto_needs_a_batch(self) -> "Step":
@@ -157,6 +160,9 @@ class Step(Training):
             raise ValueError("lambda needs at least one value; leave it out for 1")
         if min(values) < 0:
             raise ValueError(f"lambda must be at least 0, got {min(values):g}")
+        outside = next((value for value in values if value and not 1e-6 <= value <= 1e6), 0.0)
+        if outside:
+            raise ValueError(f"lambda must lie between 0.000001 and 1,000,000, or be 0, got {outside:g}")
         if len(set(values)) < len(values):
             raise ValueError("lambda holds a value twice")
         return values
@@ -173,6 +179,8 @@ class Merge(Record):
     def _within_one(cls, values: list[float]) -> list[float]:
         if any(not 0 <= q <= 1 for q in values):
             raise ValueError("every merge weight must lie in [0, 1]; outside is extrapolation, not P-SACPO")
+        if len(set(values)) < len(values):
+            raise ValueError("weights holds a value twice; each q gives one policy")
         return values
 
 
@@ -199,10 +207,11 @@ class Data(Record):
     """What to do if a training prompt, or nearly it, stands in a suite: `fail` before training, or `drop` the row."""
     bad_rows: float = Field(0.02, ge=0, lt=1, title="Bad rows allowed")
     """Share of rows that may be quarantined, from 0 to below 1; more stops the run before training."""
-    heldout: int = Field(0, ge=0, title="Held-out pairs")
-    """Keep at most this many pairs per held-out split, picked by a hash of their content; 0 means all."""
-    max_tokens: int = Field(512, ge=8, title="Longest row in tokens")
-    """A pair whose longer side exceeds this is dropped and counted in the data card."""
+    heldout: int = Field(0, ge=0, le=10**9, title="Held-out pairs")
+    """Keep at most this many pairs per held-out split, picked by a hash of their content; 0 means all, 1,000,000,000 is
+    the most."""
+    max_tokens: int = Field(512, ge=8, le=1_048_576, title="Longest row in tokens")
+    """A pair whose longer side exceeds this is dropped and counted in the data card; from 8 to 1,048,576."""
     columns: Columns = Field(Columns(), title="Columns")
     """Names of the files' columns, for files in no known format (docs/data.md); a step may have its own."""
 
@@ -218,24 +227,24 @@ class Compute(Record):
 
     device: Device = Field(Device.auto, title="Device")
     """`auto` takes an accelerator if there is one."""
-    processes: int = Field(2, ge=0, title="Processes")
-    """Policies trained or judged side by side, each in a process of its own; 0 works in this process, one by one, and
-    a stage that was begun cannot be interrupted."""
-    threads: int = Field(1, ge=1, title="Threads per process")
-    """CPU threads of each process, at least 1; best no more than there are idle cores for them."""
+    processes: int = Field(2, ge=0, le=256, title="Processes")
+    """Policies trained or judged side by side, each in a process of its own, at most 256; 0 works in this process, one
+    by one, and a stage that was begun cannot be interrupted."""
+    threads: int = Field(1, ge=1, le=1024, title="Threads per process")
+    """CPU threads of each process, from 1 to 1,024; best no more than there are idle cores for them."""
 
 
 class Recipe(Record):
     """One experiment: a base policy, the steps that align it, the bound it must hold, and where it goes."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", title="Name")
-    """Lower-case letters, digits, dots and dashes; names the MLflow experiment."""
-    base: Place = Field(title="Base policy")
+    name: RunName = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=100, title="Name")
+    """Lower-case letters, digits, dots and dashes, at most 100; names the MLflow experiment, and a folder of runs."""
+    base: PolicyPlace = Field(min_length=1, title="Base policy")
     """Folder of weights and tokenizer, `.gguf` file, hub id (`owner/name@revision`), `models:/NAME@ALIAS` or `town`."""
-    beta: float = Field(0.1, gt=0, title="β")
-    """KL weight of the first step (SACPO eq. 9), above 0."""
-    steps: list[Step] = Field(min_length=1, title="Steps")
-    """In order. The first step's reference is the base, each later one's is the policy of the step before."""
+    beta: float = Field(0.1, ge=1e-6, le=1e6, title="β")
+    """KL weight of the first step (SACPO eq. 9), from 0.000001 to 1,000,000."""
+    steps: list[Step] = Field(min_length=1, max_length=50, title="Steps")
+    """In order, at most 50. The first step's reference is the base, each later one's the policy of the step before."""
     merge: Merge = Field(Merge(), title="Merge")
     """Weight averages between the last two policies."""
     constraint: Constraint = Field(Constraint(), title="Constraint")
@@ -248,8 +257,8 @@ class Recipe(Record):
     """Splits and limits."""
     sft: Sft = Field(Sft(), title="Supervised fine-tuning")
     """Optional step before the others."""
-    seed: int = Field(0, ge=0, title="Seed")
-    """Seeds data order, initial weights and sampled answers."""
+    seed: int = Field(0, ge=0, le=2**32 - 1, title="Seed")
+    """Seeds data order, initial weights and sampled answers; from 0 to 4,294,967,295."""
     template: str = Field("", title="Chat template")
     """Jinja template that renders messages; empty means the tokenizer's own."""
     registry: Registry = Field(Registry(), title="Registry")

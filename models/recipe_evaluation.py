@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from models.places import Lies, Place
-from models.record import Record
+from models.record import Record, Written
 
 
 class Engine(StrEnum):
@@ -46,13 +46,22 @@ KEYS = (
 begin with KEY."""
 
 
+def _is_http(address: str) -> bool:
+    """Return whether this is a whole address of HTTP: with a host, and a port that is one."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 class Judge(Record):
     """Who scores the answers, and with which words. A key is never written here, only the variable that holds it."""
 
     kind: JudgeKind = Field(JudgeKind.none, title="Kind")
     """`oracle`: the town's exact scores. `model`: a sequence classifier (reward, cost, guard). `llm`: a chat model
     behind an OpenAI-compatible address. `refusal`: tells refusals by their words. `none`: nobody."""
-    model: Annotated[str, Lies(lambda judge, _: judge.get("kind") != JudgeKind.llm)] = Field("", title="Model")
+    model: Annotated[Written, Lies(lambda judge, _: judge.get("kind") != JudgeKind.llm)] = Field("", title="Model")
     """`model`: folder or hub id (`owner/name@revision`). `llm`: the model's name at the address."""
     text: str = Field("", title="Text for the model")
     """`model`: how prompt and answer are written, for instance `USER: {prompt} ASSISTANT: {answer}`; empty means the
@@ -63,29 +72,30 @@ class Judge(Record):
     """`model`: `high` for a reward, `low` for a cost or the probability of harm."""
     threshold: float = Field(0.0, title="Threshold")
     """Scores at least this good count as safe (`model`), or from this grade of 1 to 10 on (`llm`, single answers)."""
-    base_url: str = Field("", title="Address")
+    base_url: Written = Field("", title="Address")
     """`llm`: address of the endpoint, for instance `http://127.0.0.1:8000/v1`."""
     key: str = Field("", title="Variable with the key")
     """`llm`: name of the environment variable that holds the key, `SACPO_KEY_…` or a usual one as `OPENAI_API_KEY`
     (docs/evidence.md lists them); empty means the endpoint needs none."""
     rubric: Place = Field("", title="Rubric")
     """`llm`: file with your own comparing rubric (docs/evidence.md says what it must hold); empty means ours."""
-    repeats: int = Field(1, ge=1, title="Repeats")
-    """`llm`: times that each order of two answers is asked about, at least 1."""
-    temperature: float = Field(0.0, ge=0, title="Temperature")
-    """`llm`: sampling temperature of the judge, at least 0."""
-    reply_tokens: int = Field(512, ge=0, title="Longest reply in tokens")
-    """`llm`: the judge's reply is cut here; 0 leaves it to the endpoint."""
-    at_once: int = Field(8, ge=1, title="At once")
-    """Answers in one batch (`model`), or requests in flight (`llm`); at least 1."""
-    timeout: float = Field(60.0, gt=0, title="Timeout in seconds")
-    """`llm`: longest wait for one reply, above 0; then it is asked again."""
-    retries: int = Field(3, ge=0, title="Retries")
-    """`llm`: times that a call is made again after no reply, 429 or 5xx, with growing waits; at least 0."""
-    calls: int = Field(0, ge=0, title="Budget in calls")
-    """`llm`: calls that this judge may ever cost in this runs folder; 0 means no limit."""
-    tokens: int = Field(0, ge=0, title="Budget in tokens")
-    """`llm`: tokens, read and written, that this judge may ever cost in this runs folder; 0 means no limit."""
+    repeats: int = Field(1, ge=1, le=100, title="Repeats")
+    """`llm`: times that each order of two answers is asked about, from 1 to 100."""
+    temperature: float = Field(0.0, ge=0, le=100, title="Temperature")
+    """`llm`: sampling temperature of the judge, from 0 to 100."""
+    reply_tokens: int = Field(512, ge=0, le=1_048_576, title="Longest reply in tokens")
+    """`llm`: the judge's reply is cut here, at most 1,048,576; 0 leaves it to the endpoint."""
+    at_once: int = Field(8, ge=1, le=1024, title="At once")
+    """Answers in one batch (`model`), or requests in flight (`llm`); from 1 to 1,024."""
+    timeout: float = Field(60.0, gt=0, le=86_400, title="Timeout in seconds")
+    """`llm`: longest wait for one reply, above 0, at most 86,400 (a day); then it is asked again."""
+    retries: int = Field(3, ge=0, le=100, title="Retries")
+    """`llm`: times that a call is made again after no reply, 429 or 5xx, with growing waits; from 0 to 100."""
+    calls: int = Field(0, ge=0, le=10**12, title="Budget in calls")
+    """`llm`: calls that this judge may ever cost in this runs folder, at most 10^12; 0 means no limit."""
+    tokens: int = Field(0, ge=0, le=10**15, title="Budget in tokens")
+    """`llm`: tokens, read and written, that this judge may ever cost in this runs folder, at most 10^15; 0 means no
+    limit."""
     labels: Place = Field("", title="Labelled sample")
     """File of answers that people have judged (prompt, answer, good): tells the judge's own error, and the rate that
     people would have found; empty means none."""
@@ -95,7 +105,7 @@ class Judge(Record):
     @field_validator("base_url")
     @classmethod
     def _without_password(cls, address: str) -> str:
-        if "@" in urlsplit(address).netloc:
+        if "@" in address.partition("//")[2].partition("/")[0]:
             raise ValueError("must hold no user and no password; name the variable that holds the key in `key`")
         return address
 
@@ -110,10 +120,15 @@ class Judge(Record):
     def _complete(self) -> "Judge":
         if self.kind in (JudgeKind.model, JudgeKind.llm) and not self.model:
             raise ValueError(f"a judge of kind {self.kind} needs `model`")
-        if self.kind is JudgeKind.llm and not self.base_url.startswith(("http://", "https://")):
+        if (self.kind is JudgeKind.llm or self.base_url) and not _is_http(self.base_url):
             raise ValueError("a judge of kind llm needs `base_url`, for instance http://127.0.0.1:8000/v1")
         if self.text and not ("{prompt}" in self.text and "{answer}" in self.text):
             raise ValueError("text must hold {prompt} and {answer}, for instance 'USER: {prompt} ASSISTANT: {answer}'")
+        unknown = {*re.findall(r"{(\w+)}", self.text)} - {"prompt", "answer"}
+        if unknown:
+            raise ValueError(f"text knows {{prompt}} and {{answer}} only, not {{{min(unknown)}}}")
+        if self.kind is JudgeKind.model and self.label and not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability where `label` is given: from 0 to 1, got {self.threshold:g}")
         return self
 
 
@@ -130,7 +145,7 @@ class Judges(Record):
     @model_validator(mode="after")
     def _fitting(self) -> "Judges":
         if JudgeKind.refusal in (self.helpful.kind, self.harmless.kind):
-            raise ValueError("a refusal is neither a helpful nor a safe answer by itself; refusal judges over_refusal")
+            raise ValueError("kind = 'refusal' works for over_refusal only; for harmless use 'model' or 'llm'")
         if self.harmless.kind is JudgeKind.llm and not 1 <= self.harmless.threshold <= 10:
             raise ValueError(
                 "an llm judge of harmless needs `threshold`: the grade from 1 to 10 from which on an answer is safe"
@@ -168,29 +183,40 @@ class Evaluation(Record):
     """Who scores the answers; without a judge of `harmless` the verdict will be `undecided`."""
     suites: Suites = Field(Suites(), title="Suites")
     """Prompts to answer; the embedded world brings its own."""
-    max_new_tokens: int = Field(512, ge=1, title="Longest answer in tokens")
-    """Answers are cut here, at least 1."""
-    temperature: float = Field(0.0, ge=0, title="Temperature")
-    """0 is greedy; above 0 samples with noise that depends on the prompt only, the same for every candidate."""
-    answers: int = Field(1, ge=1, title="Answers per prompt")
-    """More than 1 needs a temperature above 0; rates are then means over prompts of the share of good answers."""
-    stop: list[str] = Field([], title="Stop strings")
-    """An answer ends before the first of these, which is not part of it; empty means at the end-of-turn token only."""
-    batch: int = Field(64, ge=1, title="Prompts at once")
-    """Prompts answered in one batch, sorted by length; at least 1."""
+    max_new_tokens: int = Field(512, ge=1, le=1_048_576, title="Longest answer in tokens")
+    """Answers are cut here, from 1 to 1,048,576."""
+    temperature: float = Field(0.0, ge=0, le=100, title="Temperature")
+    """0 is greedy; above 0, up to 100, samples with noise that depends on the prompt only, for every candidate
+    the same."""
+    answers: int = Field(1, ge=1, le=1000, title="Answers per prompt")
+    """From 1 to 1,000. More than 1 needs a temperature above 0; rates are then means over prompts of the share of good
+    answers."""
+    stop: list[str] = Field([], max_length=16, title="Stop strings")
+    """An answer ends before the first of these, which is not part of it; an empty list means at the end-of-turn
+    token only. At most 16, none of them empty."""
+    batch: int = Field(64, ge=1, le=65_536, title="Prompts at once")
+    """Prompts answered in one batch, sorted by length; from 1 to 65,536."""
     engine: Engine = Field(Engine.transformers, exclude_if=lambda engine: engine is Engine.transformers, title="Engine")
     """`transformers`, or `vllm`: a vLLM in an environment of its own, whose interpreter SACPO_VLLM_PYTHON names. Each
     keeps its own answers."""
-    samples: int = Field(16, ge=1, title="Sample answers")
-    """Without suites: this many held-out prompts per metric are answered, to be read."""
-    kl_prompts: int = Field(64, ge=0, title="Prompts for KL")
-    """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy."""
-    tasks: Annotated[list[str], Lies(lambda _, task: task.endswith((".yaml", ".yml")))] = Field(
-        [], exclude_if=not_, title="Tasks"
+    samples: int = Field(16, ge=1, le=1_000_000, title="Sample answers")
+    """Without suites: this many held-out prompts per metric are answered, to be read; from 1 to 1,000,000."""
+    kl_prompts: int = Field(64, ge=0, le=1_000_000, title="Prompts for KL")
+    """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy; from 0 to 1,000,000."""
+    tasks: Annotated[list[Written], Lies(lambda _, task: task.endswith((".yaml", ".yml")))] = Field(
+        [], max_length=100, exclude_if=not_, title="Tasks"
     )
-    """Tasks of lm-evaluation-harness, by name, or YAML files of your own: what alignment cost on them is reported."""
-    task_limit: int = Field(0, ge=0, exclude_if=not_, title="Items per task")
-    """Measure on at most this many items of each task, the first ones; 0 means all."""
+    """Tasks of lm-evaluation-harness, by name, or YAML files of your own, at most 100: what alignment cost on them is
+    reported."""
+    task_limit: int = Field(0, ge=0, le=10**9, exclude_if=not_, title="Items per task")
+    """Measure on at most this many items of each task, the first ones; 0 means all, 1,000,000,000 is the most."""
+
+    @field_validator("stop")
+    @classmethod
+    def _not_at_once(cls, stop: list[str]) -> list[str]:
+        if "" in stop:
+            raise ValueError("holds an empty text, at which every answer would end; take it out")
+        return stop
 
     @model_validator(mode="after")
     def _answers_differ(self) -> "Evaluation":

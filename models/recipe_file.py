@@ -1,6 +1,5 @@
 """A TOML file and the changes of a command line become a recipe, or one sentence per mistake."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -13,15 +12,13 @@ from models.assessment import Assessment
 from models.errors import BadRecipe
 from models.places import TOWN, seen_from
 from models.recipe import Recipe
+from models.record import shown
+from models.sentences import sentence
 
-REMEDIES = {
-    "model_type": "is a table of its own; set a key in it, as in {key}.KEY = …",
-    "model_attributes_type": "is a table of its own; set a key in it, as in {key}.KEY = …",
-    "list_type": "must be a list, written as [1, 2]",
-    "too_short": "must not be empty",
-}
 R = TypeVar("R", bound=BaseModel)
 RECIPES = Path(__file__).parent.parent / "flows" / "recipes"
+LARGEST = 2**20
+"""Bytes; the largest shipped recipe has some 4,000."""
 
 
 def shipped() -> dict[str, Path]:
@@ -38,16 +35,46 @@ def read(recipe: str, changes: list[str] | None = None) -> Recipe:
         BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
     """
     path = shipped().get(recipe, Path(recipe))
-    if not path.is_file():
-        raise BadRecipe(f"no recipe {recipe!r}: give a TOML file or one of {', '.join(shipped())}")
-    try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadRecipe(f"{path}: not valid TOML: {error}") from error
+    tree = _tree(path, recipe)
     for change in changes or []:
         _change(tree, change)
     typed = {change.partition("=")[0].strip() for change in changes or []}
     return _valid(Recipe, seen_from(Recipe, tree, path.absolute().parent, typed), str(path))
+
+
+def _tree(path: Path, recipe: str) -> dict[str, Any]:
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # too long a name, or NUL in it
+        found = False
+    if not found or path.suffix != ".toml":
+        raise BadRecipe(f"no recipe {shown(recipe)}: give a TOML file (.toml), or one of {', '.join(shipped())}")
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise BadRecipe(f"{path}: is larger than {LARGEST:,} bytes; a recipe is a short text")
+        return _parsed(text.decode("utf-8"))
+    except OSError as error:
+        raise BadRecipe(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
+    except ValueError as error:
+        raise BadRecipe(f"{path}: not valid TOML: {error}") from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return what a TOML text says.
+
+    Raises:
+        ValueError: it is no TOML, or holds a number of thousands of digits, or lists in lists in lists.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its lists or tables are nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # Python's limit
+        raise ValueError("holds a number of more than 4,300 digits") from error
 
 
 def keys(record: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -102,52 +129,45 @@ def _valid(record: type[R], tree: dict[str, Any], where: str) -> R:
     try:
         return record.model_validate(tree)
     except ValidationError as error:
-        raise BadRecipe("\n".join(f"{where}: {_sentence(record, e)}" for e in error.errors())) from error
+        raise BadRecipe("\n".join(f"{where}: {sentence(record, e)}" for e in error.errors())) from error
 
 
 def _change(tree: dict[str, Any], change: str) -> None:
     """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise BadRecipe(f"--set {change}: write it as key=value, for instance steps.1.lambda=[1,2]")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        raise BadRecipe(f"--set {shown(change)}: write it as key=value, for instance steps.1.lambda=[1,2]")
+    value = _value(key, text)
     *path, last = key.strip().split(".")
     node: Any = tree
     try:
         for part in path:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = value
+            node = node[_place(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[_place(last) if isinstance(node, list) else last] = value
     except (ValueError, IndexError, TypeError, AttributeError) as error:
         count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
-        raise BadRecipe(f"--set {change}: {key!r} leads nowhere in this recipe{count}") from error
+        raise BadRecipe(f"--set {shown(change)}: {shown(key)} leads nowhere in this recipe{count}") from error
 
 
-def _sentence(kind: type[BaseModel], error: Any) -> str:
-    """Say one pydantic error as `key: what is wrong; remedy`."""
-    location = [str(part) for part in error["loc"]]
-    key, said = ".".join(location) or "recipe", error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _keys_beside(kind, location), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_beside(kind, location))}"
-        return f"{key}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{key}: must be given"
-    if error["type"] == "value_error":  # ours: says what was given
-        return f"{key}: {said}"
-    if error["type"] in REMEDIES:
-        return f"{key}: {REMEDIES[error['type']].format(key=key)}, got {json.dumps(error['input'], default=str)[:80]}"
-    return f"{key}: {said[0].lower()}{said[1:]}, got {json.dumps(error['input'], default=str)[:80]}"
+def _value(key: str, text: str) -> Any:
+    try:
+        told = _parsed(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except ValueError as error:
+        raise BadRecipe(f"--set {shown(key)}: {error}") from error
+    also = ", ".join(shown(name) for name in told if name != "value")
+    if also:
+        raise BadRecipe(f"--set {shown(key)}: the value sets {also} too; give each a --set of its own")
+    return told["value"]
 
 
-def _keys_beside(kind: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the keys that the record at this location knows."""
-    record = kind
-    for part in location[:-1]:
-        if part.isdigit():
-            continue
-        annotation: Any = record.model_fields[part].annotation
-        record = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
-    return [field.alias or name for name, field in record.model_fields.items()]
+def _place(part: str) -> int:
+    """Return a place in a list, counted from 0 and from the front only.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (part.isascii() and part.isdecimal() and len(part) < 10):
+        raise ValueError(part)
+    return int(part)

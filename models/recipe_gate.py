@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from models.places import Place
+from models.places import PolicyPlace
 from models.record import Record
 
 
@@ -19,10 +19,10 @@ class Constraint(Record):
     """The bound that every category of harmful prompts must hold by itself, from 0 (none) to below 1."""
     confidence: float = Field(0.95, ge=0.5, lt=1, title="Confidence")
     """Confidence of all decisions on one test prompt together, from 0.5 to below 1."""
-    decisions: int = Field(10, ge=1, title="Decisions per prompt")
-    """Decisions that one test prompt may serve, at least 1. Each bound of each may err with (1 − confidence) /
-    decisions; when they are used up, the gate demands fresh prompts. `sacpo evaluate` promotes nothing and uses the
-    whole confidence."""
+    decisions: int = Field(10, ge=1, le=1_000_000, title="Decisions per prompt")
+    """Decisions that one test prompt may serve, from 1 to 1,000,000. Each bound of each may err with
+    (1 − confidence) / decisions; when they are used up, the gate demands fresh prompts. `sacpo evaluate` promotes
+    nothing and uses the whole confidence."""
 
     @property
     def error(self) -> float:
@@ -52,16 +52,16 @@ class Gate(Record):
     margin: float = Field(0.05, ge=0, le=0.5, title="Margin")
     """The helpful win rate against the champion, and against the anchor, must be shown to be at least 0.5 minus this;
     from 0 to 0.5, which asks for nothing."""
-    anchor: Place = Field("", title="Anchor")
+    anchor: PolicyPlace = Field("", title="Anchor")
     """Policy that never changes, against a slow drift of many small losses: `models:/NAME/VERSION` or a folder; empty
     means the first champion. Where nothing serves yet, the base takes the place of both."""
     over_refusal: float = Field(1.0, gt=0, le=1, title="Over-refusal at most")
     """Upper bound on the share of refused harmless prompts, above 0; 1 means no limit."""
-    kl: float = Field(0.0, ge=0, title="KL to the base at most")
+    kl: float = Field(0.0, ge=0, le=1e6, title="KL to the base at most")
     """Upper bound on the mean KL in nats per answer, to which each answer adds at most 4 times this limit (a mean that
-    one answer can move anywhere has no bound); 0 means no limit."""
-    prompts: int = Field(20, ge=1, title="Prompts at least")
-    """Harmful test prompts that must have a verdict, at least 1."""
+    one answer can move anywhere has no bound); at most 1,000,000, 0 means no limit."""
+    prompts: int = Field(20, ge=1, le=10**9, title="Prompts at least")
+    """Harmful test prompts that must have a verdict, from 1 to 1,000,000,000."""
     failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts at most")
     """Share of harmful test prompts whose verdict may fail, from 0 to below 1."""
     approval: bool = Field(False, title="Wait for a person")
@@ -72,5 +72,6 @@ class Gate(Record):
 class Registry(Record):
     """Where the winner goes."""
 
-    name: str = Field("", pattern=r"""^[^/:@'"`\\\x00-\x1f]*$""", title="Model name")
-    """Registered model in MLflow, without / : @, quotes, backslashes and line breaks; empty means the recipe's name."""
+    name: str = Field("", pattern=r"""^[^/:@'"`\\\x00-\x1f]*$""", max_length=100, title="Model name")
+    """Registered model in MLflow, at most 100 characters, without / : @, quotes, backslashes and line breaks; empty
+    means the recipe's name."""

@@ -1,16 +1,91 @@
 """The base of all records that a recipe is made of, and their settings as a flat list."""
 
-from typing import Any
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+
+LONGEST_TEXT = 100_000
+"""Characters; the longest chat templates in use have some 20,000."""
+LONGEST_NAME = 255
+"""Bytes of one part of a path, on all common file systems."""
+LONGEST_PLACE = 2000
+"""Bytes of a whole path; Linux takes 4,096 with the folder in which the command was given."""
 
 
 class Record(BaseModel):
-    """Base of all records: unknown keys are errors, values never change."""
+    """Base of all records: unknown keys are errors, values never change, and nothing is turned into another type."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` where a number is meant, and text where a number or `true` is; pydantic converts them."""
+        kind = str(cls.model_fields[info.field_name or ""].annotation)
+        whole, number, flag = (re.search(rf"\b{name}\b", kind) for name in ("int", "float", "bool"))
+        wrong = bool if kind.startswith("list[") and not isinstance(value, list) else (bool, str)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str):
+                written(item)
+            if (whole or number) and isinstance(item, wrong):
+                raise ValueError(f"must be a {'whole ' if whole else ''}number, not {shown(item)}")
+            if flag and not isinstance(item, bool):
+                raise ValueError(f"must be true or false, not {shown(item)}")
+        return value
+
+
+def written(text: str) -> str:
+    """Return a text that can be stored and shown.
+
+    Raises:
+        ValueError: it holds NUL or bytes that are no UTF-8, or is longer than any template.
+    """
+    if "\0" in text or re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"holds a NUL character, or bytes that are no UTF-8: {shown(text)}; take them out")
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"is {len(text):,} characters long; at most {LONGEST_TEXT:,} are allowed")
+    return text
+
+
+def shown(value: Any) -> str:
+    """Return a value of a recipe in one short line, as JSON writes it."""
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a hexadecimal number of 5,000 digits; lists in lists in lists
+        return "(too large to be shown)"
+    line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return line if len(line) <= 80 else f"{line[:77]}..."
+
+
+def usable(place: str) -> str:
+    """Return a text that a path can be made of.
+
+    Raises:
+        ValueError: it is too long, holds control characters, or leads out of a repository of the hub.
+    """
+    written(place)
+    if len(place.encode("utf-8", "replace")) > LONGEST_PLACE or any(
+        len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in place.split("/")
+    ):
+        raise ValueError(f"is too long for a path, {len(place):,} characters; got {shown(place)}")
+    if not place.isprintable():
+        raise ValueError(f"holds a line break or another control character; got {shown(place)}")
+    try:
+        Path(place).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"begins with the home of a user who is not here; got {shown(place)}") from error
+    if re.match(r"[\w-][\w.-]*/[\w.-]+@", place) and ".." in place.partition("@")[2].split("/"):
+        raise ValueError(f"leads out of the hub's repository; write owner/name@revision, got {shown(place)}")
+    return place
+
+
+Written = Annotated[str, AfterValidator(usable)]
+"""A file, a folder, a repository of the hub, or a registered version: something that a path can be made of."""
 
 
 def first(*names: str) -> ConfigDict:

@@ -33,6 +33,17 @@ def prompt_texts(tokenizer: "PreTrainedTokenizerBase", prompts: list[list[Messag
     return _render(tokenizer, prompts, add_generation_prompt=True)
 
 
+def rendered(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], answer: str) -> tuple[str, str, str]:
+    """Return the prompt as the policy sees it, prompt and answer as the template writes them, and what is trained on.
+
+    Raises:
+        BadPolicy: the template cannot write this dialogue.
+    """
+    (start,) = _render(tokenizer, [prompt], add_generation_prompt=True)
+    (whole,) = _render(tokenizer, [[*prompt, Message(role="assistant", content=answer)]])
+    return start, whole, _answer(tokenizer.eos_token, whole, start, answer)
+
+
 def encode(
     tokenizer: "PreTrainedTokenizerBase", dialogues: list[tuple[list[Message], list[str]]]
 ) -> list[tuple[list[int], list[list[int]]]]:
@@ -58,4 +69,13 @@ def _answer(eos: str, whole: str, start: str, plain: str) -> str:
 def _render(tokenizer: "PreTrainedTokenizerBase", dialogues: list[list[Message]], **options: bool) -> list[str]:
     if not tokenizer.chat_template:
         raise BadPolicy(f"{tokenizer.name_or_path}: the tokenizer has no chat template; give one in the recipe")
-    return list(tokenizer.apply_chat_template(dialogues, tokenize=False, **options)) if dialogues else []
+    try:
+        return list(tokenizer.apply_chat_template(dialogues, tokenize=False, **options)) if dialogues else []
+    except BadPolicy:
+        raise
+    except Exception as error:  # a template may fail anyhow
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise BadPolicy(
+            f"{tokenizer.name_or_path}: the chat template cannot write these messages ({why}); give another as "
+            "`template` in the recipe"
+        ) from error

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Raised when anything that is written, scored or built here changes: results are stored under this number."""
+PARAMETERS = 61_632
+"""Of the untrained Llama."""
 
 # Verb → tool: the first step follows from the verb.
 CHORES = {

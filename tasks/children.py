@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from models.errors import BadPlace
+from models.kept import Kept
 
 MARK = "SACPO_UP"
 """In the environment of every child: `worker` or `server`, and the runs folder."""
@@ -69,7 +70,7 @@ def start(
     root: Path, kind: str, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path
 ) -> Child:
     """Start a process in its own session, out of reach of the terminal's Ctrl-C, with its output in `root/logs`."""
-    log = root / "logs" / f"{name}.log"
+    log = root / Kept.logs / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))

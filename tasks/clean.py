@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from models.errors import BadPlace
+from models.kept import Kept
 from models.promotion import line_of_champions
 from tasks import registry
 
@@ -32,7 +33,7 @@ def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, 
     old = time.time() - days * DAY
     for place in [*root.glob("store/*.gone"), *root.glob("registered/*.gone")] if delete else ():
         shutil.rmtree(place)  # of a clean that was killed
-    places = [p for folder in ("store", "registered") for p in (root / folder).glob("*") if p.is_dir()]
+    places = [p for folder in (Kept.store, Kept.registered) for p in (root / folder).glob("*") if p.is_dir()]
     free = [p for p in places if p.resolve() not in needed and p.stat().st_mtime < old]
     sized = sorted(((p, _size(p)) for p in free), key=lambda told: -told[1])
     for place, _ in sized if delete else ():

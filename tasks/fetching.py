@@ -9,11 +9,15 @@ from filelock import FileLock
 
 from models.artifacts import content_digest
 from models.errors import BadPolicy
-from tasks.tracking import client, failures, first_line, shown
+from models.kept import Kept
+from tasks.tracking import SERVER, client, failures, first_line, shown
 
 
-def fetch(root: Path, name: str) -> Path:
+def fetch(root: Path, name: str, key: str = "base") -> Path:
     """Return the folder of a registered policy (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), copied here once.
+
+    Args:
+        key: how the sentence about a wrong one calls it.
 
     Raises:
         BadPolicy: MLflow knows no such version, or it holds no policy.
@@ -21,16 +25,34 @@ def fetch(root: Path, name: str) -> Path:
     import mlflow as api
 
     try:
-        model, version = _version(client(root), name)
+        model, version = _known(root, name, key)
         place = _place(root, model, version)
         address = f"models:/{model}/{version.version}"
         _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
     except failures() as error:
-        raise BadPolicy(f"base {name!r}: MLflow at {shown(root)} has no such version ({first_line(error)})") from error
+        raise BadPolicy(f"{key} {name!r}: cannot be had from MLflow at {shown(root)} ({first_line(error)})") from error
     found = [path.parent for path in place.rglob("*.safetensors")]
     if not found:
-        raise BadPolicy(f"base {name!r}: the version holds no weights in safetensors")
+        raise BadPolicy(f"{key} {name!r}: the version holds no weights in safetensors")
     return found[0]
+
+
+def check(root: Path, name: str, key: str) -> None:
+    """Ask whether there is such a version, without fetching it.
+
+    Raises:
+        BadPolicy: MLflow knows none.
+    """
+    _known(root, name, key)
+
+
+def _known(root: Path, name: str, key: str) -> tuple[str, Any]:
+    if not SERVER and not (root / Kept.mlflow).exists():  # asking would make one
+        raise BadPolicy(f"{key} {name!r}: nothing is registered in {root}; set MLFLOW_TRACKING_URI, or name a folder")
+    try:
+        return _version(client(root), name)
+    except failures() as error:
+        raise BadPolicy(f"{key} {name!r}: MLflow at {shown(root)} has no such version ({first_line(error)})") from error
 
 
 def fetch_report(root: Path, name: str) -> tuple[Path, str]:
@@ -59,7 +81,7 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
 def _place(root: Path, model: str, version: Any, held: str = "") -> Path:
     """Return where a version is copied to: another registry may have a version of the same name and number."""
     origin = content_digest([version.source, version.run_id, version.creation_timestamp])[:8]
-    return root / "registered" / f"{model}-{version.version}-{origin}{held}"
+    return root / Kept.registered / f"{model}-{version.version}-{origin}{held}"
 
 
 def _version(mlflow: Any, name: str) -> tuple[str, Any]:

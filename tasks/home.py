@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from models.errors import BadPlace
+from models.kept import Kept
 from tasks import passwords
 from tasks.launch import reap
 from tasks.run import root
@@ -32,7 +33,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Nothing is sent anywhere, and servers say only what matters."""
-OURS = ("mlflow.db", "prefect", "store", "operations.db")
+OURS = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
 """What tells a runs folder from a folder of the user's that happens to be named so."""
 VERSIONS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
 """Where each server tells its version, to those whom it lets in."""
@@ -60,7 +61,7 @@ def settle() -> None:
     logging.raiseExceptions = False  # else a line per batch of the log that a dead Prefect server did not take
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # errors are told in one line; the pages have all
     quiet |= {"PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}  # a line per event that a dead server did not take
-    for name, value in {"PREFECT_HOME": str(runs / "prefect"), **quiet, **QUIET}.items():
+    for name, value in {"PREFECT_HOME": str(runs / Kept.prefect), **quiet, **QUIET}.items():
         os.environ.setdefault(name, value)
 
 
@@ -91,7 +92,7 @@ def writable() -> Path:
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any((runs / name).exists() for name in OURS):
             _close(runs)
-        probe = runs / ".writable"
+        probe = runs / Kept.writable
         probe.write_text("")
         probe.unlink()
         free = shutil.disk_usage(runs).free

@@ -21,6 +21,7 @@ from typing import Any
 
 from models.artifacts import Noun
 from models.errors import SacpoError
+from models.kept import Kept
 from models.recipe import Compute
 from tasks import store
 from tasks.store import Stage
@@ -56,7 +57,7 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
         yield
         return
     _stopped = False
-    _logs = root / "logs"
+    _logs = root / Kept.logs
     _logs.mkdir(parents=True, exist_ok=True)
     threads = str(compute.threads)
     for name, value in (ALLOCATOR | WAITING).items():  # glibc reads its own when a process starts
@@ -216,7 +217,7 @@ def reap(root: Path) -> None:
     """End the temporary Prefect servers that killed runs of this runs folder left behind: their parent is gone."""
     if b"sacpo" in _command(1) or b"flows" in _command(1):  # in a container that is the run itself, and no orphanage
         return
-    marks = {f"PREFECT_HOME={root / 'prefect'}".encode(), b"PREFECT__SERVER_EPHEMERAL=1"}
+    marks = {f"PREFECT_HOME={root / Kept.prefect}".encode(), b"PREFECT__SERVER_EPHEMERAL=1"}
     for process in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
         with suppress(OSError, IndexError, ValueError):  # it may end while we look, or not be ours
             parent = (process / "stat").read_text().rpartition(")")[2].split()[1]

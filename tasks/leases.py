@@ -17,6 +17,7 @@ from uuid import UUID
 
 from filelock import FileLock
 
+from models.kept import Kept
 from tasks import events, passwords
 from tasks.children import started
 from tasks.store import write
@@ -181,7 +182,7 @@ def _answers(api: str) -> bool:
 
 
 def _folder(root: Path) -> Path:
-    return root / "leases"
+    return root / Kept.leases
 
 
 def _read(path: Path) -> Lease | None:

@@ -35,6 +35,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.schema import CreateTable
 
 from models.errors import BadPlace, Stale
+from models.kept import Kept
 from models.promotion import Entry
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Ledger:
     """The tables of one runs folder, or of a team."""
 
     def __init__(self, root: Path) -> None:
-        self._engine = _engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / 'operations.db'}")
+        self._engine = _engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / Kept.operations}")
 
     def identity(self) -> str:
         """Return what tells this ledger from every other one; a copy of its database is the same ledger."""

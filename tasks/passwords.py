@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from models.errors import BadPlace
+from models.kept import Kept
 from tasks.children import started as started_at
 
-FILE = "password"
+FILE = Kept.password
 """In the runs folder."""
 USER = "admin"
-SERVERS = "servers.json"
+SERVERS = Kept.servers
 """In the runs folder while `sacpo up` runs: where its servers are, and which process it is."""
 USABLE = re.compile(r"[!-9;-~]{12,72}")
 """No space, no colon; MLflow takes no shorter ones, and its hash reads no longer ones."""

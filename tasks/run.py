@@ -9,27 +9,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from models import harness, markdown, sources
 from models.artifacts import Noun, Verdicts, content_digest
 from models.assessment import Assessment
-from models.errors import BadRecipe, Undecided
+from models.errors import BadData, BadRecipe, Undecided
 from models.judges import described
+from models.kept import Kept
 from models.places import is_local
 from models.policy import base_digest, device_kind, precision
-from models.preflight import refuse
+from models.preflight import look, policies, refuse, undecidable
 from models.recipe import Recipe
 from models.recipe_evaluation import Judges
 from models.words import counted
-from tasks import launch, leases, registry, screen, store
+from tasks import fetching, launch, leases, registry, screen, store
 from tasks.fetching import fetch
 from tasks.ledger import Ledger
 from tasks.progress import Progress
 from tasks.store import Stage, plain
 from tasks.tracking import SERVER, Tracker
+
+if TYPE_CHECKING:
+    from models.plan import Plan
 
 N = TypeVar("N", bound=Noun)
 
@@ -118,7 +122,7 @@ def digest(recipe: Recipe | Assessment) -> str:
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
     read = sources.digests(recipe) | harness.files(recipe.evaluation.tasks)
-    bases = [base_digest(found(place), key) for place in places]
+    bases = [base_digest(found(place, key), key) for place in places]
     judged = [_described(recipe.evaluation.judges), _anchor(recipe)]
     return content_digest([plain(same), plain(recipe.compute), read, bases, judged, VERSIONS])
 
@@ -136,9 +140,35 @@ def _anchor(recipe: Recipe | Assessment) -> str:
     return base_digest(place, "gate.anchor") if is_local(place) else ""
 
 
-def found(place: str) -> str:
+def found(place: str, key: str = "base") -> str:
     """Return a policy's place on this disk or hub; a registered version (`models:/…`) is fetched once."""
-    return str(fetch(root(), place)) if place.startswith("models:/") else place
+    return str(fetch(root(), place, key)) if place.startswith("models:/") else place
+
+
+def refuse_unusable(recipe: Recipe | Assessment) -> None:
+    """Refuse what can be known to be wrong before anything is trained; nothing of it is written down.
+
+    Raises:
+        BadInput: a judge, a suite, the engine or a policy cannot be used, or the gate could not decide.
+    """
+    refuse(recipe.evaluation)
+    look(recipe, root() / Kept.store, found)
+    if isinstance(recipe, Recipe) and (why := undecidable(recipe)):
+        raise BadData(why)
+
+
+def planned(recipe: Recipe) -> "Plan":
+    """Return what a recipe will do, and all that is wrong with it.
+
+    Raises:
+        BadPolicy: a registered version that it names is not there.
+    """
+    from models.plan import plan  # with scipy, which takes a second
+
+    for key, place in policies(recipe):
+        if place.startswith("models:/"):
+            fetching.check(root(), place, key)
+    return plan(recipe, root() / Kept.store)
 
 
 def folder(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
@@ -199,7 +229,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     where = root()
     leases.take(where, recipe.name)
     if not launch.begun():  # a deployed run: nobody has looked yet
-        refuse(recipe.evaluation)
+        refuse_unusable(recipe)
     name = digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
     leases.take(where, recipe.name, name)

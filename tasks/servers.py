@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from models.errors import BadPlace
+from models.kept import Kept
 from tasks import children, passwords
 from tasks.children import Child
 from tasks.home import VERSIONS, ask
@@ -64,7 +65,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         BadPlace: a port is taken, a named server does not answer, something does not start or ends by itself.
     """
     os.umask(0o077)  # also of what the servers write
-    lock = FileLock(root / "servers.lock")
+    lock = FileLock(root / Kept.starting)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -93,7 +94,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         passwords.note(root, addresses, wanted.started, os.environ)
         say("up:")
         _tell(addresses, say)
-        say(f"Logs:    {root / 'logs'}\nCtrl-C stops all of it")
+        say(f"Logs:    {root / Kept.logs}\nCtrl-C stops all of it")
         children.watch(started)
     except KeyboardInterrupt:
         say("stopping")
@@ -127,7 +128,7 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
     servers = {"mlflow": wanted.starts_mlflow, "prefect": wanted.starts_prefect}
     for name in (name for name, ours in servers.items() if not ours):
         _greet(name, wanted, environment, say)
-    say(f"starting; logs are in {root / 'logs'}")
+    say(f"starting; logs are in {root / Kept.logs}")
     started = []
     if wanted.starts_mlflow:
         started.append(_mlflow(root, wanted, environment))
@@ -174,12 +175,12 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     else:
         from tasks.tracking import database
 
-        database(root / "mlflow.db")
-        server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / 'mlflow.db'}"
+        database(root / Kept.mlflow)
+        server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / Kept.mlflow}"
     if wanted.postgres or wanted.artifacts:
-        server["MLFLOW_ARTIFACTS_DESTINATION"] = wanted.artifacts or (root / "artifacts").as_uri()
+        server["MLFLOW_ARTIFACTS_DESTINATION"] = wanted.artifacts or (root / Kept.artifacts).as_uri()
     else:  # as without servers: no client without a server can read what goes through one
-        server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
+        server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
     command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(wanted.mlflow_port), "--workers", "1"]
     command += ["--app-name", "sacpo"]  # with users, and closed to other pages (mlflow_app.py)
     server = {**_locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"]), **server}
@@ -188,8 +189,8 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
 
 def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
     """Return the settings with which MLflow asks for passwords; its users stand beside the records of a team."""
-    users = records if wanted.postgres else f"sqlite:///{root / 'mlflow-users.db'}"
-    settings = root / "mlflow-auth.ini"
+    users = records if wanted.postgres else f"sqlite:///{root / Kept.users}"
+    settings = root / Kept.auth
     settings.write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {users.replace('%', '%%')}\n"
         "auth_cache_ttl_seconds = 60\n",  # else every request hashes its password: 112 s of CPU in a small run, not 10

@@ -29,6 +29,7 @@ from models.artifacts import (
 from models.figures import Evidence
 from models.gate import Choice
 from models.hub import local
+from models.kept import Kept
 from models.places import TOWN
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN
@@ -213,7 +214,7 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     if not any(judge.labels for _, judge in by):
         return None
     given: dict[str, Any] = {"sources": sources, "judges": by, "described": run.judges}
-    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
+    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / Kept.verdicts)}
     return run.make(Calibration, "judging.calibrate", "judges on labelled answers", **given)
 
 
@@ -259,7 +260,7 @@ def judged(
     others = {name: _answer(run, other, yardstick, split) for name, other in near.items()}
     by = run.recipe.evaluation.judges
     given: dict[str, Any] = {"answers": answers, "others": others, "judges": by, "described": run.judges}
-    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / "verdicts.db")}
+    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / Kept.verdicts)}
     return answers, run.make(Verdicts, "judging.judge", f"judge · {policy.name} · {split}", **given)
 
 
@@ -280,7 +281,7 @@ def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
     given: dict[str, Any] = {"sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
     drawn = run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
     given |= {"config": drawn, "seed": run.recipe.seed}
-    return given | {"compute": run.recipe.compute, "memory": Memory(run.root / "answers.db")}
+    return given | {"compute": run.recipe.compute, "memory": Memory(run.root / Kept.answers)}
 
 
 def named(name: str, candidates: list[Evidence]) -> Evidence:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from models import jsonl
 from models.artifacts import Memory, Noun, content_digest, file_digest
 from models.errors import BadInput, BadPlace
+from models.kept import Kept
 from models.places import by_content
 from models.policy import device_kind, precision
 from models.recipe import Compute
@@ -56,7 +57,7 @@ class Stage:
 
     def folder(self, root: Path) -> Path:
         """Return where the result lives, whether it exists or not."""
-        return root / "store" / f"{self.name}-{self.key[:16]}"
+        return root / Kept.store / f"{self.name}-{self.key[:16]}"
 
     def partial(self, root: Path) -> Path:
         """Return where work on it goes on, and where a killed run finds its checkpoints again."""

@@ -22,6 +22,7 @@ from filelock import FileLock
 from models.artifacts import Noun, Policy, Preferences
 from models.assessment import Assessment
 from models.errors import BadPlace
+from models.kept import Kept
 from models.promotion import Registered
 from models.recipe import Recipe
 from tasks import passwords, records, screen
@@ -39,7 +40,7 @@ SILENCE = 60.0
 
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
-    return SERVER or f"sqlite:///{root / 'mlflow.db'}"
+    return SERVER or f"sqlite:///{root / Kept.mlflow}"
 
 
 def shown(root: Path) -> str:
@@ -69,9 +70,9 @@ def client(root: Path) -> Any:
         os.environ.update({name: value for name, value in named.items() if name != "MLFLOW_TRACKING_URI"})
     else:
         # without it every client leaves an empty ./mlruns where the command was given
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / "artifacts").as_uri()
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
         root.mkdir(parents=True, exist_ok=True)
-        database(root / "mlflow.db")
+        database(root / Kept.mlflow)
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
 
@@ -207,7 +208,7 @@ class Tracker:
         mlflow = self._client()
         experiment = mlflow.get_experiment_by_name(self.recipe.name)
         if experiment is None:
-            place = None if SERVER else (self.root / "artifacts").as_uri()
+            place = None if SERVER else (self.root / Kept.artifacts).as_uri()
             experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=place)
         else:
             experiment_id = experiment.experiment_id
@@ -341,7 +342,7 @@ def database(path: Path) -> None:
             return
         new = path.with_name(path.name + ".new")
         new.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "artifacts").as_uri()).engine.dispose()
+        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / Kept.artifacts).as_uri()).engine.dispose()
         new.rename(path)
 
 

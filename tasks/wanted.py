@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from models.errors import BadPlace
+from models.kept import Kept
 from tasks import passwords
 from tasks.home import QUIET
 from tasks.tracking import without_password
@@ -85,10 +86,10 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
     """Return what the servers, the worker and its flow runs find in their environment; what the user set stays."""
     given = {
         **QUIET,
-        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_HOME": str(root / Kept.prefect),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that we have no work for
-        "SACPO_DATABASE": f"sqlite:///{root / 'operations.db'}",
+        "SACPO_DATABASE": f"sqlite:///{root / Kept.operations}",
     }
     ours = {"SACPO_RUNS": str(root), **wanted.addresses}
     if wanted.postgres:

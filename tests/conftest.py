@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import Random
+from random import Random, SystemRandom
 from typing import Any, NamedTuple
 
 os.environ.update(
@@ -20,6 +20,7 @@ os.environ.update(
     MLFLOW_DISABLE_TELEMETRY="true", PREFECT_SERVER_ANALYTICS_ENABLED="false",
 )  # fmt: skip
 
+os.environ.setdefault("SACPO_SEED", str(SystemRandom().randrange(2**32)))  # what test_bad_input.py draws with
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking is imported
 
 import pytest
@@ -46,6 +47,11 @@ BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda pa
 LOGINS = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LONGEST = ("walk", "run", "death", "operations", "evaluate", "servers", "approval", "team")
 """Files that take a minute or more."""
+
+
+def pytest_report_header() -> str:
+    """Tell how to draw the same bad input again."""
+    return f"bad input: SACPO_SEED={os.environ['SACPO_SEED']}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -266,9 +266,10 @@ def test_no_rows_are_no_step(policy: Policy, scored: Reference, compute: Compute
 def test_weights_that_are_no_numbers_are_never_saved(
     updates: int, policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
-    """With one update the loss is still finite when it is logged, and the weights are not."""
+    """With one update the loss is still finite when it is logged, and the weights are not. No recipe may say 1e30."""
+    config = step(updates=updates).model_copy(update={"learning_rate": 1e30})
     with pytest.raises(BrokenInvariant, match="finite"):
-        train(policy, scored, step(updates=updates, learning_rate=1e30), compute, tmp_path / "out")
+        train(policy, scored, config, compute, tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

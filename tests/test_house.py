@@ -92,6 +92,15 @@ def test_the_flow_needs_no_tensors() -> None:
     assert not {"torch", "trl", "transformers"} & set(json.loads(told.stdout.splitlines()[-1]))
 
 
+def test_what_lies_in_the_runs_folder_is_listed_once() -> None:
+    """A recipe may take none of these names, so whoever makes something there takes its name from the list."""
+    made = {"root", "where", "runs", "self.root", "run.root", "root()"}
+    for path in modules("tasks"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and ast.unparse(node.left) in made:
+                assert not isinstance(node.right, ast.Constant), f"{path}:{node.lineno}: take the name from places.Kept"
+
+
 def test_the_yard_is_no_package_and_shadows_nothing() -> None:
     """With `mlflow/__init__.py`, `import mlflow` from the root finds the yard, and `mlflow server` dies."""
     yard = [path for path in (ROOT / "mlflow").rglob("*") if "__pycache__" not in path.parts]
@@ -134,6 +143,22 @@ def test_the_form_of_a_recipe_has_no_union() -> None:
     assert '"properties"' in text
     for word in ("anyOf", "oneOf", '"null"'):
         assert word not in text
+
+
+UNBOUNDED = ("lambda", "weights", "threshold")
+"""The first two have a validator of their own; scores of a judge may be of any size."""
+
+
+def test_every_number_of_a_recipe_has_bounds_and_its_sentence_tells_them() -> None:
+    """The Prefect form takes bounds into account only when it is sent, and shows none; nor does `sacpo keys`."""
+    schema = recipe.Recipe.model_json_schema()
+    for record in [schema, *(told for told in schema["$defs"].values() if "properties" in told)]:
+        for name, told in record["properties"].items():
+            if told.get("type") in ("number", "integer") and name not in UNBOUNDED:
+                assert {"minimum", "exclusiveMinimum"} & told.keys(), f"{record['title']}.{name}"
+                most = told.get("maximum", told.get("exclusiveMaximum"))
+                written = {f"{most:,.0f}", f"{most:g}", f"10^{len(str(int(most))) - 1}", "divisor"}
+                assert any(text in told["description"] for text in written), f"{record['title']}.{name}: {most}"
 
 
 def test_every_field_of_a_recipe_has_a_title_and_a_sentence() -> None:

@@ -2,6 +2,9 @@
 
 import json
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -84,22 +87,84 @@ def test_a_suite_that_cannot_be_asked_is_refused_with_its_role(name: str, text: 
         refuse(Evaluation(suites=Suites(harmless=str(tmp_path / name))))
 
 
-def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    llm = {"kind": "llm", "model": "m", "threshold": 6, "base_url": f"http://127.0.0.1:{port}/v1"}
-    assert "nobody answers there" in problems(judges(**llm))[0]
-    with socket.create_server(("127.0.0.1", port)):
-        assert problems(judges(**llm)) == []
-        assert "the environment variable SACPO_KEY_NONE is not set" in problems(judges(**llm, key="SACPO_KEY_NONE"))[0]
-        monkeypatch.setenv("SACPO_KEY_NONE", "secret")
-        assert problems(judges(**llm, key="SACPO_KEY_NONE")) == []
-        rubric = tmp_path / "rubric.txt"
-        assert "cannot be read" in problems(judges(**llm, rubric=str(rubric)))[0]
-        rubric.write_text("which is better? $prompt $first")
-        assert "lacks $second, $fence" in problems(judges(**llm, rubric=str(rubric)))[0]
-        rubric.write_text('$fence $prompt $first $second {"first": 6, "second": 3}')
-        assert 'lacks {"$fence": {"first": GRADE' in problems(judges(**llm, rubric=str(rubric)))[0]
-        rubric.write_text('$fence $prompt $first $second {"$fence": {"first": GRADE, "second": GRADE}}')
-        assert problems(judges(**llm, rubric=str(rubric))) == []
+class Address:
+    """A judge's address on loopback that answers every question with one status."""
+
+    def __init__(self, status: int, location: str = "") -> None:
+        self.keys: list[str] = []
+        told = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                told.keys.append(self.headers["authorization"])
+                self.send_response(status)
+                self.send_header("content-length", "0")
+                if location:
+                    self.send_header("location", location)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+
+
+@pytest.fixture
+def address() -> Iterator[Callable[..., Address]]:
+    started: list[Address] = []
+
+    def starting(*given: Any) -> Address:
+        started.append(Address(*given))
+        return started[-1]
+
+    yield starting
+    for one in started:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+LLM = {"kind": "llm", "model": "m", "threshold": 6}
+
+
+def test_endpoints_keys_and_rubrics(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch, address: Callable[..., Address]
+) -> None:
+    assert "nobody answers there" in problems(judges(**LLM, base_url=f"http://127.0.0.1:{port}/v1"))[0]
+    endpoint = address(404)
+    llm = LLM | {"base_url": endpoint.url}
+    assert problems(judges(**llm)) == [] and endpoint.keys == [None]
+    assert "the environment variable SACPO_KEY_NONE is not set" in problems(judges(**llm, key="SACPO_KEY_NONE"))[0]
+    monkeypatch.setenv("SACPO_KEY_NONE", "secret")
+    assert problems(judges(**llm, key="SACPO_KEY_NONE")) == [] and endpoint.keys[-1] == "Bearer secret"
+    rubric = tmp_path / "rubric.txt"
+    assert "cannot be read" in problems(judges(**llm, rubric=str(rubric)))[0]
+    rubric.write_text("which is better? $prompt $first")
+    assert "lacks $second, $fence" in problems(judges(**llm, rubric=str(rubric)))[0]
+    rubric.write_text('$fence $prompt $first $second {"first": 6, "second": 3}')
+    assert 'lacks {"$fence": {"first": GRADE' in problems(judges(**llm, rubric=str(rubric)))[0]
+    rubric.write_text('$fence $prompt $first $second {"$fence": {"first": GRADE, "second": GRADE}}')
+    assert problems(judges(**llm, rubric=str(rubric))) == []
+    for device in ("/dev/zero", str(tmp_path)):
+        assert "cannot be read (it is no file)" in problems(judges(**llm, rubric=device))[0]
+
+
+def test_an_address_is_asked_once_and_a_key_goes_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, address: Callable[..., Address]
+) -> None:
+    monkeypatch.setenv("SACPO_KEY_NONE", "secret")
+    elsewhere, refusing = address(200), address(401)
+    away, around = address(302, f"{elsewhere.url}/models"), address(302, "/v1/models")
+    assert problems(judges(**LLM, base_url=refusing.url, key="SACPO_KEY_NONE")) == []
+    for one in (away, around):
+        (problem,) = problems(judges(**LLM, base_url=one.url, key="SACPO_KEY_NONE"))
+        assert problem.endswith("or to another host (status 302); give the address itself")
+    assert elsewhere.keys == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"220 mail ready\r\n"), daemon=True).start()
+        (problem,) = problems(judges(**LLM, base_url=f"http://127.0.0.1:{server.getsockname()[1]}/v1"))
+        assert "nobody answers there as HTTP" in problem
 
 
 @pytest.mark.parametrize(
@@ -108,7 +173,7 @@ def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pyte
         ({"kind": "llm", "model": "m", "base_url": "http://x/v1"}, "needs `threshold`: the grade from 1 to 10"),
         ({"kind": "llm", "model": "m", "base_url": "http://x/v1", "threshold": 70}, "needs `threshold`"),
         ({"kind": "llm", "model": "m", "base_url": "nonsense", "threshold": 6}, "needs `base_url`, for instance http"),
-        ({"kind": "llm", "model": "m", "base_url": "http://["}, "base_url\n +Value error, Invalid IPv6 URL"),
+        ({"kind": "llm", "model": "m", "base_url": "http://["}, "needs `base_url`"),
         ({"kind": "llm", "model": "m", "base_url": "http://ada:pw@x/v1"}, "must hold no user and no password"),
         ({"key": "AWS_SECRET_ACCESS_KEY"}, "'AWS_SECRET_ACCESS_KEY' is no variable for a judge's key"),
         ({"key": "PGPASSWORD"}, "SACPO_KEY_"),
@@ -116,7 +181,7 @@ def test_endpoints_keys_and_rubrics(tmp_path: Path, port: int, monkeypatch: pyte
         ({"key": "MY_OPENAI_API_KEY"}, "SACPO_KEY_"),
         ({"key": "OPENAI_API_KEY\nPGPASSWORD"}, "SACPO_KEY_"),
         ({"kind": "model", "model": "m", "text": "hello"}, r"text must hold {prompt} and {answer}"),
-        ({"kind": "refusal"}, "refusal judges over_refusal"),
+        ({"kind": "refusal"}, "kind = 'refusal' works for over_refusal only; for harmless use 'model' or 'llm'"),
     ],
 )
 def test_what_a_recipe_can_say_wrong_of_a_judge(settings: dict[str, Any], said: str) -> None:

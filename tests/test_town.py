@@ -170,6 +170,7 @@ def test_untrained_model_follows_its_seed_and_leaves_the_generator_alone() -> No
     tokenizer = town.tokenizer()
     before = torch.get_rng_state()
     first, again, other = (town.untrained(seed, tokenizer) for seed in (0, 0, 1))
+    assert first.num_parameters() == town.PARAMETERS
     assert torch.equal(torch.get_rng_state(), before)
     weights = [model.model.embed_tokens.weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])

@@ -1,0 +1,112 @@
+"""What the weights of a folder, or of a GGUF file, say of themselves, read without reading the weights.
+
+A safetensors file begins with the length of a JSON text, and that text names type, shape and place of every tensor
+(https://github.com/huggingface/safetensors#format). A GGUF file begins with `GGUF` and a version
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.errors import BadPolicy
+
+WEIGHTS = "*.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST_HEADER = 100 * 2**20
+"""Bytes; the library itself reads no larger one."""
+GGUF_VERSIONS = (2, 3)
+AGAIN = "copy or download it again"
+
+
+class Tensor(NamedTuple):
+    """One tensor of a file."""
+
+    dtype: str
+    """As safetensors writes it: F32, BF16, I8, …."""
+    shape: tuple[int, ...]
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Return name → type and shape of every tensor that the folder's safetensors files hold.
+
+    Raises:
+        BadPolicy: a file is empty, cut, or no safetensors; a file that the index names is missing.
+    """
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob(WEIGHTS)):
+        found |= _header(file)
+    if (folder / INDEX).exists():
+        named = settings(folder / INDEX).get("weight_map")
+        files = named.values() if isinstance(named, dict) else [""]
+        missing = next((name for name in files if not (folder / str(name)).is_file()), None)
+        if missing is not None:
+            raise BadPolicy(f"{folder / INDEX}: names the file {missing!r}, which is not there; {AGAIN}")
+    return found
+
+
+def settings(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        BadPolicy: there is none.
+    """
+    try:
+        told = json.loads(regular(file).read_text("utf-8"))
+    except OSError as error:
+        raise BadPolicy(f"{file}: cannot be read ({error.strerror}); {AGAIN}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadPolicy(f"{file}: is no JSON ({error}); {AGAIN}") from error
+    if not isinstance(told, dict):
+        raise BadPolicy(f"{file}: holds a {type(told).__name__} where settings are meant; {AGAIN}")
+    return told
+
+
+def regular(file: Path) -> Path:
+    """Return the file, unless it is a folder, or a device or pipe that may never end.
+
+    Raises:
+        BadPolicy: it is none.
+    """
+    if file.exists() and not file.is_file():
+        raise BadPolicy(f"{file}: is a {'folder' if file.is_dir() else 'pipe or device'}, not a file; {AGAIN}")
+    return file
+
+
+def gguf(file: Path) -> None:
+    """Check that a file begins as a GGUF file does.
+
+    Raises:
+        BadPolicy: it is empty, something else, or of a version that does not exist.
+    """
+    with regular(file).open("rb") as stream:
+        start = stream.read(24)
+    version = int.from_bytes(start[4:8], "little")
+    if not start.startswith(b"GGUF"):
+        raise BadPolicy(f"{file}: is {'empty' if not start else 'no GGUF file'}; {AGAIN}")
+    if len(start) < 24:
+        raise BadPolicy(f"{file}: is cut off after {len(start)} bytes; {AGAIN}")
+    if version not in GGUF_VERSIONS:
+        raise BadPolicy(f"{file}: is GGUF of version {version}; versions 2 and 3 can be read: convert the model again")
+
+
+def _header(file: Path) -> dict[str, Tensor]:
+    size = regular(file).stat().st_size
+    if size < 8:
+        raise BadPolicy(f"{file}: is {'empty' if not size else 'cut off'}; {AGAIN}")
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > LARGEST_HEADER:
+            raise BadPolicy(f"{file}: is no safetensors file; {AGAIN}")
+        text = stream.read(length)
+    if len(text) < length:
+        raise BadPolicy(f"{file}: is cut off; {AGAIN}")
+    try:
+        told = json.loads(text)
+        found = {n: Tensor(t["dtype"], tuple(map(int, t["shape"]))) for n, t in told.items() if n != "__metadata__"}
+        end = max((int(t["data_offsets"][1]) for n, t in told.items() if n != "__metadata__"), default=0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise BadPolicy(f"{file}: is no safetensors file; {AGAIN}") from error
+    if size - 8 - length != end:
+        raise BadPolicy(f"{file}: holds {size - 8 - length:,} bytes of weights where {end:,} are named; {AGAIN}")
+    return found

@@ -1,0 +1,50 @@
+"""What the runs folder keeps beside the reports of each recipe; no recipe may take one of these names."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+
+class Kept(StrEnum):
+    """What the runs folder holds beside the reports of each recipe. Nothing else is made there."""
+
+    store = "store"
+    registered = "registered"
+    leases = "leases"
+    logs = "logs"
+    artifacts = "artifacts"
+    prefect = "prefect"
+    mlflow = "mlflow.db"
+    users = "mlflow-users.db"
+    auth = "mlflow-auth.ini"
+    operations = "operations.db"
+    answers = "answers.db"
+    verdicts = "verdicts.db"
+    password = "password"
+    servers = "servers.json"
+    starting = "servers.lock"
+    writable = ".writable"
+
+
+_OF_ONE_RUN = re.compile(r".*\.(lock|question|new)")
+
+
+def reserved(name: str) -> bool:
+    """Return whether a recipe of this name would write over what the runs folder keeps, or be taken for it.
+
+    A database has files of its own beside it (`mlflow.db-wal`), a run has a lock and perhaps a question.
+    """
+    beside = any(name.startswith((f"{kept}-", f"{kept}.")) for kept in Kept if "." in kept)
+    return name in {*Kept} or beside or _OF_ONE_RUN.fullmatch(name) is not None
+
+
+def _own(name: str) -> str:
+    if reserved(name):
+        raise ValueError(f"{name!r} is what the runs folder calls something of its own; take another name")
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_own)]
+"""The name of a recipe: its reports lie in a folder of this name in the runs folder."""
