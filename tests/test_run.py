@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from models.recipe_file import read
+from models.suites import prompt_digest
+from tasks.ledger import Charges, Ledger
+
 
 def report(runs: Path, recipe: str = "quickstart") -> dict[str, Any]:
     (path,) = runs.glob(f"{recipe}/*/report.json")
@@ -50,6 +54,22 @@ def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> N
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG") and "Chosen" in (
         folder / "report.md"
     ).read_text()
+
+
+def test_prompts_that_chose_are_not_those_that_tested_and_only_these_are_charged(undisturbed: Path) -> None:
+    """The decision rests on answers to the test prompts, and each of them is charged with one decision's error."""
+    (folder,) = undisturbed.glob("quickstart/*/")
+    rows = [json.loads(line) for line in (folder / "tables" / "answers.jsonl").read_text("utf-8").splitlines()]
+    asked = {
+        split: {prompt_digest(row["prompt"]) for row in rows if row["split"] == split and row["suite"] == "harmless"}
+        for split in ("validation", "test")
+    }
+    assert asked["test"] and asked["validation"] and not asked["test"] & asked["validation"]
+    (tested,) = report(undisturbed)["constraints"][0]["tested"]
+    assert tested["n"] == len(asked["test"])
+    recipe, ledger = read("quickstart"), Ledger(undisturbed)
+    assert set(ledger.charges(asked["test"]).values()) == {Charges(1, recipe.constraint.error)}
+    assert set(ledger.charges(asked["validation"]).values()) == {Charges(0, 0.0)}
 
 
 def test_the_report_follows_its_schema(undisturbed: Path) -> None:
