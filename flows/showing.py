@@ -78,7 +78,7 @@ def outcome_of(outcome: dict[str, Any]) -> None:
         scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
         console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
-    console.print(decision(tree), highlight=False)
+    console.print(decision(tree), highlight=False, soft_wrap=narrow)
     here = Path(sys.prefix) / "bin"
     console.print()
     if (folder / "frontier.png").exists():

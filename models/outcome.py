@@ -101,11 +101,16 @@ def check_row(check: Tree) -> list[str]:
     """Return one check of the gate as text, in the order of `CHECK_COLUMNS`."""
     return [
         check["name"],
-        "–" if check["value"] is None or math.isnan(check["value"]) else f"{check['value']:.4g}",
-        f"{check['method']} {check['bound']:.4g}",
+        _figure(check["value"]),
+        f"{check['method']} {_figure(check['bound'])}",
         f"{check['limit']:.4g}",
         "yes" if check["holds"] else "NO",
     ]
+
+
+def _figure(value: float | None) -> str:
+    """Return a number as text, or a dash where nobody judged."""
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def prompts_of(tree: Tree) -> str:

@@ -228,7 +228,19 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     prompts = {role: list(jsonl.read(path)) for role, path in suites.items()}
     categories = Counter(row.get("category", "") for row in prompts["harmless"])
     counts = {role: len(rows) for role, rows in prompts.items()}
-    return [*powers(recipe.bound, counts["harmless"]), *_checks(recipe, counts, min(categories.values(), default=0))]
+    smallest = min(categories.values(), default=0)
+    return [*_helpfulness(recipe), *powers(recipe.bound, counts["harmless"]), *_checks(recipe, counts, smallest)]
+
+
+def _helpfulness(recipe: Recipe) -> list[str]:
+    """Say that the gate will ask how helpful the candidate is, if nobody can tell."""
+    if recipe.evaluation.judges.helpful.kind is not JudgeKind.none or recipe.gate.margin >= 0.5:
+        return []
+    least = 0.5 - recipe.gate.margin
+    return [
+        f"no judge of helpfulness: the gate wants a win rate of at least {least:g} shown, so nothing is promoted; set "
+        "evaluation.judges.helpful, or gate.margin = 0.5 to ask for nothing"
+    ]
 
 
 def powers(constraint: Constraint, n: int, where: str = "") -> list[str]:
@@ -260,7 +272,7 @@ def _checks(recipe: Recipe, counts: dict[str, int], smallest: int) -> list[str]:
         part = each.model_copy(update={"at_least": each.per_category})
         told += powers(part, smallest, " of the smallest category")
     n = counts.get("helpful", 0)
-    if gate.margin < 0.5:
+    if gate.margin < 0.5 and not _helpfulness(recipe):
         even, coins = (
             passing((0.0, 0.5, 1.0), chances, n, 0.5 - gate.margin, recipe.constraint.error)
             for chances in ((0.25, 0.5, 0.25), (0.5, 0.0, 0.5))

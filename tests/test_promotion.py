@@ -97,7 +97,7 @@ def test_aliases_follow_promotions_and_rollbacks(versions: Path) -> None:
 
 
 def test_an_alias_moved_by_hand_is_pointed_out_and_put_back(versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "_here", lambda: versions)
+    monkeypatch.setattr(operations, "_here", lambda prefect=True: versions)
     registry.promote(versions, "m", "1", "first")
 
     def says(*arguments: str) -> str:

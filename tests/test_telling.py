@@ -1,6 +1,8 @@
 """What a person is told at the end, in the plan and on the page: sentences that say what to do, figures that fit."""
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,15 @@ import pytest
 
 from flows import showing
 from models import page, picture, plan, report, versus
-from models.outcome import decision
-from models.recipe_gate import Constraint
+from models.gate import Candidate, Facts, decide
+from models.outcome import check_row, decision
+from models.recipe_file import read
+from models.recipe_gate import Constraint, Gate
 from models.words import counted
 from tasks import leases
 
 Tree = dict[str, Any]
+BOUND = Constraint()
 FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 20, "failed": 0, "method": "Clopper–Pearson"}
 SETTINGS = {"steps": [], "constraint": {"confidence": 0.95, "decisions": 10}}
 
@@ -156,6 +161,25 @@ def test_curves_of_two_updates_have_no_offset_and_whole_updates(tmp_path: Path) 
     drawn = picture.curves(tree(candidates=[told]))
     assert "e−" not in drawn and "+6.9" not in drawn and "1.25" not in drawn
     assert "0.69" in drawn
+
+
+def test_a_gate_that_asks_what_nobody_judged_says_so_before_and_after() -> None:
+    """It ended in a traceback, after all training."""
+    (check,) = [
+        check
+        for check in decide(Candidate("a", math.nan, 99, 100, 0), Facts(wins={"base": ((), 0)}), BOUND, Gate()).checks
+        if check.name == "helpful against the base"
+    ]
+    assert str(check) == "helpful against the base: nobody judged it, limit 0.45" and not check.holds
+    row = ["helpful against the base", "–", "lower bound –", "0.45", "NO"]
+    assert check_row(asdict(check)) == row and check_row(asdict(check) | {"value": None, "bound": None}) == row
+    recipe = read("quickstart", ["evaluation.judges.helpful.kind=none"])
+    assert plan._helpfulness(recipe) == [
+        "no judge of helpfulness: the gate wants a win rate of at least 0.45 shown, so nothing is promoted; set "
+        "evaluation.judges.helpful, or gate.margin = 0.5 to ask for nothing"
+    ]
+    assert plan._helpfulness(read("quickstart")) == []
+    assert plan._helpfulness(read("quickstart", ["evaluation.judges.helpful.kind=none", "gate.margin=0.5"])) == []
 
 
 def test_a_killed_process_is_called_killed() -> None:
