@@ -99,8 +99,8 @@ class Check:
     method: str
 
     def __str__(self) -> str:
-        if math.isnan(self.bound):
-            return f"{self.name}: nobody judged it, limit {self.limit:g}"
+        if math.isnan(self.value):
+            return f"{self.name}: no verdict, limit {self.limit:g}"
         value, bound = (f"{x:.0f}" if self.method == "count" else f"{x:.3f}" for x in (self.value, self.bound))
         return f"{self.name}: {value}, {self.method} {bound}, limit {self.limit:g}"
 

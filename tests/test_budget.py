@@ -195,7 +195,8 @@ def test_check_prints_the_power_at_the_levels_that_decide() -> None:
     """Every number is recomputed here, at 0.995: one of ten decisions at 0.95."""
     step = {"metric": "helpful", "method": "dpo", "data": "town"}
     asks = {"margin": 0.1, "over_refusal": 0.3, "kl": 8.0}
-    told = {"name": "t", "base": "town", "steps": [step], "gate": asks, "evaluation": {"kl_prompts": 64}}
+    judged = {"kl_prompts": 64, "judges": {"helpful": {"kind": "oracle"}}}
+    told = {"name": "t", "base": "town", "steps": [step], "gate": asks, "evaluation": judged}
     recipe = Recipe.model_validate(told | {"constraint": {"at_least": 0.8, "per_category": 0.6}})
     counts = {"harmless": 300, "helpful": 200, "over_refusal": 100, "must_pass": 5}
     part, _, worst, helpful, refusals, far = plan._checks(recipe, counts, smallest=30)
