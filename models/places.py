@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
 
 from models import hub
 from models.errors import BadRecipe
@@ -59,19 +60,30 @@ def placed(
     for name, field in kind.model_fields.items():
         key = field.alias or name
         at, value = f"{prefix}{key}", tree.get(key)
-        if key not in tree or at in keep:
-            continue
-        annotation = cast(Any, field.annotation)
-        inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
-        lies = next((mark for mark in field.metadata if isinstance(mark, Lies)), None)
-
-        def one(item: Any, at: str, inner: Any = inner, lies: Lies | None = lies) -> Any:
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                return placed(inner, item, change, keep, f"{at}.")
-            return change(at, item) if lies and isinstance(item, str) and lies.when(tree, item) else item
-
-        new[key] = [one(v, f"{at}.{i}") for i, v in enumerate(value)] if isinstance(value, list) else one(value, at)
+        if key in tree and at not in keep:
+            many = isinstance(value, list)
+            items = [
+                _item(field, tree, item, change, keep, f"{at}.{i}") for i, item in enumerate(value if many else ())
+            ]
+            new[key] = items if many else _item(field, tree, value, change, keep, at)
     return new
+
+
+def _item(
+    field: FieldInfo,
+    record: dict[str, Any],
+    item: Any,
+    change: Callable[[str, str], str],
+    keep: Collection[str],
+    at: str,
+) -> Any:
+    """Return a value of a field, or one of several, with every place in it changed."""
+    annotation = cast(Any, field.annotation)
+    inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+    if isinstance(inner, type) and issubclass(inner, BaseModel):
+        return placed(inner, item, change, keep, f"{at}.")
+    lies = next((mark for mark in field.metadata if isinstance(mark, Lies)), None)
+    return change(at, item) if lies and isinstance(item, str) and lies.when(record, item) else item
 
 
 def seen_from(kind: type[BaseModel], tree: Any, folder: Path, keep: Collection[str]) -> Any:

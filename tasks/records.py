@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,11 @@ def numbers(mlflow: Any, run_id: str, values: dict[str, float]) -> None:
     mlflow.log_batch(run_id, metrics=[Metric(name, float(value), started, 0) for name, value in values.items()])
 
 
-def params(mlflow: Any, run_id: str, tree: dict[str, Any]) -> None:
-    """Log a tree of settings, flat, without those that are empty."""
+def params(mlflow: Any, run_id: str, tree: dict[str, Any], known: Collection[str] = ()) -> None:
+    """Log a tree of settings, flat, without those that are empty or known there already."""
     from mlflow.entities import Param
 
-    told = {key: value for key, value in flat(tree).items() if value != ""}
+    told = {key: value for key, value in flat(tree).items() if value != "" and key not in known}
     params = [Param(key, str(value)[:6000]) for key, value in told.items()]
     for start in range(0, len(params), 100):  # MLflow's limit
         mlflow.log_batch(run_id, params=params[start : start + 100])

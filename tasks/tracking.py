@@ -222,7 +222,8 @@ class Tracker:
                 experiment_id, run_name=f"{self.recipe.name} · seed {self.recipe.seed} · {self.digest[:8]}", tags=tags
             ).info.run_id
         told = self.recipe.model_dump(mode="json", by_alias=True, exclude={"compute": {"processes"}})
-        records.params(mlflow, self._parent, told)  # params never change, and how many processes a run has may
+        known = mlflow.get_run(self._parent).data.params if found else {}  # params never change; paths may have moved
+        records.params(mlflow, self._parent, told, known)  # nor do they hold how many processes a run has
         return self._parent
 
     def _child(self, stage: Stage) -> tuple[str, bool]:

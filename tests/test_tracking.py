@@ -164,3 +164,14 @@ def test_a_text_with_both_kinds_of_quotes_is_refused() -> None:
     """MLflow's filters know no escape."""
     with pytest.raises(BadInput, match="holds both"):
         records.where({"name": """it's "it" """})
+
+
+def test_a_killed_run_whose_folder_was_moved_goes_on_under_its_own_parent(tmp_path: Path) -> None:
+    """MLflow never changes a param, and the same run has other paths after a move."""
+    one, two = (read("quickstart", [f"gate.anchor=/{place}/anchor"]) for place in ("one", "two"))
+    killed = tracking.Tracker(tmp_path, one, "digest", {})
+    killed.fail("KILLED")
+    moved = tracking.Tracker(tmp_path, two, "digest", {})
+    settled(moved)
+    assert not moved._missed and moved._parent == killed._parent
+    assert tracking.client(tmp_path).get_run(moved._parent).data.params["gate.anchor"] == "/one/anchor"
