@@ -37,6 +37,10 @@ Changes = Annotated[
 Retry = Annotated[
     bool, typer.Option("--retry-failed", help="Ask judges again for the verdicts that failed in a finished run.")
 ]
+NO_ROOM = dict.fromkeys((errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT), "free space, or set SACPO_RUNS")
+IN_THE_WAY = dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "something else lies in this place; move it away")
+TOO_MANY = dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n 1024)")
+REMEDIES = NO_ROOM | IN_THE_WAY | TOO_MANY
 Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sacpo recipes`) or a TOML file.")]
 
 
@@ -247,27 +251,32 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
     outcome = finished(chosen)
     if outcome is None:
         refuse_unusable(chosen)
+        import httpx
+
         from tasks.home import no_hidden_server, settle
-        from tasks.launch import workers
+        from tasks.launch import server_kept, workers
         from tasks.run import root
 
+        ending.bound()
         settle()
         servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
         typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
-        with workers(chosen.compute, root()):  # they import torch while Prefect starts
+        with server_kept(), workers(chosen.compute, root()):  # they import torch while Prefect starts
             try:
                 run_flow = resolve_name(f"flows.{flow}:{flow}")
                 no_hidden_server()
                 outcome = run_flow(chosen)
             except SacpoError:
                 raise
-            except Exception:
+            except Exception as error:
                 outcome = finished(chosen)  # Prefect may have died after the last stage
                 if outcome is None:
                     try:
                         settle()
                     except BadPlace as silent:  # a server that has died is named
                         raise BadPlace(f"{silent}; the same command goes on") from silent
+                    if isinstance(error, httpx.TransportError):
+                        raise BadPlace(f"Prefect does not answer ({error}); the same command goes on") from error
                     raise
     outcome_of(outcome)
     raise typer.Exit(outcome["exit_code"])
@@ -282,19 +291,20 @@ def main() -> None:
         print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
     except ending.Terminated as told:
-        print("sacpo: terminated; the same command goes on", file=sys.stderr)
+        print(ending.GOES_ON, file=sys.stderr)
         sys.exit(told.exit_code)
     except SystemExit as end:
         if end.code == 128 + signal.SIGINT:  # typer has made it of Ctrl-C
             print("sacpo: interrupted; the same command goes on", file=sys.stderr)
         raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        remedy = REMEDIES.get(error.errno or 0)
+        if remedy is None:
             raise
-        print(f"sacpo: {error.filename or 'runs'}: {error.strerror}; free space, or set SACPO_RUNS", file=sys.stderr)
+        print(f"sacpo: {error.filename or 'runs'}: {error.strerror}; {remedy}", file=sys.stderr)
         sys.exit(BadPlace.exit_code)
     finally:
-        ending.leave_within(10)
+        ending.leave()
 
 
 if __name__ == "__main__":

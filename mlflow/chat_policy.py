@@ -6,9 +6,11 @@ takes MLflow's shape, and OpenAI's, which is answered in OpenAI's shape too:
     {"messages": [{"role": "user", "content": "how do i clean my lamp ?"}]}
 """
 
+import hashlib
 import time
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
@@ -39,11 +41,15 @@ class ChatPolicy(PythonModel):
     _skip_type_hint_validation = True
 
     def load_context(self, context: Any) -> None:
-        """Load weights and tokenizer in float32."""
+        """Load weights and tokenizer in float32, after checking that they are the ones that were registered."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         folder = context.artifacts["policy"]
+        for name, expected in context.model_config.get("sha256", {}).items():
+            with (Path(folder) / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    raise ValueError(f"{folder}/{name}: not the file that was registered; restore MLflow's artifacts")
         self.decoding = context.model_config["decoding"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         if self.tokenizer.pad_token_id is None:

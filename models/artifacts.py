@@ -5,9 +5,14 @@ None holds tensors; this module imports no torch. `path` is the folder in which 
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
+
+SETTLED = 2.0
+"""Seconds after which a file that is written again has another time of change, on every file system."""
+_digests: dict[tuple[str, int, int, int, int], str] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +191,17 @@ def tree_digest(path: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 of a file; one that lay unchanged for a while is read once per process.
+
+    Raises:
+        OSError: there is no such file, or the disk cannot read it.
+    """
+    before = path.stat()
+    same = (str(path.absolute()), before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+    if same not in _digests:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time() - before.st_mtime < SETTLED:  # written a moment ago, and perhaps again with the same time
+            return digest
+        _digests[same] = digest
+    return _digests[same]

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from models import jsonl
+from models import jsonl, small
 from models.errors import BrokenInvariant
 from models.guards import learns
 from models.recipe import Training
@@ -98,9 +98,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             sizes[path.name] = path.stat().st_size
-        mark = folder / f"{COMPLETE}.new"
-        mark.write_text(json.dumps(sizes))
-        mark.rename(folder / COMPLETE)
+        small.write(folder / COMPLETE, sizes)
         self._obey()
 
     def finish(self) -> None:
@@ -117,7 +115,7 @@ def newest(out: Path) -> str | None:
     best: tuple[int, str] | None = None
     for folder in out.glob("checkpoint-*"):
         mark = folder / COMPLETE
-        sizes = json.loads(mark.read_text()) if mark.exists() else {"": -1}
+        sizes = small.read(mark, dict[str, int]) or {"": -1}
         if any(not (folder / name).exists() or (folder / name).stat().st_size != size for name, size in sizes.items()):
             shutil.rmtree(folder)
             continue

@@ -8,9 +8,12 @@ SacpoError                    exit code 1
 │   └── BadPlace              runs folder not writable, disk full, server that does not answer
 ├── Stale                     exit code 2: somebody else decided first; look again
 ├── BrokenInvariant           exit code 3: the method's own guard failed; the weights must not be used
+│   └── Damaged               files changed since they were made; the same command makes them again
 ├── Undecided                 exit code 4: the run is complete, and no candidate passed the gate
 └── NoVerdict                 exit code 5: a judge failed too often, or its budget is spent; what it said is kept
 """
+
+from pathlib import Path
 
 
 class SacpoError(Exception):
@@ -51,6 +54,20 @@ class BrokenInvariant(SacpoError):
     """A guard of the method failed: reference mixed up, NaN, log-probs that moved on disk."""
 
     exit_code = 3
+
+
+class Damaged(BrokenInvariant):
+    """A policy's files are not the ones that its digest names."""
+
+    def __init__(self, folder: Path, found: str, digest: str) -> None:
+        super().__init__(folder, found, digest)  # so that it comes whole from a worker
+        self.folder, self.found, self.digest = folder, found, digest
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: weights have digest {self.found[:12]}, the record says {self.digest[:12]}; "
+            "if they were made here, the same command makes them again"
+        )
 
 
 class Undecided(SacpoError):

@@ -10,7 +10,7 @@ from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.guards import PROBE
 from models.headers import WEIGHTS
-from models.policy import TOKENIZER, describe
+from models.policy import TOKENIZER, describe, intact
 
 
 def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
@@ -20,10 +20,13 @@ def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
 
     Raises:
         BadPolicy: the parents differ in tensors, shapes, types, vocabulary or template.
+        Damaged: the files of a parent changed since it was made.
     """
     import torch
     from safetensors import safe_open
 
+    for parent in (safe, reward):
+        intact(parent.path, parent.digest)
     if safe.vocabulary != reward.vocabulary:
         raise BadPolicy(f"merge: {safe.path} and {reward.path} have different vocabularies or templates")
     for name in (file.name for file in safe.path.iterdir() if file.suffix == ".json" or file.name in TOKENIZER):

@@ -1,18 +1,19 @@
 """Weights and tokenizer, in and out; every policy is named by a digest of both."""
 
 import ctypes
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from models import headers, town
+from typing_extensions import TypedDict
+
+from models import headers, small, town
 from models.artifacts import Policy, content_digest, file_digest
-from models.errors import BadPolicy, BrokenInvariant
+from models.errors import BadPolicy, Damaged
 from models.headers import WEIGHTS
 from models.hub import is_name, local
 from models.places import TOWN
@@ -26,6 +27,12 @@ TOKENIZER = ("tokenizer.json", "chat_template.jinja")
 CONFIGS = ("config.json", "generation_config.json")
 VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "local_files_only")
 """Settings that say who wrote the file, not what the policy is."""
+
+
+class Made(TypedDict):
+    """What of a manifest tells the name of a policy."""
+
+    noun: dict[str, Any]
 
 
 def device_kind(wanted: Device) -> str:
@@ -90,10 +97,11 @@ def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
 
 def called(place: str) -> str:
     """Return what a person would call a policy: the name in its manifest if it was made here, else its place."""
-    try:
-        return str(json.loads((Path(place).expanduser() / "manifest.json").read_text("utf-8"))["noun"]["name"])
-    except (OSError, ValueError, KeyError):
-        return place.removeprefix("models:/") if place.startswith("models:/") or is_name(place) else Path(place).name
+    made = small.read(Path(place).expanduser() / "manifest.json", Made)
+    name = made["noun"].get("name") if made else None
+    if name:
+        return str(name)
+    return place.removeprefix("models:/") if place.startswith("models:/") or is_name(place) else Path(place).name
 
 
 def base_digest(base: str, key: str = "base") -> str:
@@ -179,7 +187,7 @@ def load(
     """Load a policy in float32, after checking that its files are the ones its digest names.
 
     Raises:
-        BrokenInvariant: the files changed since the policy was made.
+        Damaged: the files changed since the policy was made.
         BadPolicy: transformers cannot load the folder.
     """
     import torch
@@ -197,12 +205,10 @@ def load_tokenizer(policy: Policy) -> "PreTrainedTokenizerBase":
     """Load a policy's tokenizer, after checking that its files are the ones its digest names.
 
     Raises:
-        BrokenInvariant: the files changed since the policy was made.
+        Damaged: the files changed since the policy was made.
         BadPolicy: transformers cannot load it.
     """
-    found = digest(policy.path)
-    if found != policy.digest:
-        raise BrokenInvariant(f"{policy.path}: weights have digest {found[:12]}, the record says {policy.digest[:12]}")
+    intact(policy.path, policy.digest)
     from transformers import AutoTokenizer
 
     try:
@@ -212,6 +218,20 @@ def load_tokenizer(policy: Policy) -> "PreTrainedTokenizerBase":
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def intact(folder: Path, expected: str) -> None:
+    """Check that the files of a policy are the ones that its digest names; whoever reads weights asks this first.
+
+    Raises:
+        Damaged: they are not.
+    """
+    try:
+        found = digest(folder)
+    except (OSError, ValueError, BadPolicy):  # no file, no JSON
+        found = "unreadable"
+    if found != expected:
+        raise Damaged(folder, found, expected)
 
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
@@ -227,13 +247,18 @@ def describe(path: Path, policy: Policy) -> Policy:
 
 def digest(path: Path) -> str:
     """Return one sha256 over weights, vocabulary, template and configuration of a folder."""
-    files = sorted([*path.glob(WEIGHTS), *(path / name for name in TOKENIZER if (path / name).exists())])
-    told: dict[str, object] = {file.name: file_digest(headers.regular(file)) for file in files}
+    told: dict[str, object] = {**content(path)}
     for name in (*CONFIGS, "tokenizer_config.json"):
         if (path / name).exists():
             settings = headers.settings(path / name)
             told[name] = {key: value for key, value in settings.items() if key not in VOLATILE}
     return content_digest(told)
+
+
+def content(path: Path) -> dict[str, str]:
+    """Return the sha256 of each file of weights, vocabulary and template, by name."""
+    files = sorted([*path.glob(WEIGHTS), *(path / name for name in TOKENIZER if (path / name).exists())])
+    return {file.name: file_digest(headers.regular(file)) for file in files}
 
 
 def vocabulary_digest(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What a judge was asked and answered, in one sqlite table by content: nothing is asked, or paid for, twice.
 
 Only verdicts are kept as such; a call that failed is counted in what the judge has cost, and asked again next time.
+A verdict that changed on the disk is not known.
 """
 
 import json
@@ -10,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from models import sqlite_file
 from models.artifacts import content_digest
 
 TABLES = """
@@ -32,17 +34,18 @@ class VerdictTable:
             for content in contents:
                 key = content_digest(content)
                 row = table.execute(
-                    "SELECT verdict FROM verdicts WHERE judge=? AND content=?", (self.judge, key)
+                    "SELECT verdict, seal FROM verdicts WHERE judge=? AND content=?", (self.judge, key)
                 ).fetchone()
-                if row is not None:
+                if row is not None and sqlite_file.sealed((self.judge, key, *row)):
                     found[key] = json.loads(row[0])
         return found
 
     def add(self, verdicts: Iterable[tuple[Any, Any]], calls: int = 0, tokens: int = 0) -> None:
         """Remember (content, verdict) pairs, and what they cost; all of it, or after a kill nothing."""
         rows = [(self.judge, content_digest(content), json.dumps(verdict)) for content, verdict in verdicts]
+        sealed = [(*row, sqlite_file.seal(row)) for row in rows]
         with closing(self._open()) as table, table:
-            table.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
+            table.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?)", sealed)
             table.execute(
                 "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (judge) DO UPDATE "
                 "SET calls = calls + excluded.calls, tokens = tokens + excluded.tokens",
@@ -56,7 +59,4 @@ class VerdictTable:
         return (row[0], row[1]) if row else (0, 0)
 
     def _open(self) -> sqlite3.Connection:
-        """Several processes may write; each waits for the other."""
-        table = sqlite3.connect(self.path, timeout=120)
-        table.executescript(TABLES)
-        return table
+        return sqlite_file.connect(self.path, TABLES, "verdicts")

@@ -1,11 +1,12 @@
 """Is run B better than run A, and is it safe enough? What differs in recipe and data, and what the prompts say."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models import jsonl
+from typing_extensions import TypedDict
+
+from models import jsonl, small
 from models.agreement import between
 from models.errors import BadInput
 from models.figures import matched_wins, prompt_means
@@ -14,6 +15,17 @@ from models.report import SCHEMA
 from models.statistics import Estimate, bounded_mean
 
 Tree = dict[str, Any]
+
+
+class Report(TypedDict):
+    """What of a report is compared."""
+
+    schema: int
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    candidates: list[dict[str, Any]]
+    constraints: list[dict[str, Any]]
+    chosen: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -41,15 +53,25 @@ class Side:
 
     def rows(self, table: str, metric: str, split: str) -> list[Tree]:
         """Return the rows of a table about the candidate, one metric and the prompts of one split."""
-        told = jsonl.read(self.folder / "tables" / f"{table}.jsonl")
-        name = self.candidate["name"]
-        return [r for r in told if (r["candidate"], r["metric"], r["split"]) == (name, metric, split)]
+        own = self._own(table)
+        return [row for row in own if (row.get("metric"), row.get("split")) == (metric, split)]
 
     @property
     def splits(self) -> set[str]:
         """The splits whose prompts the candidate has answered."""
-        told = jsonl.read(self.folder / "tables" / "answers.jsonl")
-        return {row["split"] for row in told if row["candidate"] == self.candidate["name"]}
+        return {str(row["split"]) for row in self._own("answers") if "split" in row}
+
+    def _own(self, table: str) -> list[Tree]:
+        """Return the rows of a table about the candidate.
+
+        Raises:
+            BadInput: the table cannot be read.
+        """
+        place = self.folder / "tables" / f"{table}.jsonl"
+        try:
+            return [row for row in jsonl.read(place) if row["candidate"] == self.candidate["name"]]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadInput(f"{place}: cannot be read; run the same command again to renew the report") from error
 
     @property
     def tested(self) -> Tree | None:
@@ -105,14 +127,13 @@ def side(folder: Path, policy: str = "") -> Side:
         BadInput: the folder holds no report, or none of that policy.
     """
     folder = folder.parent if folder.name == "report.json" else folder
-    try:
-        tree = json.loads((folder / "report.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    tree = small.read(folder / "report.json", dict[str, Any])
+    if tree and tree.get("schema", SCHEMA) != SCHEMA:
+        raise BadInput(f"{folder}: the report was made by an older sacpo; run the same command again to renew it")
+    if not tree or small.read(folder / "report.json", Report) is None:
         raise BadInput(
             f"{folder}: holds no report.json that can be read; give the folder of a report, or models:/NAME@ALIAS"
-        ) from error
-    if tree.get("schema") != SCHEMA:
-        raise BadInput(f"{folder}: the report was made by an older sacpo; run the same command again to renew it")
+        )
     wanted = (tree["chosen"] or {"candidate": tree["candidates"][-1]["name"]})["candidate"]
     told = [c for c in tree["candidates"] if (c["digest"] == policy if policy else c["name"] == wanted)]
     if not told:

@@ -1,18 +1,26 @@
 """What on disk may go: results that nobody needs any more."""
 
-import json
 import shutil
 import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from typing_extensions import TypedDict
 
+from models import small
 from models.errors import BadPlace
 from models.kept import Kept
 from models.promotion import line_of_champions
 from tasks import registry
+from tasks.run import Outcome
 
 DAY = 24 * 3600.0
+
+
+class Registry(TypedDict):
+    """What of a report tells which version it is of."""
+
+    registry: dict[str, str] | None
 
 
 def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, int]]]:
@@ -50,17 +58,15 @@ def _needed(root: Path) -> set[Path]:
     serving: dict[str, list[str]] = {}  # model → versions
     needed: set[Path] = set()
     for outcome in root.glob("*/*/outcome.json"):
-        try:
-            told = json.loads((outcome.parent / "report.json").read_text("utf-8"))["registry"]
-            stages = json.loads(outcome.read_text("utf-8"))["stages"]
-        except (OSError, ValueError, KeyError):
+        ended, report = small.read(outcome, Outcome), small.read(outcome.parent / "report.json", Registry)
+        if ended is None or report is None or report["registry"] is None:
             continue
-        model = told["name"] if told else ""
-        if model and model not in serving:
+        model, version = report["registry"]["name"], report["registry"]["version"]
+        if model not in serving:
             line = line_of_champions(registry.log(root, model))
             serving[model] = [*line[-2:], registry.challenger(root, model)]
-        if model and told["version"] in serving[model]:
-            needed |= {Path(stage).resolve() for stage in stages}
+        if version in serving[model]:
+            needed |= {Path(stage).resolve() for stage in ended["stages"]}
     return needed
 
 

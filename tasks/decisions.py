@@ -4,11 +4,11 @@ A decision on test prompts is written down before anything follows from it (ledg
 again finds it there, with what served when it was taken, and goes on to the same end.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from prefect import pause_flow_run, task
 from prefect.artifacts import create_table_artifact
@@ -17,8 +17,9 @@ from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from pydantic import Field
+from typing_extensions import TypedDict
 
-from models import figures, gate, jsonl
+from models import figures, gate, jsonl, small
 from models.artifacts import Policy, Sources, content_digest
 from models.errors import Stale
 from models.figures import Evidence
@@ -29,7 +30,7 @@ from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe import Recipe
 from models.recipe_gate import Gate, GateMode
 from models.suites import prompt_digest
-from tasks import events, launch, registry, screen, store
+from tasks import events, launch, registry, screen
 from tasks.ledger import Ledger, Standing
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
@@ -47,6 +48,14 @@ class Rivals(NamedTuple):
     """Lines of the promotion log."""
     policies: dict[str, Policy]
     """`champion`, `anchor`."""
+
+
+class Served(TypedDict):
+    """What served when a run first asked, as places; `seen` as in `Rivals`."""
+
+    seen: int
+    champion: str
+    anchor: str
 
 
 @task(cache_policy=NO_CACHE, task_run_name="choose")
@@ -234,7 +243,7 @@ def promote(run: Run, registered: Registered, verdict: Verdict | None, approval:
     told = registry.log(root, model)
     may = _passes(run, verdict) and (approval is None or approval.agreed)
     if may and version not in (entry.version_to for entry in told):  # once: a later champion is not pushed aside
-        seen = json.loads(_place(run).read_text("utf-8"))["seen"]
+        seen = _asked_about(run)["seen"]
         try:
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
             registry.promote(root, model, version, why, seen)
@@ -255,18 +264,18 @@ def _passes(run: Run, verdict: Verdict | None) -> bool:
 def _rivals(run: Run, challenger: Policy) -> Rivals:
     """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
     model = run.training.registered_name
-    if not _place(run).exists():
+    if small.read(_place(run), Served) is None:
         told = registry.log(run.root, model)
         line = line_of_champions(told)
         anchor = run.training.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
         places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
         run.folder.mkdir(parents=True, exist_ok=True)
-        store.write(_place(run), json.dumps({"seen": len(told), **places}))
-    said = json.loads(_place(run).read_text("utf-8"))
+        small.write(_place(run), {"seen": len(told), **places})
+    said = _asked_about(run)
     policies: dict[str, Policy] = {}
-    for name in ("champion", "anchor"):
-        if said[name]:
-            policy = replace(loaded(run, said[name], f"{name} · {said[name]}"), name=name)
+    for name, place in (("champion", said["champion"]), ("anchor", said["anchor"])):
+        if place:
+            policy = replace(loaded(run, place, f"{name} · {place}"), name=name)
             known = {challenger.digest, *(other.digest for other in policies.values())}
             policies |= {name: policy} if policy.digest not in known else {}
     return Rivals(said["seen"], policies)
@@ -277,15 +286,28 @@ def _forget_former_champion(run: Run, challenger: Policy) -> None:
 
     Not if the run itself has moved it: the verdict that let it would be asked for again.
     """
-    with suppress(FileNotFoundError):
-        seen, model = json.loads(_place(run).read_text("utf-8"))["seen"], run.training.registered_name
-        later = {entry.version_to for entry in registry.log(run.root, model)[seen:]}
+    served = small.read(_place(run), Served)
+    if served:
+        model = run.training.registered_name
+        later = {entry.version_to for entry in registry.log(run.root, model)[served["seen"] :]}
         if later and challenger.digest not in (registry.policy(run.root, model, version) for version in later):
             _place(run).unlink()
 
 
-def _place(run: Run) -> Any:
+def _place(run: Run) -> Path:
     return run.folder / "rivals.json"
+
+
+def _asked_about(run: Run) -> Served:
+    """Return what served when this run first asked.
+
+    Raises:
+        Stale: that cannot be read any more; the next command asks again.
+    """
+    served = small.read(_place(run), Served)
+    if served is None:
+        raise Stale(f"{_place(run)}: cannot be read any more; the same command compares with what serves now")
+    return served
 
 
 def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from models import small
 from models.artifacts import content_digest
-from models.errors import BadPolicy
+from models.errors import BadPolicy, Damaged
 from models.kept import Kept
+from models.policy import intact
 from tasks.tracking import SERVER, client, failures, first_line, shown
 
 
@@ -20,7 +22,7 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
         key: how the sentence about a wrong one calls it.
 
     Raises:
-        BadPolicy: MLflow knows no such version, or it holds no policy.
+        BadPolicy: MLflow knows no such version, or it holds no policy, or another one than was registered.
     """
     import mlflow as api
 
@@ -31,10 +33,20 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
         _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
     except failures() as error:
         raise BadPolicy(f"{key} {name!r}: cannot be had from MLflow at {shown(root)} ({first_line(error)})") from error
-    found = [path.parent for path in place.rglob("*.safetensors")]
+    found = sorted(place.rglob("*.safetensors"))
     if not found:
         raise BadPolicy(f"{key} {name!r}: the version holds no weights in safetensors")
-    return found[0]
+    try:
+        if digest := version.tags.get("sacpo.policy", ""):
+            intact(found[0].parent, digest)
+    except Damaged as error:
+        small.remove(place)
+        raise BadPolicy(
+            f"{key} {name!r}: what MLflow at {shown(root)} holds is not the policy that was registered (digest "
+            f"{error.found[:12]}, not {digest[:12]}); if the same command says so again, restore MLflow's artifacts "
+            "from a backup"
+        ) from error
+    return found[0].parent
 
 
 def check(root: Path, name: str, key: str) -> None:

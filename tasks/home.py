@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from models.errors import BadPlace
 from models.kept import Kept
-from tasks import passwords
+from tasks import health, passwords, screen
 from tasks.launch import reap
 from tasks.run import root
 from tasks.tracking import without_password
@@ -35,6 +35,12 @@ QUIET = {
 """Nothing is sent anywhere, and servers say only what matters."""
 OURS = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
 """What tells a runs folder from a folder of the user's that happens to be named so."""
+BROKE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
+"""What is said of a connection that a proxy or a restart cut, where somebody listens."""
+RETRIES = "6"
+"""Of Prefect's client, each after twice the pause: two minutes, in which a temporary server that died starts again."""
+LAST_BREAK = 2
+"""Seconds of the last pause after which such a connection is tried again."""
 VERSIONS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
 """Where each server tells its version, to those whom it lets in."""
 PASSWORDS = {
@@ -48,13 +54,17 @@ def settle() -> None:
     """Give Prefect and MLflow a home in the runs folder, closed and quiet; what the user set stays.
 
     Raises:
-        BadPlace: the folder cannot be written, or a named server does not answer or does not let us in.
+        BadPlace: the folder cannot be written, a database in it is damaged, or a named server does not answer or does
+            not let us in.
     """
     runs = writable()
     reap(runs)
+    for sentence in health.look(runs, os.environ):
+        screen.say(sentence, "dim")
     os.environ.update(passwords.credentials(runs, os.environ))
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.update(passwords.temporary(runs, os.environ))
+        os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
     for name, path in VERSIONS.items():
         if os.environ.get(name, "").startswith("http"):  # before anything is trained
             ask(name, path, os.environ)
@@ -140,7 +150,11 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
             except urllib.error.HTTPError as error:
                 if error.code != 503 or not patience:  # Prefect's sqlite is locked for a moment now and then
                     raise
-                time.sleep(patience)
+            except OSError as error:
+                broke = isinstance(getattr(error, "reason", error), BROKE)
+                if not broke or not 0 < patience <= LAST_BREAK:
+                    raise
+            time.sleep(patience)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise BadPlace(f"{name} = {shown} refuses us; set {' and '.join(PASSWORDS[name])}") from error

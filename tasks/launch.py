@@ -23,7 +23,7 @@ from models.artifacts import Noun
 from models.errors import SacpoError
 from models.kept import Kept
 from models.recipe import Compute
-from tasks import store
+from tasks import screen, store
 from tasks.store import Stage
 
 Watch = Callable[[Stage, dict[str, Any]], None]
@@ -40,6 +40,10 @@ of the CPU time of training SmolLM2-135M was spent in the kernel."""
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads sleep where they wait for each other. GNU's OpenMP, which torch brings, lets them turn in a loop of 300,000
 rounds instead; on cores that others want too, they burn the time that the thread they wait for needs."""
+GRACE = 10.0
+"""Seconds for all workers together to write their checkpoints."""
+REVIVALS = 5
+"""How often a temporary server that dies is started again."""
 
 _pool: Executor | None = None
 _stopped = False  # the workers were told to end: they did not die
@@ -99,10 +103,47 @@ def stop() -> None:
         _pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
+    end = time.monotonic() + GRACE
     for process in processes:
-        process.join(5)
+        process.join(max(0.0, end - time.monotonic()))
         if process.is_alive():
             process.kill()
+
+
+@contextmanager
+def server_kept() -> Iterator[None]:
+    """While this lasts, start Prefect's temporary server again where it dies: same address, same database.
+
+    Prefect's client asks a server that does not answer again for about a minute, so the flow does not notice.
+    """
+    over = threading.Event()
+    threading.Thread(target=_keep_server, args=(over,), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _keep_server(over: threading.Event) -> None:
+    for _ in range(REVIVALS):
+        while (server := _dead_server()) is None:
+            if over.wait(1):
+                return
+        if over.wait(2) or _stopped:  # told to end together with us
+            return
+        screen.say("Prefect's temporary server died; it is started again", "dim")
+        server.server_process = server._run_uvicorn_command()
+
+
+def _dead_server() -> Any:
+    """Return Prefect's temporary server if its process has ended; one that found its port taken is Prefect's to mend.
+
+    Prefect starts it once per process, wherever its client is first used, and offers nobody the process.
+    """
+    kind = getattr(sys.modules.get("prefect.server.api.server"), "SubprocessASGIServer", None)  # once it is imported
+    server = kind._instances.get(None) if kind else None
+    process = server.server_process if server and server.running else None
+    return server if process and process.poll() not in (None, 3) else None
 
 
 def run(root: Path, stage: Stage, watch: Watch) -> Noun:

@@ -4,7 +4,6 @@ A process that is killed says nothing, and Prefect and MLflow would call its run
 leases whose process is gone and closes both. A run that ends in a way that Prefect was told of gives its lease back.
 """
 
-import json
 import os
 import platform
 import urllib.error
@@ -17,10 +16,10 @@ from uuid import UUID
 
 from filelock import FileLock
 
+from models import small
 from models.kept import Kept
 from tasks import events, passwords
 from tasks.children import started
-from tasks.store import write
 
 F = TypeVar("F")
 
@@ -62,7 +61,7 @@ def take(root: Path, name: str, run: str = "") -> None:
         pid = os.getpid()
         lease = Lease(str(flow_run.id), name, run, pid, started(pid), platform.node(), api)
         _folder(root).mkdir(parents=True, exist_ok=True)
-        write(_folder(root) / f"{lease.flow_run}.json", json.dumps(asdict(lease), indent=1))
+        small.write(_folder(root) / f"{lease.flow_run}.json", asdict(lease))
 
 
 def watched(flow: F) -> F:
@@ -85,7 +84,7 @@ def sweep(root: Path) -> list[str]:
         return []
     done = []
     with FileLock(_folder(root) / "lock"):
-        leases = {path: lease for path in sorted(_folder(root).glob("*.json")) if (lease := _read(path))}
+        leases = {path: lease for path in sorted(_folder(root).glob("*.json")) if (lease := read(path))}
         dead = {path: lease for path, lease in leases.items() if not lease.alive}
         going_on = {lease.run for lease in leases.values() if lease.alive}  # the same recipe, begun again
         for path, lease in dead.items():
@@ -106,7 +105,7 @@ def _ended(flow: Any, flow_run: Any, state: Any) -> None:
     from tasks.run import root
 
     path = _folder(root()) / f"{flow_run.id}.json"
-    lease = _read(path)
+    lease = read(path)
     if lease and lease.pid == os.getpid():
         path.unlink(missing_ok=True)
     elif lease:
@@ -185,7 +184,6 @@ def _folder(root: Path) -> Path:
     return root / Kept.leases
 
 
-def _read(path: Path) -> Lease | None:
-    with suppress(OSError, ValueError, TypeError):  # gone, or not ours to understand
-        return Lease(**json.loads(path.read_text("utf-8")))
-    return None
+def read(path: Path) -> Lease | None:
+    """Return a lease; none where it is gone, or cannot be read."""
+    return small.read(path, Lease)

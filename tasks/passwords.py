@@ -6,7 +6,6 @@ folder, readable by its owner alone. It is sent only to servers of this folder t
 names gets what the user set for it.
 """
 
-import json
 import os
 import re
 import secrets
@@ -16,6 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from typing_extensions import TypedDict
+
+from models import small
 from models.errors import BadPlace
 from models.kept import Kept
 from tasks.children import started as started_at
@@ -37,6 +39,26 @@ CHOSEN = {
     "MLFLOW_TRACKING_URI": ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"),
 }
 """Variables with which a user chooses the password of a server that we start."""
+
+
+class Process(TypedDict):
+    """A process of this or another host; `started` tells it from others that have its number."""
+
+    host: str
+    pid: int
+    started: str
+
+
+Noted = TypedDict(
+    "Noted",
+    {
+        "addresses": dict[str, str],
+        "password opens": dict[str, str],
+        "MLflow's user": str,
+        "process": Process,
+    },
+)
+"""What `sacpo up` notes while it runs."""
 
 
 class Login(NamedTuple):
@@ -99,18 +121,20 @@ def note(root: Path, addresses: Mapping[str, str], started: Sequence[str], envir
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
     user = environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     noted = {"addresses": dict(addresses), "password opens": opened, "MLflow's user": user, "process": process}
-    new = root / f"{SERVERS}.new"
-    new.write_text(json.dumps(noted, indent=1), "utf-8")
-    new.replace(root / SERVERS)
+    small.write(root / SERVERS, noted)
 
 
 def noted(root: Path) -> dict[str, Any]:
     """Return what the `sacpo up` that runs now has noted, or nothing: what a dead one noted is no server of ours."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        tree = json.loads((root / SERVERS).read_text("utf-8"))
-        process = tree["process"]
-        if process["host"] == socket.gethostname() and process["started"] == started_at(process["pid"]):
-            return dict(tree)
+    tree = small.read(root / SERVERS, Noted)
+    process = tree["process"] if tree else None
+    if (
+        tree
+        and process
+        and process["host"] == socket.gethostname()
+        and process["started"] == started_at(process["pid"])
+    ):
+        return dict(tree)
     return {}
 
 

@@ -1,6 +1,5 @@
 """One run: its folder, its lock, its workers, its tracker. Stages are made through it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
+from typing_extensions import TypedDict
 
-from models import harness, markdown, sources
-from models.artifacts import Noun, Verdicts, content_digest
+from models import harness, markdown, small, sources
+from models.artifacts import Noun, Verdicts, content_digest, file_digest
 from models.assessment import Assessment
 from models.errors import BadData, BadRecipe, Undecided
 from models.judges import described
@@ -25,7 +25,7 @@ from models.preflight import look, policies, refuse, undecidable
 from models.recipe import Recipe
 from models.recipe_evaluation import Judges
 from models.words import counted
-from tasks import fetching, launch, leases, registry, screen, store
+from tasks import fetching, health, launch, leases, registry, screen, store
 from tasks.fetching import fetch
 from tasks.ledger import Ledger
 from tasks.progress import Progress
@@ -55,6 +55,21 @@ VERSIONS = {
     "harness.measure": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
+SHOWN = ("report.*", "tables/*.jsonl")
+"""What the command line, the pages and `diff` show of a run."""
+
+
+class Outcome(TypedDict):
+    """How a run ended: `outcome.json`, beside its report."""
+
+    report: str
+    exit_code: int
+    state: str
+    decision: str
+    stages: list[str]
+    finished: str
+    files: dict[str, str]
+    """Name → sha256, of `SHOWN`."""
 
 
 class Run:
@@ -78,6 +93,8 @@ class Run:
         begun = store.begun(self.root, work) if fresh and first else 0
         if begun:
             screen.say(f"{title}: a killed attempt came to {begun}, going on", "dim")
+        if fresh and first and work.folder(self.root).exists():
+            screen.say(f"{title}: the result that was there is damaged, and is made again", "dim")
 
         progress = Progress()
 
@@ -178,14 +195,24 @@ def folder(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
 
 def finished(recipe: Recipe | Assessment) -> dict[str, Any] | None:
     """Return the outcome of this recipe on these data if nothing is left to do; needs no Prefect and no torch."""
-    try:
-        outcome = json.loads((folder(root(), recipe, digest(recipe)) / "outcome.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    if not (Path(outcome["report"]) / "report.json").is_file():
-        return None
-    intact = all(store.verified(Path(path)) for path in outcome["stages"])
-    return dict(outcome) if intact else None
+    place = folder(root(), recipe, digest(recipe)) / "outcome.json"
+    outcome = small.read(place, Outcome)
+    if outcome and _shown_whole(outcome) and all(store.verified(Path(path)) for path in outcome["stages"]):
+        return dict(outcome)
+    if place.exists():
+        screen.say(f"{place.parent}: damaged in part; what is missing is made again", "dim")
+    return None
+
+
+def _shown(folder: Path) -> list[Path]:
+    return sorted(path for pattern in SHOWN for path in folder.glob(pattern) if path.is_file())
+
+
+def _shown_whole(outcome: Outcome) -> bool:
+    """Return whether the report is the one that the run wrote."""
+    with suppress(OSError):
+        return all(file_digest(Path(outcome["report"]) / name) == held for name, held in outcome["files"].items())
+    return False
 
 
 def decided(recipe: Recipe) -> dict[str, str] | None:
@@ -205,10 +232,8 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
     What judges did say is remembered by content: only the failed ones cost anything.
     """
     place = folder(root(), recipe, digest(recipe)) / "outcome.json"
-    try:
-        stages = json.loads(place.read_text("utf-8"))["stages"]
-    except (OSError, json.JSONDecodeError):
-        return 0
+    outcome = small.read(place, Outcome)
+    stages = outcome["stages"] if outcome else []
     told = {path: store.opened(Path(path), Verdicts) for path in stages if Path(path).name.startswith("judge-")}
     failed = {path: verdicts.failed for path, verdicts in told.items() if verdicts and verdicts.failed}
     if failed:
@@ -229,6 +254,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     where = root()
     leases.take(where, recipe.name)
     if not launch.begun():  # a deployed run: nobody has looked yet
+        _look(where)
         refuse_unusable(recipe)
     name = digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
@@ -242,7 +268,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
             raise Undecided(asked) from None
         screen.say("another process runs this recipe on these data; waiting for it to end")
         lock.acquire()
-    _question(where, recipe, name).unlink(missing_ok=True)  # of one that died while it waited
+    small.remove(_question(where, recipe, name))  # of one that died while it waited
     try:
         for sentence in leases.sweep(where):
             screen.say(sentence, "dim")
@@ -259,7 +285,7 @@ def asking(recipe: Recipe | Assessment) -> str:
             return ""  # whoever asked has died
     except (Timeout, FileNotFoundError):
         with suppress(OSError):
-            return _question(where, recipe, name).read_text("utf-8")
+            return _question(where, recipe, name).read_text("utf-8", "replace")
     return ""
 
 
@@ -267,11 +293,16 @@ def asking(recipe: Recipe | Assessment) -> str:
 def asked(run: Run, question: str) -> Iterator[None]:
     """While a person is asked, let the same run elsewhere know."""
     place = _question(run.root, run.recipe, run.digest)
-    store.write(place, question)
+    small.write_text(place, question)
     try:
         yield
     finally:
         place.unlink(missing_ok=True)
+
+
+def _look(root: Path) -> None:
+    for sentence in health.look(root, os.environ | {"MLFLOW_TRACKING_URI": SERVER}):
+        screen.say(sentence, "dim")
 
 
 def _question(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
@@ -312,14 +343,15 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
 def close(run: Run, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
     """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
     complete = run.tracker.finish(run.folder, {"sacpo.outcome": state, "mlflow.note.content": markdown.plain(decision)})
-    outcome = {
+    outcome: Outcome = {
         "report": str(run.folder),
         "exit_code": exit_code,
         "state": state,
         "decision": decision,
         "stages": sorted({str(noun.path) for noun in stages}),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "files": {str(path.relative_to(run.folder)): file_digest(path) for path in _shown(run.folder)},
     }
     if complete:
-        store.write(run.folder / "outcome.json", json.dumps(outcome, indent=1))
-    return outcome
+        small.write(run.folder / "outcome.json", outcome)
+    return dict(outcome)

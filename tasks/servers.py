@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from models.errors import BadPlace
 from models.kept import Kept
-from tasks import children, passwords
+from tasks import children, health, passwords
 from tasks.children import Child
 from tasks.home import VERSIONS, ask
 from tasks.wanted import Wanted, environment_of, free, reachable
@@ -117,6 +117,9 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
     """Look first, then start what is ours, wait until all is healthy, and register everything with Prefect."""
     if wanted.postgres:
         reachable(wanted)
+    files = {name: "" for name in wanted.started} if not wanted.postgres else {}
+    for sentence in health.look(root, environment | files):
+        say(sentence)
     if wanted.starts_mlflow and wanted.starts_prefect and wanted.mlflow_port == wanted.prefect_port:
         raise BadPlace(f"--mlflow-port and --prefect-port are both {wanted.mlflow_port}; each server needs its own")
     for ours, port, option in (

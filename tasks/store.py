@@ -4,10 +4,9 @@ A stage is done iff its folder holds a manifest that verifies. Work happens in `
 finds its checkpoints again, and is renamed when complete.
 """
 
-import json
-import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version as installed
@@ -18,10 +17,12 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 from pydantic import BaseModel
+from typing_extensions import TypedDict
 
-from models import jsonl
+from models import jsonl, small
 from models.artifacts import Memory, Noun, content_digest, file_digest
-from models.errors import BadInput, BadPlace
+from models.errors import BadInput, BadPlace, Damaged
+from models.headers import WEIGHTS
 from models.kept import Kept
 from models.places import by_content
 from models.policy import device_kind, precision
@@ -32,7 +33,28 @@ N = TypeVar("N", bound=Noun)
 MANIFEST = "manifest.json"
 FULL = ("No space left", "disk is full")
 HASHED_UP_TO = 64 * 2**20
-"""Larger files are checked by size here, and by content when they are loaded."""
+"""Bytes. Larger files of weights are checked by size here, and by content when somebody reads them."""
+
+
+class Held(TypedDict):
+    """One file of a result."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(TypedDict):
+    """What a result is, what it was made of, and which files it holds."""
+
+    stage: str
+    title: str
+    version: int
+    key: str
+    given: dict[str, Any]
+    noun: dict[str, Any]
+    files: dict[str, Held]
+    seconds: float
+    finished: str
 
 
 @dataclass(frozen=True)
@@ -99,19 +121,29 @@ def opened(folder: Path, kind: type[N]) -> N | None:
     return kind(path=folder, **facts)
 
 
-def verified(folder: Path) -> dict[str, Any] | None:
+def verified(folder: Path) -> Manifest | None:
     """Return the manifest of a folder if every file in it is the one that the manifest names."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
+    manifest = small.read(folder / MANIFEST, Manifest)
+    if manifest is None or not all(_is(folder / name, held) for name, held in manifest["files"].items()):
         return None
-    for name, said in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != said["bytes"]:
-            return None
-        if said["bytes"] <= HASHED_UP_TO and file_digest(path) != said["sha256"]:
-            return None
-    return dict(manifest)
+    return manifest
+
+
+def _is(path: Path, held: Held) -> bool:
+    """Return whether a file is the one that a manifest names; tables of any size are evidence, and are read for it."""
+    try:
+        if not path.is_file() or path.stat().st_size != held["bytes"]:
+            return False
+        by_size = path.match(WEIGHTS) and held["bytes"] > HASHED_UP_TO
+        return by_size or file_digest(path) == held["sha256"]
+    except OSError:  # the disk cannot read it any more
+        return False
+
+
+def distrust(folder: Path) -> None:
+    """Take the manifest from a result whose content is another one than it says: it is then made again."""
+    with suppress(OSError):
+        small.aside(folder / MANIFEST)
 
 
 def begun(root: Path, stage: Stage) -> int:
@@ -123,7 +155,8 @@ def begun(root: Path, stage: Stage) -> int:
 
 def seconds(noun: Noun) -> float:
     """Return how long the noun took to make."""
-    return float(json.loads((noun.path / MANIFEST).read_text("utf-8"))["seconds"])
+    manifest = small.read(noun.path / MANIFEST, Manifest)
+    return manifest["seconds"] if manifest else 0.0
 
 
 def make(root: Path, stage: Stage) -> Noun:
@@ -135,8 +168,9 @@ def make(root: Path, stage: Stage) -> Noun:
         found = opened(folder, stage.makes)
         if found is not None:
             return found
-        if folder.exists():  # damaged: its manifest no longer verifies
-            shutil.rmtree(folder)
+        small.remove(folder)  # what is there is damaged: its manifest no longer verifies
+        if partial.is_file():
+            partial.unlink()
         partial.mkdir(exist_ok=True)
         before, started = _spent(partial), time.monotonic()
         try:
@@ -145,17 +179,20 @@ def make(root: Path, stage: Stage) -> Noun:
             if not _quarantined(partial):
                 shutil.rmtree(partial)
             raise
+        except Damaged as error:
+            distrust(error.folder)
+            raise
         except Exception as error:  # torch and safetensors have errors of their own for a full disk
             if any(said in str(error) for said in FULL) or shutil.disk_usage(partial).free < 2**20:
                 raise BadPlace(f"{root}: the disk is full; free space, or set SACPO_RUNS to another disk") from error
             raise
         spent = before + time.monotonic() - started
-        files = {
+        files: dict[str, Held] = {
             str(path.relative_to(partial)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
             for path in sorted(partial.rglob("*"))
             if path.is_file() and path.name != MANIFEST
         }
-        manifest = {
+        manifest: Manifest = {
             "stage": stage.name,
             "title": stage.title,
             "version": stage.version,
@@ -166,7 +203,7 @@ def make(root: Path, stage: Stage) -> Noun:
             "seconds": round(spent, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        write(partial / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        small.write(partial / MANIFEST, manifest)
         partial.rename(folder)
         return noun.at(folder)
 
@@ -181,13 +218,3 @@ def _spent(partial: Path) -> float:
     """Return the seconds that killed attempts spent on this stage, as far as their progress tells."""
     times = [row["time"] for row in jsonl.whole(partial / "progress.jsonl") if "time" in row]
     return float(sum(min(later - earlier, 60) for earlier, later in pairwise(times)))  # not the hours in between
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves either the old content or the new, never half of it."""
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)

@@ -9,8 +9,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -21,21 +19,23 @@ from filelock import FileLock
 
 from models.artifacts import Noun, Policy, Preferences
 from models.assessment import Assessment
-from models.errors import BadPlace
+from models.errors import BadPlace, Damaged
 from models.kept import Kept
+from models.policy import content, intact
 from models.promotion import Registered
 from models.recipe import Recipe
-from tasks import passwords, records, screen
+from tasks import outbox, passwords, records, store
+from tasks.outbox import Outbox
 from tasks.records import where
-from tasks.store import MANIFEST, Stage
+from tasks.store import Stage
 
 SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
 """The server that the user named, if any; asked once, since mlflow itself sets the variable later."""
 CHAT_POLICY = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
 EVERY = 10.0
 """Seconds between two looks at the curve of a running stage."""
-SILENCE = 60.0
-"""Seconds in which a server that failed is left alone; what it missed, the next command sends."""
+TRIES = 3
+"""For the first call of all, on which a run begins or not."""
 
 
 def uri(root: Path) -> str:
@@ -97,16 +97,16 @@ class Tracker:
 
     def __init__(self, root: Path, recipe: Recipe | Assessment, digest: str, tags: dict[str, str]) -> None:
         self.root, self.recipe, self.digest, self.tags = root, recipe, digest, tags
-        self._queue = ThreadPoolExecutor(1)
-        self._parent = ""
-        self._missed = self._closed = False
-        self._silent = 0.0  # until then nothing is tried: the server failed a moment ago
+        self._out = Outbox("MLflow")
+        self._parent = self._experiment = ""
+        self._children: dict[str, tuple[str, str]] | None = None  # stage key → its run and status, asked for once
+        self._closed = False
         self._next: dict[str, float] = {}  # stage key → when to look at its curve again
         self._running: dict[str, str] = {}  # stage key → run that is not finished
-        opened = self._queue.submit(self._patiently, "the run", self._open)
+        opened = self._out.send("the run", self._begin)
         if SERVER:  # one that refuses us is said before anything is trained
-            opened.result()
-            if self._missed:
+            self._out.wait(opened)
+            if self._out.missed:
                 raise BadPlace(f"MLFLOW_TRACKING_URI = {shown(root)} takes no runs; see above, or unset it")
 
     def follow(self, stage: Stage) -> None:
@@ -114,11 +114,11 @@ class Tracker:
         now = time.monotonic()
         if now >= self._next.get(stage.key, now):
             self._next[stage.key] = math.inf  # until this is sent
-            self._queue.submit(self._patiently, stage.title, self._follow, stage)
+            self._out.send(stage.title, self._follow, stage)
 
     def record(self, stage: Stage, noun: Noun) -> None:
         """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""
-        self._queue.submit(self._patiently, stage.title, self._record, stage, noun)
+        self._out.send(stage.title, self._record, stage, noun)
 
     def register(self, policy: Policy, tags: dict[str, str]) -> str:
         """Register the chosen policy and return its version; aliases are moved elsewhere (registry.py).
@@ -129,7 +129,7 @@ class Tracker:
             BadPlace: MLflow does not answer.
         """
         try:
-            return self._queue.submit(self._register, policy, tags).result()
+            return str(self._out.wait(self._out.submit(self._register, policy, tags)).result())
         except failures() as error:
             raise BadPlace(
                 f"MLflow at {shown(self.root)} did not register the policy ({first_line(error)}); "
@@ -139,7 +139,7 @@ class Tracker:
     def describe(self, registered: Registered, card: str, out: Path) -> None:
         """Write the model card, and queue it as description of the version and as artifact of the run."""
         (out / "model_card.md").write_text(card, "utf-8")
-        self._queue.submit(self._patiently, "the model card", self._describe, registered, card, out)
+        self._out.send("the model card", self._describe, registered, card, out)
 
     def _describe(self, registered: Registered, card: str, out: Path) -> None:
         self._client().update_model_version(registered.name, registered.version, card)
@@ -161,42 +161,43 @@ class Tracker:
     def tag(self, model: str, version: str, tags: dict[str, str]) -> None:
         """Queue tags of a registered version."""
         for key, value in tags.items():
-            self._queue.submit(self._patiently, "a tag", self._tag, model, version, key, value)
+            self._out.send("a tag", self._tag, model, version, key, value)
 
     def _tag(self, *given: str) -> None:
         self._client().set_model_version_tag(*given)
 
     def finish(self, report: Path, tags: dict[str, str]) -> bool:
-        """Log the report and one model per candidate, close the run, wait, and return whether all was taken."""
-        self._queue.submit(self._patiently, "the report", self._finish, report, tags)
-        self._close()
-        return not self._missed
+        """Log the report and one model per candidate, close the run, wait, and return whether all was taken.
+
+        A slow server is waited for no longer than `outbox.LONGEST`.
+        """
+        self._closed = True
+        self._out.close(self._out.send("the report", self._finish, report, tags), outbox.LONGEST)
+        return not self._out.missed
 
     def fail(self, status: str) -> None:
-        """Close the parent run as FAILED or KILLED; the same command opens it again."""
-        if not self._closed:
-            self._silent = 0.0
-            self._queue.submit(self._patiently, "the end of the run", self._fail, status)
-            self._close()
-
-    def _close(self) -> None:
-        self._closed = True
-        self._queue.shutdown()
+        """Close the parent run as FAILED or KILLED; the same command opens it again, and sends what still waits."""
+        if self._closed:
+            return
+        self._closed, killed = True, status == "KILLED"
+        if killed:  # only the closing call: somebody waits for our end
+            self._out.drop()
+        last = self._out.send("the end of the run", self._fail, status)
+        self._out.close(last, outbox.LAST if killed else outbox.LONGEST)
 
     def _fail(self, status: str) -> None:
-        for run_id in [*self._running.values(), self._open()]:
+        parent = self._parent or ("" if status == "KILLED" else self._open())
+        for run_id in [parent, *self._running.values()] if parent else ():  # else it was never begun
             self._client().set_terminated(run_id, status)
 
-    def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
-        if time.monotonic() < self._silent:
-            self._missed = True
-            return
-        try:
-            call(*given)
-        except Exception as error:  # nobody else reads what this thread raises
-            self._missed = True
-            self._silent = time.monotonic() + SILENCE
-            screen.say(f"MLflow did not take {what} ({first_line(error)}); the next command sends what is missing")
+    def _begin(self) -> str:
+        """Open the parent run; a connection that breaks once, as one behind a proxy may, is no refusal."""
+        for pause in range(1, TRIES):
+            try:
+                return self._open()
+            except failures():
+                time.sleep(pause)
+        return self._open()
 
     def _client(self) -> Any:
         return client(self.root)
@@ -212,32 +213,49 @@ class Tracker:
             experiment_id = mlflow.create_experiment(self.recipe.name, artifact_location=place)
         else:
             experiment_id = experiment.experiment_id
+        self._experiment = experiment_id
         found = mlflow.search_runs([experiment_id], where({"sacpo.run": self.digest}), max_results=1)
         if found:
-            self._parent = found[0].info.run_id
-            mlflow.update_run(self._parent, status="RUNNING")
+            parent = str(found[0].info.run_id)
+            mlflow.update_run(parent, status="RUNNING")
         else:
             tags = {"sacpo.run": self.digest, **self.tags}
-            self._parent = mlflow.create_run(
+            parent = mlflow.create_run(
                 experiment_id, run_name=f"{self.recipe.name} · seed {self.recipe.seed} · {self.digest[:8]}", tags=tags
             ).info.run_id
         told = self.recipe.model_dump(mode="json", by_alias=True, exclude={"compute": {"processes"}})
-        known = mlflow.get_run(self._parent).data.params if found else {}  # params never change; paths may have moved
-        records.params(mlflow, self._parent, told, known)  # nor do they hold how many processes a run has
-        return self._parent
+        known = mlflow.get_run(parent).data.params if found else {}  # params never change; paths may have moved
+        records.params(mlflow, parent, told, known)  # nor do they hold how many processes a run has
+        self._parent = parent
+        return parent
 
     def _child(self, stage: Stage) -> tuple[str, bool]:
         """Return the id of a stage's own run, and whether it is finished."""
         mlflow, parent = self._client(), self._open()
-        experiment = mlflow.get_run(parent).info.experiment_id
-        own = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent}
-        found = mlflow.search_runs([experiment], where(own), max_results=1)
-        if found:
-            run_id, status = str(found[0].info.run_id), found[0].info.status
+        known = self._known()
+        if stage.key in known:
+            run_id, status = known[stage.key]
             if status not in ("FINISHED", "RUNNING"):
                 mlflow.update_run(run_id, status="RUNNING")
+                known[stage.key] = run_id, "RUNNING"
             return run_id, status == "FINISHED"
-        return str(mlflow.create_run(experiment, run_name=stage.title, tags=own).info.run_id), False
+        tags = {"sacpo.stage": stage.key, "mlflow.parentRunId": parent}
+        run_id = str(mlflow.create_run(self._experiment, run_name=stage.title, tags=tags).info.run_id)
+        known[stage.key] = run_id, "RUNNING"
+        return run_id, False
+
+    def _known(self) -> dict[str, tuple[str, str]]:
+        """Return stage key → run and status; asked for once, since a run that is repeated may have hundreds."""
+        if self._children is None:
+            found: dict[str, tuple[str, str]] = {}
+            page: str | None = None
+            children = where({"mlflow.parentRunId": self._open()})
+            while page != "":
+                held = self._client().search_runs([self._experiment], children, page_token=page)
+                found |= {run.data.tags.get("sacpo.stage", ""): (run.info.run_id, run.info.status) for run in held}
+                page = held.token or ""
+            self._children = found
+        return self._children
 
     def _follow(self, stage: Stage) -> None:
         path = stage.partial(self.root) / "progress.jsonl"
@@ -254,7 +272,9 @@ class Tracker:
         self._running.pop(stage.key, None)
         if finished:
             return
-        manifest = json.loads((noun.path / MANIFEST).read_text("utf-8"))
+        manifest = store.verified(noun.path)
+        if manifest is None:  # the same command finds it out, and makes it again
+            raise OSError(f"{noun.path} is damaged")
         mlflow.set_tag(run_id, "sacpo.path", str(noun.path))
         mlflow.set_tag(run_id, "sacpo.digest", noun.digest)
         records.params(mlflow, run_id, manifest["given"])
@@ -267,6 +287,7 @@ class Tracker:
         if (noun.path / "card.json").exists():
             mlflow.log_artifact(run_id, str(noun.path / "card.json"))
         mlflow.set_terminated(run_id)
+        self._known()[stage.key] = run_id, "FINISHED"
 
     def _register(self, policy: Policy, tags: dict[str, str]) -> str:
         assert isinstance(self.recipe, Recipe)  # nothing is registered where nothing is trained
@@ -300,13 +321,18 @@ class Tracker:
         for model in mlflow.search_logged_models([experiment], where({"source_run_id": parent})):
             if model.tags.get("sacpo.weights") == policy.digest and model.status == "READY":
                 return str(model.model_uri)
+        try:
+            intact(policy.path, policy.digest)
+        except Damaged:
+            store.distrust(policy.path)
+            raise
         decoding = self.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature", "stop"})
         with api.start_run(run_id=parent):
             logged = api.pyfunc.log_model(
                 name="policy",
                 python_model=str(CHAT_POLICY),
                 artifacts={"policy": str(policy.path)},
-                model_config={"decoding": decoding},
+                model_config={"decoding": decoding, "sha256": content(policy.path)},
                 pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in ("torch", "transformers")],
                 tags={"sacpo.weights": policy.digest},
             )

@@ -1,5 +1,6 @@
 """What all tests share: one thread, no network, a runs folder of their own, and a tiny real policy."""
 
+import json
 import os
 import pwd
 import shutil
@@ -28,7 +29,8 @@ from filelock import FileLock
 
 from models import jsonl, preferences, reference, town
 from models import policy as policies
-from models.artifacts import Policy, Preferences, Reference, content_digest
+from models import small as small_files
+from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.recipe import Compute, Data
 from tasks import children
 from tasks.home import VERSIONS
@@ -316,8 +318,12 @@ def undisturbed(prefect: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(undisturbed: Path, runs: Path) -> Path:
     """The runs folder of the test, in which version 1 serves: a copy of the undisturbed one."""
     shutil.copytree(undisturbed, runs)
-    for path in [*runs.glob("quickstart/*/outcome.json"), *runs.glob("quickstart/*/report.json")]:
-        path.write_text(path.read_text("utf-8").replace(str(undisturbed), str(runs)), "utf-8")
+    for report in runs.glob("quickstart/*/report.json"):
+        report.write_text(report.read_text("utf-8").replace(str(undisturbed), str(runs)), "utf-8")
+        place = report.with_name("outcome.json")
+        outcome = json.loads(place.read_text("utf-8").replace(str(undisturbed), str(runs)))
+        held = {name: file_digest(report.parent / name) for name in outcome["files"]}
+        small_files.write(place, {**outcome, "files": held})
     return runs
 
 

@@ -21,7 +21,7 @@ def paused(client: SyncPrefectClient, process: "subprocess.Popen[str]", runs: Pa
     """Wait until a command asks a person, and return its flow run."""
     while process.poll() is None:
         for path in runs.glob("leases/*.json"):
-            lease = leases._read(path)
+            lease = leases.read(path)
             if lease and lease.pid == process.pid and lease.run:
                 state = client.read_flow_run(UUID(lease.flow_run)).state
                 if state and state.is_paused():

@@ -114,19 +114,58 @@ def test_sigterm_ends_the_command_with_a_checkpoint(
 ) -> None:
     process = start("run", "quickstart", changes=[*small, "sft.save_every=1000", "compute.processes=2"])
     until(lambda: updates(runs, "sft"))
-    (lease,) = map(leases._read, runs.glob("leases/*.json"))
+    (lease,) = map(leases.read, runs.glob("leases/*.json"))
     assert lease and lease.pid == process.pid and lease.alive
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 143 and "sacpo: terminated; the same command goes on" in out
-    assert "Traceback" not in out and time.monotonic() - begun < 15
+    assert "Traceback" not in out and time.monotonic() - begun < 60  # `ending.END`, and as much for a busy machine
     assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))  # 1000 updates were never reached
     workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
     assert len(workers) == 2 and all(map(gone, workers))
     told = statuses(runs)
     assert told["quickstart · seed 0"] == "KILLED" and "RUNNING" not in told.values()
     assert not list(runs.glob("leases/*.json"))
+
+
+# The temporary server
+
+
+def temporary_server(runs: Path) -> int:
+    """Return the process of Prefect's temporary server for a runs folder, or 0."""
+    marks = {b"PREFECT__SERVER_EPHEMERAL=1", f"PREFECT_HOME={runs / 'prefect'}".encode()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if marks <= {*(process / "environ").read_bytes().split(b"\0")}:
+                return int(process.name)
+    return 0
+
+
+@pytest.mark.slow
+def test_a_temporary_server_that_dies_is_started_again(
+    start: Callable[..., "subprocess.Popen[str]"], runs: Path, undisturbed: Path, small: list[str]
+) -> None:
+    process = start("run", "quickstart", changes=[*small, "compute.processes=2"], PREFECT_API_URL="")
+    until(lambda: updates(runs, "sft"))
+    os.kill(temporary_server(runs), signal.SIGKILL)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and "temporary server died; it is started again" in out, out
+    assert weights(runs) == weights(undisturbed) and not temporary_server(runs)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_command_whose_temporary_server_is_dead(
+    start: Callable[..., "subprocess.Popen[str]"], runs: Path, small: list[str]
+) -> None:
+    process = start("run", "quickstart", changes=[*small, "sft.save_every=1000"], PREFECT_API_URL="")
+    until(lambda: updates(runs, "sft"))
+    os.kill(temporary_server(runs), signal.SIGKILL)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 143 and "sacpo: terminated; the same command goes on" in out, out
+    assert "Traceback" not in out
+    assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))
 
 
 # The worker
@@ -154,7 +193,7 @@ def deployed(client: SyncPrefectClient, prefect: str, runs: Path, tmp_path: Path
         return client.create_flow_run_from_deployment(deployment, parameters={"recipe": recipe})
 
     yield begin, worker
-    for lease in filter(None, map(leases._read, runs.glob("leases/*.json"))):
+    for lease in filter(None, map(leases.read, runs.glob("leases/*.json"))):
         with suppress(OSError):
             os.kill(lease.pid, signal.SIGKILL)
     with suppress(OSError):
@@ -169,7 +208,7 @@ def name(client: SyncPrefectClient, flow_run: FlowRun) -> str:
 
 def held_by(runs: Path, flow_run: FlowRun) -> int:
     """Return the process that carries a flow run out, as its lease says, or 0."""
-    lease = leases._read(runs / "leases" / f"{flow_run.id}.json")
+    lease = leases.read(runs / "leases" / f"{flow_run.id}.json")
     return lease.pid if lease else 0
 
 

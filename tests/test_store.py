@@ -15,6 +15,7 @@ from models import merge
 from models import policy as policies
 from models.artifacts import Margins, Policy, Sources, file_digest
 from models.checkpoints import Curve
+from models.errors import Damaged
 from models.recipe import Compute, Data, Step
 from tasks import store
 from tasks.store import Stage
@@ -147,13 +148,35 @@ def test_a_damaged_result_is_made_again(damage: Callable[[Path], None], name: st
     assert (made.path / "corpus.jsonl").read_bytes() == whole
 
 
-def test_a_large_file_is_checked_by_its_size(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_of_any_size_is_checked_by_its_content(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = store.make(runs, gather())
     monkeypatch.setattr(store, "HASHED_UP_TO", 10)
     flip(made.path / "corpus.jsonl")
-    assert store.find(runs, gather()) == made
-    shorten(made.path / "corpus.jsonl")
     assert store.find(runs, gather()) is None
+    assert store.make(runs, gather()) == made == store.find(runs, gather())
+
+
+def test_large_weights_are_checked_by_size_until_somebody_reads_them(
+    runs: Path, policy: Policy, other_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen gigabytes a candidate are not hashed at each start; whoever finds them damaged has them made again."""
+
+    def merged(**parents: Policy) -> Stage:
+        return Stage("interpolate", "merge", 1, "models.merge:interpolate", Policy, {**parents, "q": 0.5})
+
+    first = merged(safe=policy, reward=other_policy)
+    made = store.make(runs, first)
+    assert isinstance(made, Policy)
+    monkeypatch.setattr(store, "HASHED_UP_TO", 10)
+    flip(made.path / "model.safetensors")
+    assert store.find(runs, first) == made
+    with pytest.raises(Damaged, match="the same command makes them again"):
+        store.make(runs, merged(safe=made, reward=policy))
+    assert store.find(runs, first) is None
+    assert store.make(runs, first) == made
+    policies.intact(made.path, made.digest)
+    shorten(made.path / "model.safetensors")
+    assert store.find(runs, first) is None
 
 
 def test_a_result_stays_valid_when_the_runs_folder_moves(runs: Path, tmp_path: Path) -> None:
@@ -289,10 +312,3 @@ def test_what_a_damaged_policy_was_is_found_out_before_it_is_used(
     flip(made.path / "model.safetensors")
     with pytest.raises(Exception, match="weights have digest"):
         policies.load(made, compute)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    store.write(tmp_path / "a.json", "old")
-    (tmp_path / "a.json.new").write_text("half of the n")  # left by a kill
-    store.write(tmp_path / "a.json", "new")
-    assert (tmp_path / "a.json").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,252 @@
+"""A file of ours that a disk or a kill damaged: made again or named in one line, never a traceback, never believed."""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from models import small, versus
+from models.artifacts import Sources
+from models.checkpoints import newest
+from models.errors import BadInput
+from models.recipe_file import read
+from tasks import leases, passwords, store
+from tasks import run as runs_of
+from tasks.leases import Lease
+from tasks.store import Stage
+
+Damage = Callable[[Path], None]
+
+
+def flip(path: Path) -> None:
+    """Change one bit of the first half, another one for every file; the name of the seal itself stands at the end."""
+    held = bytearray(path.read_bytes())
+    draw = Random(path.name)
+    held[draw.randrange(len(held) // 2)] ^= 1 << draw.randrange(8)
+    path.write_bytes(held)
+
+
+def flip_high(path: Path) -> None:
+    """Make a letter of the first half a byte that UTF-8 does not know there."""
+    held = bytearray(path.read_bytes())
+    held[len(held) // 3] ^= 128
+    path.write_bytes(held)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def braces(path: Path) -> None:
+    path.write_text("{}")
+
+
+def brackets(path: Path) -> None:
+    path.write_text("[]")
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(Random(0).randbytes(5000))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+SMALL = [flip, flip_high, cut, empty, braces, brackets, deep, noise, folder, gone]
+
+
+def database(path: Path) -> None:
+    """Put a real sqlite file there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as table, table:
+        table.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY)")
+
+
+# Small files
+
+
+def gather() -> Stage:
+    """The town's corpus: a real stage that takes a fraction of a second."""
+    given = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
+    return Stage("gather", "data", 1, "models.sources:gather", Sources, given)
+
+
+@pytest.mark.parametrize("damage", SMALL)
+def test_a_result_with_a_damaged_manifest_is_made_again(damage: Damage, runs: Path) -> None:
+    made = store.make(runs, gather())
+    damage(made.path / store.MANIFEST)
+    assert store.find(runs, gather()) is None and store.seconds(made) == 0
+    assert store.make(runs, gather()) == made == store.find(runs, gather())
+
+
+def test_no_flipped_bit_of_a_manifest_is_believed(runs: Path) -> None:
+    """Each of 400 bits, drawn over the whole file: the seal covers names, digests, and how long it took."""
+    made = store.make(runs, gather())
+    place, draw = made.path / store.MANIFEST, Random(0)
+    whole = place.read_bytes()
+    for _ in range(400):
+        held = bytearray(whole)
+        held[draw.randrange(len(held))] ^= 1 << draw.randrange(8)
+        place.write_bytes(held)
+        found = small.read(place, store.Manifest)
+        assert found is None or json.loads(whole) == found | {small.SEAL: json.loads(whole)[small.SEAL]}
+    place.write_bytes(whole)
+    assert store.find(runs, gather()) == made
+
+
+def test_a_file_where_a_result_should_be_is_in_nobodys_way(runs: Path) -> None:
+    place = gather().folder(runs)
+    place.parent.mkdir(parents=True)
+    place.write_text("a file")
+    gather().partial(runs).write_text("another")
+    assert store.find(runs, gather()) is None
+    assert store.make(runs, gather()) == store.find(runs, gather())
+
+
+@pytest.fixture(scope="module")
+def ended(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of a run that has ended, for this module alone."""
+    copy = tmp_path_factory.mktemp("damage") / "runs"
+    shutil.copytree(undisturbed, copy, symlinks=True)
+    return copy
+
+
+@pytest.fixture
+def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of its report, which is as it was again afterwards."""
+    monkeypatch.setenv("SACPO_RUNS", str(ended))
+    (report,) = (path.parent for path in ended.glob("quickstart/*/report.json"))
+    outcome = small.read(report / "outcome.json", runs_of.Outcome)
+    assert outcome
+    moved = [place.replace(str(undisturbed), str(ended)) for place in outcome["stages"]]
+    small.write(report / "outcome.json", {**outcome, "report": str(report), "stages": moved})
+    before = {path: path.read_bytes() for path in report.iterdir() if path.is_file()}
+    yield report
+    for path, content in before.items():
+        small.remove(path)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["outcome.json", "report.json", "report.html"])
+@pytest.mark.parametrize("damage", SMALL)
+def test_a_run_whose_end_is_damaged_has_not_ended(damage: Damage, name: str, whole: Path, small: list[str]) -> None:
+    recipe = read("quickstart", [*small, "compute.processes=2"])
+    before = runs_of.finished(recipe)
+    assert before and before["exit_code"] == 0
+    damage(whole / name)
+    assert runs_of.finished(recipe) is None
+    assert runs_of.forget_failed(recipe) == 0
+
+
+@pytest.mark.parametrize("damage", [d for d in SMALL if d is not gone])
+def test_a_damaged_lease_question_or_note_of_servers_stops_nobody(damage: Damage, runs: Path) -> None:
+    lease = Lease("f", "quickstart", "", os.getpid(), "then", "here", "")
+    place = runs / "leases" / "f.json"
+    place.parent.mkdir(parents=True)
+    small.write(place, {**lease.__dict__})
+    assert leases.read(place) == lease
+    damage(place)
+    assert leases.read(place) is None and leases.sweep(runs) == []
+    passwords.note(runs, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ["MLFLOW_TRACKING_URI"], {})
+    assert passwords.noted(runs)
+    damage(runs / passwords.SERVERS)
+    assert passwords.noted(runs) == {}
+    passwords.note(runs, {}, [], {})
+    assert passwords.noted(runs)
+
+
+@pytest.mark.parametrize("damage", SMALL)
+def test_a_checkpoint_without_a_whole_mark_is_none(damage: Damage, tmp_path: Path) -> None:
+    for update in (5, 10):
+        place = tmp_path / f"checkpoint-{update}"
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(b"weights")
+        small.write(place / "complete.json", {"model.safetensors": 7})
+    assert newest(tmp_path) == str(tmp_path / "checkpoint-10")
+    damage(tmp_path / "checkpoint-10" / "complete.json")
+    assert newest(tmp_path) == str(tmp_path / "checkpoint-5") and not (tmp_path / "checkpoint-10").exists()
+
+
+def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "a.json"
+    small.write_text(place, "old")
+    (tmp_path / "a.json.new").write_text("half of the n")  # left by a kill
+    small.write_text(place, "new")
+    assert place.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    folder(place)
+    small.write(place, {"n": 1})
+    assert small.read(place, dict[str, int]) == {"n": 1} and (tmp_path / "a.json.damaged-1").is_dir()
+    place.write_text('{"n": 1}')  # of an older version
+    assert small.read(place, dict[str, int]) == {"n": 1} and small.read(place, dict[str, str]) is None
+
+
+@pytest.mark.parametrize("damage", [d for d in SMALL if d is not flip])
+def test_a_damaged_report_or_table_is_not_compared(damage: Damage, whole: Path) -> None:
+    """A flipped bit that leaves a report readable is found by `finished`."""
+    for name in ("report.json", *(["tables/answers.jsonl"] if damage is not empty else [])):
+        copy = whole.parent / "copy"
+        shutil.copytree(whole, copy)
+        damage(copy / name)
+        with pytest.raises(BadInput) as told:
+            versus.difference(versus.side(copy), versus.side(copy))
+        assert str(copy) in str(told.value) and len(str(told.value).splitlines()) == 1
+        shutil.rmtree(copy)
+
+
+# Whole commands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "damage", "code"),
+    [
+        ("quickstart/*/outcome.json", braces, 0),
+        ("quickstart/*/report.json", cut, 0),
+        ("store/dpo-*/manifest.json", flip_high, 0),
+        ("answers.db", noise, 0),
+        ("mlflow.db", cut, 2),
+        ("operations.db", noise, 2),
+        ("prefect/prefect.db", noise, 2),
+    ],
+)
+def test_the_command_goes_on_to_the_same_or_names_the_file(
+    name: str, damage: Damage, code: int, served: Path, run: Callable[..., tuple[int, str]], small: list[str]
+) -> None:
+    (report,) = served.glob("quickstart/*/report.json")
+    weights = {told["name"]: told["digest"] for told in json.loads(report.read_text())["candidates"]}
+    if code or name == "answers.db":  # looked at only where something is left to do
+        (report.parent / "outcome.json").unlink()
+    if "prefect" in name:
+        (served / "prefect").mkdir(exist_ok=True)
+        database(served / name)
+    place = next(iter(served.glob(name)))
+    damage(place)
+    server = {"PREFECT_API_URL": ""} if "prefect" in name else {}
+    found, out = run("run", "quickstart", changes=[*small, "compute.processes=2"], **server)
+    assert found == code and "Traceback" not in out, out
+    if code:
+        (line,) = (line for line in out.splitlines() if line.startswith("sacpo: "))
+        assert str(place) in line and "✓" not in out
+    else:
+        again = {told["name"]: told["digest"] for told in json.loads(report.read_text())["candidates"]}
+        assert again == weights

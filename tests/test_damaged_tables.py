@@ -1,0 +1,222 @@
+"""A damaged database is named or begun anew; damaged rows and weights are not believed."""
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from models import artifacts, small, sqlite_file
+from models.answer_table import AnswerTable
+from models.artifacts import Policy, file_digest
+from models.errors import BadPlace, Damaged
+from models.generate import Answer, Ask
+from models.merge import interpolate
+from models.recipe_file import read
+from models.verdict_table import VerdictTable
+from tasks import health, store
+
+Damage = Callable[[Path], None]
+
+
+def flip(path: Path) -> None:
+    held = bytearray(path.read_bytes())
+    held[len(held) // 2] ^= 1
+    path.write_bytes(held)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def braces(path: Path) -> None:
+    path.write_text("{}")
+
+
+def brackets(path: Path) -> None:
+    path.write_text("[]")
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(Random(0).randbytes(5000))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+TABLE = [cut, braces, brackets, noise, folder]
+
+
+# Databases
+
+
+def database(path: Path) -> Path:
+    """A real sqlite file with a table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as table, table:
+        table.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY, word TEXT)")
+        table.executemany("INSERT INTO numbers VALUES (?, ?)", [(n, "word" * 50) for n in range(200)])
+    return path
+
+
+@pytest.mark.parametrize("name", list(health.LOST))
+@pytest.mark.parametrize("damage", TABLE)
+def test_a_damaged_database_is_named_before_anything_begins(damage: Damage, name: str, runs: Path) -> None:
+    place = database(runs / name)
+    assert health.look(runs, {}) == []
+    damage(place)
+    with pytest.raises(BadPlace) as told:
+        health.look(runs, {})
+    sentence = str(told.value)
+    assert sentence.startswith(f"{place}: cannot be read (") and health.LOST[name] in sentence and "backup" in sentence
+    assert len(sentence.splitlines()) == 1 and told.value.exit_code == 2
+    elsewhere = {"MLFLOW_TRACKING_URI": "http://a", "PREFECT_API_URL": "http://b/api", "SACPO_DATABASE": "postgresql:"}
+    if name != "verdicts.db":
+        assert health.look(runs, elsewhere) == []
+
+
+def test_an_empty_database_is_damaged_only_where_none_begins_empty(runs: Path) -> None:
+    for name in health.LOST:
+        (runs / name).parent.mkdir(parents=True, exist_ok=True)
+        empty(runs / name)
+        if name in health.NEVER_EMPTY:
+            with pytest.raises(BadPlace, match="it is empty"):
+                health.look(runs, {})
+        else:
+            assert health.look(runs, {}) == []
+        (runs / name).unlink()
+
+
+def test_a_large_or_busy_database_is_looked_at_for_a_while_only(tmp_path: Path) -> None:
+    place = database(tmp_path / "large.db")
+    with closing(sqlite3.connect(place)) as table, table:
+        table.executemany("INSERT INTO numbers VALUES (?, ?)", [(n, "word" * 50) for n in range(200, 30_000)])
+    begun = time.monotonic()
+    assert sqlite_file.fault(place, seconds=0) == ""
+    assert time.monotonic() - begun < 30
+    with closing(sqlite3.connect(place)) as table:
+        table.execute("BEGIN EXCLUSIVE")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sqlite_file, "WAIT", 0.0)
+            assert sqlite_file.fault(place) == ""
+
+
+ASKS = [(Ask(f"what is {n} ?"), Answer(f"it is {n}", [n, 2], -1)) for n in range(300)]
+
+
+@pytest.mark.parametrize("damage", [*TABLE, empty, gone])
+def test_answers_that_cannot_be_read_are_begun_anew(damage: Damage, tmp_path: Path) -> None:
+    table = AnswerTable(tmp_path / "answers.db", "policy", "greedy")
+    table.add(ASKS)
+    assert len(table.known([ask for ask, _ in ASKS])) == 300
+    damage(table.path)
+    assert table.known([ask for ask, _ in ASKS]) == {}
+    table.add(ASKS)
+    assert table.known([ask for ask, _ in ASKS]) == {i: answer for i, (_, answer) in enumerate(ASKS)}
+    assert list(tmp_path.glob("answers.db.damaged-*")) or damage in (empty, gone)
+
+
+def test_answers_are_set_aside_before_the_run_too(runs: Path) -> None:
+    noise(database(runs / "answers.db"))
+    (sentence,) = health.look(runs, {})
+    assert "answers are generated again" in sentence and health.look(runs, {}) == []
+
+
+def test_no_flipped_bit_changes_an_answer_or_a_verdict(tmp_path: Path) -> None:
+    """A row that changed on the disk is not known; sqlite itself would hand it out."""
+    answers = AnswerTable(tmp_path / "answers.db", "policy", "greedy")
+    answers.add(ASKS)
+    verdicts = VerdictTable(tmp_path / "verdicts.db", "judge")
+    verdicts.add([({"prompt": n}, {"score": n / 300}) for n in range(300)], calls=300)
+    right = {i: answer for i, (_, answer) in enumerate(ASKS)}
+    asked = [{"prompt": n} for n in range(300)]
+    scores = verdicts.known(asked)
+    assert answers.known([ask for ask, _ in ASKS]) == right and len(scores) == 300
+    draw, lost = Random(0), 0
+    for path in (answers.path, verdicts.path):
+        held = path.read_bytes()
+        for _ in range(60):
+            bad = bytearray(held)
+            bad[draw.randrange(4096, len(bad))] ^= 1 << draw.randrange(8)
+            path.write_bytes(bad)
+            try:
+                known: dict[Any, Any] = (
+                    answers.known([a for a, _ in ASKS]) if path == answers.path else verdicts.known(asked)
+                )
+            except sqlite3.DatabaseError:  # `health.look` names it
+                continue
+            expected: dict[Any, Any] = right if path == answers.path else scores
+            assert known.items() <= expected.items()
+            lost += len(known) < 300
+    assert lost > 20
+
+
+def test_tables_of_an_older_version_are_read_and_sealed_from_then_on(tmp_path: Path) -> None:
+    old = "CREATE TABLE verdicts (judge TEXT, content TEXT, verdict TEXT, PRIMARY KEY (judge, content)) WITHOUT ROWID"
+    with closing(sqlite3.connect(tmp_path / "verdicts.db")) as table, table:
+        table.execute(old)
+        key = artifacts.content_digest({"prompt": 1})
+        table.execute("INSERT INTO verdicts VALUES ('judge', ?, '1')", (key,))
+    verdicts = VerdictTable(tmp_path / "verdicts.db", "judge")
+    verdicts.add([({"prompt": 2}, 2)])
+    assert list(verdicts.known([{"prompt": 1}, {"prompt": 2}]).values()) == [1, 2]
+
+
+# Weights
+
+
+def test_damaged_parents_are_not_merged_under_their_old_digests(
+    policy: Policy, other_policy: Policy, tmp_path: Path
+) -> None:
+    bad = shutil.copytree(other_policy.path, tmp_path / "bad")
+    flip(bad / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    for safe, reward in ((policy, other_policy.at(bad)), (other_policy.at(bad), policy)):
+        with pytest.raises(Damaged, match="weights have digest"):
+            interpolate(safe, reward, 0.5, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_damaged_weights_are_not_registered(policy: Policy, runs: Path) -> None:
+    from models.errors import BrokenInvariant
+    from tasks.tracking import Tracker
+
+    bad = shutil.copytree(policy.path, runs / "store" / "dpo-1")
+    small.write(bad / store.MANIFEST, {"noun": {"name": "p"}})
+    flip(bad / "model.safetensors")
+    tracker = Tracker(runs, read("quickstart"), "digest", {})
+    with pytest.raises(BrokenInvariant, match="weights have digest"):
+        tracker.register(policy.at(bad), {})
+    tracker.fail("FAILED")
+    assert not (bad / store.MANIFEST).exists()  # made again by the next command
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "weights"
+    place.write_bytes(b"a" * 1000)
+    first = file_digest(place)
+    flip(place)
+    assert file_digest(place) != first  # in the same tick of the clock, perhaps
+    os.utime(place, (1e9, 1e9))
+    second = file_digest(place)
+    monkeypatch.setattr(artifacts.hashlib, "file_digest", None)  # nobody reads it again
+    assert file_digest(place) == second
+    os.utime(place, (2e9, 2e9))  # the clock was set back since
+    with pytest.raises(TypeError):
+        file_digest(place)
