@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from models import headers
+from models import headers, small
 from models.artifacts import content_digest
 from models.errors import BadPolicy
 from models.hub import local
@@ -93,18 +93,13 @@ def _memory(one: Wanted, kept: Path) -> Path:
 
 
 def _known(memory: Path) -> Found | None:
-    try:
-        return Found(**json.loads(memory.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):  # not looked at yet, or damaged
-        return None
+    return small.read(memory, Found)
 
 
 def _keep(memory: Path, found: Found) -> None:
     memory.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     memory.parent.mkdir(exist_ok=True)
-    new = memory.with_name(f"{memory.name}.{os.getpid()}.new")
-    new.write_text(json.dumps(asdict(found)), "utf-8")
-    new.rename(memory)
+    small.write(memory, asdict(found))
 
 
 def _digest(base: str, template: str, judge: str) -> str:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import examination, policy, probe, recipe_file, town
+from models import examination, policy, probe, recipe_file, small, town
 from models.errors import BadInput, BadPolicy
 from tasks.run import planned
 from tests import bad_bases
@@ -147,7 +147,7 @@ def test_another_process_looks_once_and_what_it_found_is_kept(
     with within(200):
         check(recipe, [])
     kept, _ = sorted(runs.rglob("probe-*.json"), key=lambda path: -len(path.read_text()))  # base, judge
-    assert json.loads(kept.read_text()) == {"parameters": town.PARAMETERS, "town_unknown": 0.0}
+    assert small.read(kept, probe.Found) == probe.Found(town.PARAMETERS, 0.0)
     monkeypatch.setattr(probe, "_asked", lambda *_: pytest.fail("asked again"))
     check(recipe, [])
     whole = kept.read_text()
