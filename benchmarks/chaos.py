@@ -64,12 +64,16 @@ def main() -> None:
     while min(counts(rows).get(kind, 0) for kind in KINDS) < given.n and time.monotonic() < end:
         kind = KINDS[trial % len(KINDS)]
         if (given.seed, trial) not in tried and counts(rows).get(kind, 0) < given.n:
+            lately = [row["seconds"] for row in rows if "seconds" in row][-1]
             rows.append(
-                append(given.table, {"seed": given.seed, "trial": trial, **one(python, kind, given.seed, trial, whole)})
+                append(
+                    given.table,
+                    {"seed": given.seed, "trial": trial, **one(python, kind, given.seed, trial, whole, lately)},
+                )
             )
             print(json.dumps({key: value for key, value in rows[-1].items() if key != "ended"}), flush=True)
         trial += 1
-    bad = [row for row in rows[1:] if row["counts"] and not row["good"]]
+    bad = [row for row in rows[1:] if not row["good"]]
     print(f"{counts(rows)}: {len(bad)} with another result")
     sys.exit(bool(bad))
 
@@ -96,16 +100,23 @@ def undisturbed(python: Path) -> Row:
         return {"seconds": time.monotonic() - begun, "ended": ended(runs)}
 
 
-def one(python: Path, kind: str, seed: int, trial: int, whole: Row) -> Row:
-    """Send one signal to one run, let the same command end it, and return what became of it."""
+def one(python: Path, kind: str, seed: int, trial: int, whole: Row, seconds: float) -> Row:
+    """Send one signal to one run, let the same command end it, and return what became of it.
+
+    Args:
+        whole: the undisturbed run.
+        seconds: what the last undisturbed one took; a machine is busy now and idle then.
+    """
     draw = Random(f"{seed} {trial}")
-    at, group = draw.uniform(0, whole["seconds"]), draw.random() < 0.5
+    at, group = draw.uniform(0, seconds), draw.random() < 0.5
     row: Row = {"kind": kind, "to": "group" if group else "main process", "at": round(at, 1)}
     with folder() as runs:
         process = start(python, runs)
+        begun = time.monotonic()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(at)
-            return row | {"counts": False}  # it had ended
+            process.wait(at)  # it may have ended: one more that nobody disturbed
+            good = process.returncode == 0 and ended(runs) == whole["ended"]
+            return row | {"counts": False, "seconds": time.monotonic() - begun, "good": good}
         load = os.getloadavg()[0]
         row |= {"counts": True, "load": round(load, 1), **disturbed(process, kind, group)}
         with suppress(ProcessLookupError):  # what a machine that goes down takes along

@@ -14,9 +14,9 @@ import pytest
 from models import small, versus
 from models.artifacts import Sources
 from models.checkpoints import newest
-from models.errors import BadInput
+from models.errors import BadInput, Stale
 from models.recipe_file import read
-from tasks import leases, passwords, store
+from tasks import decisions, leases, passwords, store
 from tasks import run as runs_of
 from tasks.leases import Lease
 from tasks.store import Stage
@@ -198,6 +198,19 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert small.read(place, dict[str, int]) == {"n": 1} and (tmp_path / "a.json.damaged-1").is_dir()
     place.write_text('{"n": 1}')  # of an older version
     assert small.read(place, dict[str, int]) == {"n": 1} and small.read(place, dict[str, str]) is None
+
+
+@pytest.mark.parametrize("damage", SMALL)
+def test_what_served_cannot_be_guessed_from_a_damaged_file(damage: Damage, runs: Path) -> None:
+    """`rivals.json`: the decision is not taken against something else; the next command asks anew."""
+    run = runs_of.Run(runs, read("quickstart"), "0123456789abcdef", None)  # type: ignore[arg-type]
+    run.folder.mkdir(parents=True)
+    served = decisions.Served(seen=3, champion="models:/quickstart/2", anchor="")
+    small.write(run.folder / "rivals.json", served)
+    assert decisions._asked_about(run) == served
+    damage(run.folder / "rivals.json")
+    with pytest.raises(Stale, match="the same command compares with what serves now"):
+        decisions._asked_about(run)
 
 
 @pytest.mark.parametrize("damage", [d for d in SMALL if d is not flip])

@@ -15,12 +15,15 @@ import pytest
 from models import artifacts, small, sqlite_file
 from models.answer_table import AnswerTable
 from models.artifacts import Policy, file_digest
-from models.errors import BadPlace, Damaged
+from models.errors import BadPlace, BadPolicy, Damaged
 from models.generate import Answer, Ask
 from models.merge import interpolate
+from models.policy import intact
 from models.recipe_file import read
 from models.verdict_table import VerdictTable
 from tasks import health, store
+from tasks.fetching import fetch
+from tasks.tracking import Tracker
 
 Damage = Callable[[Path], None]
 
@@ -194,14 +197,11 @@ def test_damaged_parents_are_not_merged_under_their_old_digests(
 
 
 def test_damaged_weights_are_not_registered(policy: Policy, runs: Path) -> None:
-    from models.errors import BrokenInvariant
-    from tasks.tracking import Tracker
-
     bad = shutil.copytree(policy.path, runs / "store" / "dpo-1")
     small.write(bad / store.MANIFEST, {"noun": {"name": "p"}})
     flip(bad / "model.safetensors")
     tracker = Tracker(runs, read("quickstart"), "digest", {})
-    with pytest.raises(BrokenInvariant, match="weights have digest"):
+    with pytest.raises(Damaged, match="weights have digest"):
         tracker.register(policy.at(bad), {})
     tracker.fail("FAILED")
     assert not (bad / store.MANIFEST).exists()  # made again by the next command
@@ -220,3 +220,25 @@ def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path: Path, monkeyp
     os.utime(place, (2e9, 2e9))  # the clock was set back since
     with pytest.raises(TypeError):
         file_digest(place)
+
+
+def test_a_damaged_version_is_neither_fetched_nor_served(policy: Policy, runs: Path) -> None:
+    from mlflow.pyfunc import load_model
+
+    tracker = Tracker(runs, read("quickstart"), "digest", {})
+    assert tracker.register(policy, {}) == "1"
+    tracker.fail("FAILED")
+    (held,) = runs.glob("artifacts/**/model.safetensors")
+    whole = held.read_bytes()
+    flip(held)
+    with pytest.raises(BadPolicy, match="is not the policy that was registered"):
+        fetch(runs, "models:/quickstart/1")
+    with pytest.raises(ValueError, match="not the file that was registered"):
+        load_model("models:/quickstart/1")
+    held.write_bytes(whole)
+    place = fetch(runs, "models:/quickstart/1")
+    intact(place, policy.digest)
+    flip(place / "model.safetensors")  # the copy
+    with pytest.raises(BadPolicy, match="if the same command says so again"):
+        fetch(runs, "models:/quickstart/1")
+    intact(fetch(runs, "models:/quickstart/1"), policy.digest)

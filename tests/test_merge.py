@@ -163,5 +163,6 @@ def test_whole_numbers_and_single_numbers_survive_a_merge(tmp_path: Path) -> Non
     for policy, value in ((safe, 1.0), (reward, 3.0)):
         held = tensors(policy) | {"steps": torch.tensor([7, 8]), "scale": torch.tensor(value)}
         save_file(held, policy.path / "model.safetensors", {"format": "pt"})
+    safe, reward = (policies.describe(policy.path, policy) for policy in (safe, reward))  # as they are now
     found = tensors(merged(safe, reward, 0.25, tmp_path / "out"))
     assert found["steps"].tolist() == [7, 8] and found["scale"].item() == 2.5
