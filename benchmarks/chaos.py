@@ -65,12 +65,8 @@ def main() -> None:
         kind = KINDS[trial % len(KINDS)]
         if (given.seed, trial) not in tried and counts(rows).get(kind, 0) < given.n:
             lately = [row["seconds"] for row in rows if "seconds" in row][-1]
-            rows.append(
-                append(
-                    given.table,
-                    {"seed": given.seed, "trial": trial, **one(python, kind, given.seed, trial, whole, lately)},
-                )
-            )
+            found = one(python, kind, given.seed, trial, whole, lately)
+            rows.append(append(given.table, {"seed": given.seed, "trial": trial, **found}))
             print(json.dumps({key: value for key, value in rows[-1].items() if key != "ended"}), flush=True)
         trial += 1
     bad = [row for row in rows[1:] if not row["good"]]
