@@ -61,11 +61,10 @@ def placed(
         key = field.alias or name
         at, value = f"{prefix}{key}", tree.get(key)
         if key in tree and at not in keep:
-            many = isinstance(value, list)
-            items = [
-                _item(field, tree, item, change, keep, f"{at}.{i}") for i, item in enumerate(value if many else ())
-            ]
-            new[key] = items if many else _item(field, tree, value, change, keep, at)
+            if isinstance(value, list):
+                new[key] = [_item(field, tree, item, change, keep, f"{at}.{i}") for i, item in enumerate(value)]
+            else:
+                new[key] = _item(field, tree, value, change, keep, at)
     return new
 
 
