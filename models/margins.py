@@ -18,7 +18,7 @@ from models.policy import load
 from models.preferences import HELDOUT
 from models.recipe import Compute
 from models.reference import pair_logps
-from models.statistics import Estimate, clustered, scale
+from models.statistics import STEEPEST, Estimate, clustered, scale
 
 Row = dict[str, Any]
 
@@ -64,7 +64,9 @@ def figures(rows: list[Row], metric: str) -> dict[str, Estimate]:
     """Return accuracy and negative log-likelihood (nats) on the test pairs of a metric.
 
     One scale, fitted on the validation pairs, turns margins into probabilities; the length-only baseline gets the same
-    freedom. `nll_minus_length` is paired: below 0 the policy explains the labels better than length does.
+    freedom. `nll_minus_length` is paired: below 0 the policy explains the labels better than length does. Where length
+    alone tells the few validation pairs apart without an error, its fit has no end, and there is no such figure: on
+    other pairs it would be wrong by thousands of nats.
     """
     test, validation = of(rows, metric, "test"), of(rows, metric, "validation")
     if not test or not validation:
@@ -74,14 +76,19 @@ def figures(rows: list[Row], metric: str) -> dict[str, Estimate]:
     ours = _nll(
         _margin(test), max(0.0, scale(_margin(validation), asked, resamples=0).value)
     )  # never a reversed reward
-    slope = scale(_longer(validation), asked, resamples=0).value
+    longer = _longer(validation)
+    slope = scale(longer, asked, resamples=0).value if any(longer) else 0.0
     length = _nll(_longer(test), slope)
     right = [0.5 + 0.5 * float(np.sign(h)) for h in _margin(test)]
     guessed = [0.5 + 0.5 * float(np.sign(slope * longer)) for longer in _longer(test)]
-    return {
+    told = {
         f"preference/{metric}/accuracy": clustered(right, prompts),
         f"preference/{metric}/accuracy_length": clustered(guessed, prompts),
         f"preference/{metric}/nll": clustered(ours.tolist(), prompts),
+    }
+    if abs(slope) >= STEEPEST:
+        return told
+    return told | {
         f"preference/{metric}/nll_length": clustered(length.tolist(), prompts),
         f"preference/{metric}/nll_minus_length": clustered((ours - length).tolist(), prompts),
     }

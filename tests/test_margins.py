@@ -59,3 +59,15 @@ def test_figures_need_a_scale_and_beat_length_where_length_says_nothing() -> Non
     assert found["preference/m/nll_length"].value == pytest.approx(0.6931, abs=1e-3)
     assert found["preference/m/nll_minus_length"].high < 0
     assert margins.figures(told, "other") == {}
+
+
+def test_a_length_that_tells_few_pairs_apart_is_no_baseline() -> None:
+    """Eight validation pairs, the longer answer chosen in each: the fit has no end, and the test pairs differ."""
+    told = [
+        {"metric": "m", "split": split, "prompt": str(i), "tokens": [9 + turned * i, 9], "chosen": 1.0, "rejected": 0.5}
+        for split, turned in (("validation", 1), ("test", -1))
+        for i in range(1, 9)
+    ]
+    found = margins.figures(told, "m")
+    assert not {"preference/m/nll_length", "preference/m/nll_minus_length"} & found.keys()
+    assert found["preference/m/accuracy_length"].value == 0.0 and found["preference/m/nll"].value < 0.7
