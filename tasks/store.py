@@ -217,4 +217,5 @@ def _quarantined(partial: Path) -> bool:
 def _spent(partial: Path) -> float:
     """Return the seconds that killed attempts spent on this stage, as far as their progress tells."""
     times = [row["time"] for row in jsonl.whole(partial / "progress.jsonl") if "time" in row]
-    return float(sum(min(later - earlier, 60) for earlier, later in pairwise(times)))  # not the hours in between
+    gaps = [later - earlier for earlier, later in pairwise(times)]  # less than nothing where the clock was set back
+    return float(sum(min(max(gap, 0), 60) for gap in gaps))  # not the hours in between

@@ -277,8 +277,9 @@ def test_time_spent_by_killed_attempts_counts(runs: Path, tmp_path: Path, import
     stage = replace(slow(tmp_path / "notes", 0), does=f"{Path(__file__).stem}:quickly")
     partial = stage.folder(runs).with_name(stage.folder(runs).name + ".partial")
     partial.mkdir(parents=True)
-    lines = [json.dumps({"done": i, "of": 3, "time": 1000.0 + 20 * i}) for i in range(3)]
-    (partial / "progress.jsonl").write_text("\n".join([*lines, '{"done": 3, "of']))
+    times = [1000.0, 1020.0, 1040.0, 500.0]  # the clock was set back
+    lines = [json.dumps({"done": i, "of": 4, "time": time}) for i, time in enumerate(times)]
+    (partial / "progress.jsonl").write_text("\n".join([*lines, '{"done": 4, "of']))
     assert store.seconds(store.make(runs, stage)) == pytest.approx(40, abs=0.5)
 
 
