@@ -12,7 +12,8 @@ from models.artifacts import content_digest
 from models.errors import BadPolicy, Damaged
 from models.kept import Kept
 from models.policy import intact
-from tasks.tracking import SERVER, client, failures, first_line, shown
+from tasks import tracking
+from tasks.tracking import client, failures, first_line, shown
 
 
 def fetch(root: Path, name: str, key: str = "base") -> Path:
@@ -59,7 +60,7 @@ def check(root: Path, name: str, key: str) -> None:
 
 
 def _known(root: Path, name: str, key: str) -> tuple[str, Any]:
-    if not SERVER and not (root / Kept.mlflow).exists():  # asking would make one
+    if not tracking.SERVER and not (root / Kept.mlflow).exists():  # asking would make one
         raise BadPolicy(f"{key} {name!r}: nothing is registered in {root}; set MLFLOW_TRACKING_URI, or name a folder")
     try:
         return _version(client(root), name)

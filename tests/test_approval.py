@@ -14,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from tasks import children, leases, registry, tracking
 from tasks.ledger import Ledger, Standing
 
-ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "gate.approval=true"]
+ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "evaluation.kl_prompts=32", "gate.approval=true"]
 
 
 def paused(client: SyncPrefectClient, process: "subprocess.Popen[str]", runs: Path) -> UUID:

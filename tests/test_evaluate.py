@@ -77,7 +77,11 @@ def test_policies_are_judged_without_training(undisturbed: Path, runs: Path, run
     assert told["chosen"] is None and told["registry"] is None and "helpful: safety rate" in out
     assert "base: not tested (the others are compared with it)." in " ".join(out.split())
     assert "killed attempt" not in out and out.count("✓ answers · base · test") == 1  # three tasks need it
-    assert "β/λ" not in out and "Figures of all prompts with" in out and "Picture:" in out
+    assert (
+        "β/λ" not in out
+        and "Figures of all prompts; their 95 % intervals stand in the report." in out
+        and "Picture:" in out
+    )
     assert [(f["before"], f["after"]) for f in told["flips"]] == [("base", "helpful"), ("base", "harmless λ=1")]
     page = (folder / "report.html").read_text()
     assert "beats base" in page and "What got worse" in page and "all prompts" in page and "test split" not in page

@@ -127,7 +127,7 @@ def test_deployments_are_the_shipped_recipes_whole() -> None:
         (
             "id: preset, name: smollm2-135m",
             "id: preset, name: mine.toml",
-            "deployment 'smollm2-135m', .*no recipe 'mine",
+            "deployment 'smollm2-135m', .*no recipe \"mine",
         ),
         ("flows.deploy.judged", "flows.deploy.judge", "deployment 'evaluate', .*has no attribute 'judge'"),
     ],

@@ -47,6 +47,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlflow.server.handlers._tracking_store", None)
         patch.setattr("mlflow.server.handlers._model_registry_store", None)
+        patch.setattr("mlflow.tracking._model_registry.utils._registry_uri", None)  # a server in this process sets
+        patch.setenv("MLFLOW_REGISTRY_URI", "")  # both, for all clients of the process
         one = Slow(folder)
         yield one
         one.server.shutdown()

@@ -174,5 +174,5 @@ def test_a_killed_run_whose_folder_was_moved_goes_on_under_its_own_parent(tmp_pa
     killed.fail("KILLED")
     moved = tracking.Tracker(tmp_path, two, "digest", {})
     settled(moved)
-    assert not moved._missed and moved._parent == killed._parent
+    assert not moved._out.missed and moved._parent == killed._parent
     assert tracking.client(tmp_path).get_run(moved._parent).data.params["gate.anchor"] == "/one/anchor"
