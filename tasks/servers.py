@@ -186,7 +186,7 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
         server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
     command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(wanted.mlflow_port), "--workers", "1"]
     command += ["--app-name", "sacpo"]  # with users, and closed to other pages (mlflow_app.py)
-    server = {**_locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"]), **server}
+    server |= _locked(root, wanted, server["MLFLOW_BACKEND_STORE_URI"])
     return children.start(root, "server", "mlflow", command, server, root)
 
 
@@ -199,7 +199,8 @@ def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
         "auth_cache_ttl_seconds = 60\n",  # else every request hashes its password: 112 s of CPU in a small run, not 10
         "utf-8",
     )
-    key = {"MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32)}
+    chosen = os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY")
+    key = {"MLFLOW_FLASK_SERVER_SECRET_KEY": chosen or secrets.token_hex(32)}
     if os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         return key  # the user's own rules, and his own admin
     login = passwords.mlflow(root, os.environ)
@@ -212,9 +213,8 @@ def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": wanted.prefect.removesuffix("/api"),
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_UI_API_URL": "/api",  # its pages ask where they came from: through a tunnel too
-        "PREFECT_SERVER_API_AUTH_STRING": passwords.prefect(root, os.environ),
     }
-    server = {**closed, **environment}
+    server = {**closed, **environment, "PREFECT_SERVER_API_AUTH_STRING": passwords.prefect(root, os.environ)}
     del server["PREFECT_API_URL"]
     if wanted.postgres:
         server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = wanted.database("prefect", "asyncpg")
