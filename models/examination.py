@@ -17,6 +17,7 @@ from models import headers, templates, town
 from models.errors import BadPolicy
 from models.places import TOWN
 from models.record import flat, shown
+from models.words import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -134,7 +135,7 @@ def _config(path: Path) -> "PreTrainedConfig":
         try:
             config = AutoConfig.from_pretrained(**_where(path))
         except Exception as error:  # the reader of a broken file may fail anyhow
-            raise BadPolicy(f"{path}: transformers cannot read this GGUF file: {_first(error)}") from error
+            raise BadPolicy(f"{path}: transformers cannot read this GGUF file: {first_line(error)}") from error
         return config
     config = _read(path, trained=True)
     wanted = CAUSAL.get(config.model_type, "")
@@ -157,7 +158,7 @@ def _read(path: Path, trained: bool) -> "PreTrainedConfig":
     try:
         return AutoConfig.from_pretrained(**_where(path))
     except Exception as error:
-        why = _first(error)
+        why = first_line(error)
         raise BadPolicy(f"{file}: transformers cannot read it: {why}; give a model that it knows") from error
 
 
@@ -207,7 +208,7 @@ def _weights(path: Path, config: "PreTrainedConfig", models: Any, trained: bool 
         )  # fmt: skip
     except Exception as error:  # sizes that do not fit each other fail anyhow
         raise BadPolicy(
-            f"{path / 'config.json'}: no model can be built of it: {_first(error)}; copy the model again"
+            f"{path / 'config.json'}: no model can be built of it: {first_line(error)}; copy the model again"
         ) from error
     _compare(path, report if trained else report | {"unexpected_keys": []})
     return sum(math.prod(tensor.shape) for tensor in stored.values())
@@ -238,7 +239,8 @@ def _quantised(path: Path, config: "PreTrainedConfig") -> int:
         with torch.device("meta"):
             wanted = AutoModelForCausalLM.from_config(config).num_parameters()
     except Exception as error:
-        raise BadPolicy(f"{path}: this GGUF file is damaged or cut off: {_first(error)}; {headers.AGAIN}") from error
+        why = first_line(error)
+        raise BadPolicy(f"{path}: this GGUF file is damaged or cut off: {why}; {headers.AGAIN}") from error
     if stored < wanted:
         raise BadPolicy(f"{path}: holds {stored:,} of the {wanted:,} parameters that its settings say; {headers.AGAIN}")
     return int(stored)
@@ -260,7 +262,7 @@ def _tokenizer(path: Path, trained: bool = True) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(**_where(path))
     except Exception as error:
         raise BadPolicy(
-            f"{path}: its tokenizer cannot be loaded: {_first(error)}; put its files (tokenizer.json, …) there"
+            f"{path}: its tokenizer cannot be loaded: {first_line(error)}; put its files (tokenizer.json, …) there"
         ) from error
     if not tokenizer(templates.TURNS[0], add_special_tokens=False)["input_ids"]:
         raise BadPolicy(f"{path}: holds no tokenizer; put the tokenizer's files (tokenizer.json, …) there")
@@ -293,10 +295,6 @@ def _template_file(path: Path) -> str:
         return f"{path}: its chat template"
     file = path / "chat_template.jinja"
     return str(file if file.exists() else path / "tokenizer_config.json")
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 if __name__ == "__main__":

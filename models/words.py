@@ -6,6 +6,11 @@ def counted(count: int, noun: str, nouns: str = "") -> str:
     return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line of at most 200 characters; an error without words by its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def too_few(n: int, at_least: float, confidence: float) -> str:
     """Say that n harmful prompts cannot show the bound, whatever the answers are, and how many can."""
     from models.statistics import enough_prompts, fewest_prompts  # scipy takes a second, and not all words need it

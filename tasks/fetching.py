@@ -12,8 +12,9 @@ from models.artifacts import content_digest
 from models.errors import BadPolicy, Damaged
 from models.kept import Kept
 from models.policy import intact
+from models.words import first_line
 from tasks import tracking
-from tasks.tracking import client, failures, first_line, shown
+from tasks.tracking import client, failures, shown
 
 
 def fetch(root: Path, name: str, key: str = "base") -> Path:

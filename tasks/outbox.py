@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from models.words import counted, first_line
 from tasks import screen
 
 SILENCE = 60.0
@@ -74,9 +75,10 @@ class Outbox:
         except Exception as error:  # nobody else reads what this thread raises
             self.missed = True
             self._silent = time.monotonic() + SILENCE
-            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            screen.say(f"{self._server} did not take {what} ({why}); the next command sends what is missing")
+            screen.say(
+                f"{self._server} did not take {what} ({first_line(error)}); the next command sends what is missing"
+            )
 
 
 def _records(count: int) -> str:
-    return f"{count} {'record waits' if count == 1 else 'records wait'}"
+    return f"{counted(count, 'record')} {'waits' if count == 1 else 'wait'}"

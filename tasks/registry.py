@@ -14,9 +14,10 @@ from typing import Any
 
 from models.errors import BadInput, BadPlace, Stale
 from models.promotion import Entry, line_of_champions, rolled_back
+from models.words import first_line
 from tasks import events
 from tasks.ledger import Ledger, now
-from tasks.tracking import client, failures, first_line, shown
+from tasks.tracking import client, failures, shown
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 LEDGER = "sacpo.ledger"

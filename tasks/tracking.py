@@ -24,6 +24,7 @@ from models.kept import Kept
 from models.policy import content, intact
 from models.promotion import Registered
 from models.recipe import Recipe
+from models.words import first_line
 from tasks import outbox, passwords, records, store
 from tasks.outbox import Outbox
 from tasks.records import where
@@ -379,8 +380,3 @@ def failures() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, OSError)
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
