@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
@@ -22,11 +22,7 @@ from models.errors import BadPlace
 from models.kept import Kept
 from tasks.children import started as started_at
 
-FILE = Kept.password
-"""In the runs folder."""
 USER = "admin"
-SERVERS = Kept.servers
-"""In the runs folder while `sacpo up` runs: where its servers are, and which process it is."""
 USABLE = re.compile(r"[!-9;-~]{12,72}")
 """No space, no colon; MLflow takes no shorter ones, and its hash reads no longer ones."""
 SET_BY_USER = {
@@ -77,10 +73,10 @@ def password(root: Path) -> str:
     Raises:
         BadPlace: the file holds nothing that can be a password, or cannot be read.
     """
-    place = root / FILE
+    place = root / Kept.password
     if not place.exists():
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = root / f".{FILE}-{os.getpid()}"
+        new = root / f".{Kept.password}-{os.getpid()}"
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(24) + "\n")
         with suppress(FileExistsError):  # of two processes that make one, the first one's is used
@@ -121,21 +117,17 @@ def note(root: Path, addresses: Mapping[str, str], started: Sequence[str], envir
     process = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
     user = environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     noted = {"addresses": dict(addresses), "password opens": opened, "MLflow's user": user, "process": process}
-    small.write(root / SERVERS, noted)
+    small.write(root / Kept.servers, noted)
 
 
-def noted(root: Path) -> dict[str, Any]:
-    """Return what the `sacpo up` that runs now has noted, or nothing: what a dead one noted is no server of ours."""
-    tree = small.read(root / SERVERS, Noted)
-    process = tree["process"] if tree else None
-    if (
-        tree
-        and process
-        and process["host"] == socket.gethostname()
-        and process["started"] == started_at(process["pid"])
-    ):
-        return dict(tree)
-    return {}
+def noted(root: Path) -> Noted | None:
+    """Return what the `sacpo up` that runs now has noted, or none: what a dead one noted is no server of ours."""
+    tree = small.read(root / Kept.servers, Noted)
+    if tree is None:
+        return None
+    process = tree["process"]
+    alive = process["host"] == socket.gethostname() and process["started"] == started_at(process["pid"])
+    return tree if alive else None
 
 
 def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -145,8 +137,10 @@ def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     servers listen on 127.0.0.1.
     """
     tree = noted(root)
+    if tree is None:
+        return {}
     found: dict[str, str] = {}
-    for name, ours in tree.get("password opens", {}).items():
+    for name, ours in tree["password opens"].items():
         named = environment.get(name, "").rstrip("/").replace("//localhost:", "//127.0.0.1:")
         if named != ours or any(map(environment.get, SET_BY_USER[name])):
             continue
@@ -177,7 +171,7 @@ def to_type(root: Path, environment: Mapping[str, str]) -> list[str]:
     """Return a line for each page: what to type there; of a password that the user chose, where it was set."""
     tree = noted(root)
     opened = tree["password opens"] if tree else SET_BY_USER.keys() - {*by_user(environment)}
-    user = tree.get("MLflow's user") or environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
+    user = tree["MLflow's user"] if tree else environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     lines = {
         "PREFECT_API_URL": f"Prefect: {USER}:{password(root)}",
         "MLFLOW_TRACKING_URI": f"MLflow:  user {user}, password {password(root)}",

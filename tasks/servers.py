@@ -69,21 +69,21 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        addresses = passwords.noted(root).get("addresses")
-        if not addresses:
+        noted = passwords.noted(root)
+        if noted is None:
             say("another `sacpo up` is starting or stopping here")
         else:
             say("already up:")
-            _tell(addresses, say)
-            if wanted.addresses != {name: addresses.get(name) for name in wanted.addresses}:
+            _tell(noted["addresses"], say)
+            if wanted.addresses != {name: noted["addresses"].get(name) for name in wanted.addresses}:
                 say("it was started with other options; end it first to change them")
         return
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background job ignores the first
         if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:  # as nohup wants it
             signal.signal(name, signal.default_int_handler)
-    noted = root / passwords.SERVERS
+    place = root / Kept.servers
     try:
-        noted.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         left = children.end(root)
         if left:
             say(f"ended {left} processes that a killed `sacpo up` left behind")
@@ -102,7 +102,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)  # it takes seconds, and nothing may be left behind
         children.end(root)
-        noted.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         lock.release()
 
 

@@ -15,6 +15,7 @@ from models import small, versus
 from models.artifacts import Sources
 from models.checkpoints import newest
 from models.errors import BadInput, Stale
+from models.kept import Kept
 from models.recipe_file import read
 from tasks import decisions, leases, passwords, store
 from tasks import run as runs_of
@@ -169,7 +170,7 @@ def test_a_damaged_lease_question_or_note_of_servers_stops_nobody(damage: Damage
     assert leases.read(place) is None and leases.sweep(runs) == []
     passwords.note(runs, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ["MLFLOW_TRACKING_URI"], {})
     assert passwords.noted(runs)
-    damage(runs / passwords.SERVERS)
+    damage(runs / Kept.servers)
     assert passwords.noted(runs) == {}
     passwords.note(runs, {}, [], {})
     assert passwords.noted(runs)
