@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from typing_extensions import TypedDict
 
@@ -120,14 +120,14 @@ def note(root: Path, addresses: Mapping[str, str], started: Sequence[str], envir
     small.write(root / Kept.servers, noted)
 
 
-def noted(root: Path) -> Noted | None:
-    """Return what the `sacpo up` that runs now has noted, or none: what a dead one noted is no server of ours."""
+def noted(root: Path) -> dict[str, Any]:
+    """Return what the `sacpo up` that runs now has noted, or nothing: what a dead one noted is no server of ours."""
     tree = small.read(root / Kept.servers, Noted)
     if tree is None:
-        return None
+        return {}
     process = tree["process"]
     alive = process["host"] == socket.gethostname() and process["started"] == started_at(process["pid"])
-    return tree if alive else None
+    return dict(tree) if alive else {}
 
 
 def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
@@ -137,10 +137,8 @@ def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     servers listen on 127.0.0.1.
     """
     tree = noted(root)
-    if tree is None:
-        return {}
     found: dict[str, str] = {}
-    for name, ours in tree["password opens"].items():
+    for name, ours in tree.get("password opens", {}).items():
         named = environment.get(name, "").rstrip("/").replace("//localhost:", "//127.0.0.1:")
         if named != ours or any(map(environment.get, SET_BY_USER[name])):
             continue
@@ -171,7 +169,7 @@ def to_type(root: Path, environment: Mapping[str, str]) -> list[str]:
     """Return a line for each page: what to type there; of a password that the user chose, where it was set."""
     tree = noted(root)
     opened = tree["password opens"] if tree else SET_BY_USER.keys() - {*by_user(environment)}
-    user = tree["MLflow's user"] if tree else environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
+    user = tree.get("MLflow's user") or environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     lines = {
         "PREFECT_API_URL": f"Prefect: {USER}:{password(root)}",
         "MLFLOW_TRACKING_URI": f"MLflow:  user {user}, password {password(root)}",

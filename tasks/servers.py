@@ -70,7 +70,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         lock.acquire(blocking=False)
     except Timeout:
         noted = passwords.noted(root)
-        if noted is None:
+        if not noted:
             say("another `sacpo up` is starting or stopping here")
         else:
             say("already up:")
