@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -76,12 +77,12 @@ def password(root: Path) -> str:
     place = root / Kept.password
     if not place.exists():
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = root / f".{Kept.password}-{os.getpid()}"
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        handle, new = tempfile.mkstemp(prefix=f".{Kept.password}-", dir=root)  # readable by its owner alone
+        with open(handle, "w") as file:
             file.write(secrets.token_urlsafe(24) + "\n")
-        with suppress(FileExistsError):  # of two processes that make one, the first one's is used
+        with suppress(FileExistsError):  # of several who make one, the first one's is used
             os.link(new, place)
-        new.unlink()
+        os.unlink(new)
     try:
         kept = place.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):
