@@ -21,8 +21,7 @@ from tasks import decisions, leases, passwords, store
 from tasks import run as runs_of
 from tasks.leases import Lease
 from tasks.store import Stage
-
-Damage = Callable[[Path], None]
+from tests.damages import Damage, braces, brackets, cut, empty, folder, gone, noise
 
 
 def flip(path: Path) -> None:
@@ -40,37 +39,8 @@ def flip_high(path: Path) -> None:
     path.write_bytes(held)
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def braces(path: Path) -> None:
-    path.write_text("{}")
-
-
-def brackets(path: Path) -> None:
-    path.write_text("[]")
-
-
 def deep(path: Path) -> None:
     path.write_text("[" * 100_000)
-
-
-def noise(path: Path) -> None:
-    path.write_bytes(Random(0).randbytes(5000))
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def gone(path: Path) -> None:
-    path.unlink()
 
 
 SMALL = [flip, flip_high, cut, empty, braces, brackets, deep, noise, folder, gone]

@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -24,43 +23,13 @@ from models.verdict_table import VerdictTable
 from tasks import health, store
 from tasks.fetching import fetch
 from tasks.tracking import Tracker
-
-Damage = Callable[[Path], None]
+from tests.damages import Damage, braces, brackets, cut, empty, folder, gone, noise
 
 
 def flip(path: Path) -> None:
     held = bytearray(path.read_bytes())
     held[len(held) // 2] ^= 1
     path.write_bytes(held)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def braces(path: Path) -> None:
-    path.write_text("{}")
-
-
-def brackets(path: Path) -> None:
-    path.write_text("[]")
-
-
-def noise(path: Path) -> None:
-    path.write_bytes(Random(0).randbytes(5000))
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def gone(path: Path) -> None:
-    path.unlink()
 
 
 TABLE = [cut, braces, brackets, noise, folder]
