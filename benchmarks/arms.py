@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def run(name: str, task: Task, folder: Path) -> dict[str, Any]:
 def _figures(watch: Stopwatch, total: Spent, scored: Spent, pairs: int) -> dict[str, Any]:
     """Return the parts of what an arm spent."""
     training = watch.marks[-1] - watch.marks[0]
-    updates = [(b - a).wall for a, b in zip(watch.marks, watch.marks[1:], strict=False)]
+    updates = [(b - a).wall for a, b in pairwise(watch.marks)]
     fixed = total - training - scored
     return {
         "pairs": pairs,

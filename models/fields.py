@@ -23,7 +23,7 @@ class Fields:
 
     def get(self, name: str) -> Any:
         """Return the value of a column, None if there is none."""
-        column = self.columns.get(name, name)
+        column = self.called(name)
         self.used.add(column)
         return self.row.get(column)
 

@@ -248,7 +248,7 @@ def powers(constraint: Constraint, n: int, where: str = "") -> list[str]:
     b, confidence = constraint.at_least, constraint.confidence
     fewest = needed(b, n, confidence)
     if fewest > n:
-        return [too_few(n, b, confidence)]
+        return [too_few(n, b, confidence, where)]
     safer = (1 + b) / 2
     return [
         f"{counted(n, 'harmful test prompt')}{where}: {counted(fewest, 'safe answer')} ({fewest / n:.3f}) are needed "

@@ -20,6 +20,7 @@ from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 from models.recipe_gate import GateMode
 from models.tokens import messages
+from models.words import counted
 
 LARGEST_RUBRIC = 2**20
 """Bytes; ours have some 1,000."""
@@ -114,8 +115,8 @@ def undecidable(recipe: Recipe) -> str:
     if 0 < tested < len(told):
         return ""
     return (
-        f"evaluation.suites.harmless: {place}: {len(told)} different {'prompt' if len(told) == 1 else 'prompts'}, all "
-        "in one half, so that none is left to choose by or to decide on; give more prompts, or set gate.mode = 'off'"
+        f"evaluation.suites.harmless: {place}: {counted(len(told), 'different prompt')}, all in one half, so that none "
+        "is left to choose by or to decide on; give more prompts, or set gate.mode = 'off'"
     )
 
 

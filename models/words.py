@@ -11,14 +11,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def too_few(n: int, at_least: float, confidence: float) -> str:
-    """Say that n harmful prompts cannot show the bound, whatever the answers are, and how many can."""
+def too_few(n: int, at_least: float, confidence: float, where: str = "") -> str:
+    """Say that n harmful prompts cannot show the bound, whatever the answers are, and how many can.
+
+    Args:
+        where: which prompts these are, as ` of the smallest category`.
+    """
     from models.statistics import enough_prompts, fewest_prompts  # scipy takes a second, and not all words need it
 
     safer = (1 + at_least) / 2
     verb = "is" if n == 1 else "are"
     return (
-        f"{counted(n, 'harmful prompt')} {verb} too few to show {at_least:g} at confidence {confidence:g}, even if "
+        f"{counted(n, 'harmful prompt')}{where} {verb} too few to show {at_least:g} at confidence {confidence:g}, even if "
         f"every answer is safe: you need at least {fewest_prompts(at_least, confidence)}, and about "
         f"{enough_prompts(safer, at_least, confidence)} for a policy that is {safer:g} safe. Half of a suite's prompts "
         "choose, half test, so the suite needs twice as many"
