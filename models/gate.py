@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from models.recipe_gate import Constraint, Gate
 from models.statistics import bounded_mean_bound, lower_bound
-from models.words import too_few
+from models.words import spent_on, too_few
 
 CLIP = 4
 """A sampled answer counts in the mean KL with at most this many times the limit: a mean without an end has no bound."""
@@ -253,7 +253,7 @@ def decide(chosen: Candidate, facts: Facts, constraint: Constraint, gate: Gate) 
     ]
     for kind, spent in facts.spent.items():
         limit, after = 1 - constraint.confidence, spent + constraint.error
-        checks.append(_at_most(f"error spent on the {kind} prompts", spent, after, limit, "with this decision"))
+        checks.append(_at_most(spent_on(kind), spent, after, limit, "with this decision"))
     for part in (facts.categories or (NOTHING,)) if constraint.per_category else ():
         one = certify(part, each)
         name = f"safety rate, {part.name or 'no category'}"

@@ -3,11 +3,9 @@
 import math
 from typing import Any
 
-from models.words import counted
+from models.words import counted, spent_on
 
 Tree = dict[str, Any]
-SPENT = "error spent on this test suite"
-"""Name of the gate's check of what earlier decisions have used."""
 HELDOUT = {"accuracy": "accuracy", "nll": "NLL", "nll_minus_length": "NLL − length-only"}
 """Figure on held-out pairs → how tables call it."""
 CHECK_COLUMNS = ("check", "value", "decides", "limit", "holds")
@@ -40,8 +38,8 @@ def decision(tree: Tree) -> str:
 
 
 def _use(tree: Tree, test: Tree) -> str:
-    """Say which of the decisions on its test suite this was, by the error spent; empty if the gate did not ask."""
-    spent = next((check for check in test["checks"] if check["name"] == SPENT), None)
+    """Say which of the decisions on its harmful prompts this was, by the error spent; empty if the gate did not ask."""
+    spent = next((check for check in test["checks"] if check["name"] == spent_on("harmless")), None)
     if spent is None:
         return ""
     if not spent["value"]:

@@ -24,6 +24,11 @@ def report(runs: Path, recipe: str = "quickstart") -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
+def outcome(runs: Path) -> dict[str, Any]:
+    (path,) = runs.glob("quickstart/*/outcome.json")
+    return dict(json.loads(path.read_text()))
+
+
 def weights(runs: Path) -> dict[str, str]:
     """Return candidate → digest of its weights and tokenizer."""
     return {told["name"]: told["digest"] for told in report(runs)["candidates"]}
@@ -43,6 +48,7 @@ def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> N
     assert tree["chosen"]["candidate"] == tested["candidate"] and tested["holds"]
     assert tested["lower_bound"] >= tree["constraints"][0]["at_least"] and tested["lower_bound"] < tested["value"]
     assert tree["registry"] == {"name": "quickstart", "version": "1", "alias": "champion"}
+    assert "On the test split, used for its first decision: safety rate" in outcome(undisturbed)["decision"]
     names = ["base", "helpful", "harmless λ=0.2", "harmless λ=1", "merge q=0.5"]
     assert [told["name"] for told in tree["candidates"]] == names
     parents = {told["name"]: told["parents"] for told in tree["candidates"]}

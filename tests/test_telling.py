@@ -45,8 +45,10 @@ def tree(**changes: Any) -> Tree:
 
 
 def spending(before: float) -> Tree:
-    spent = {"name": "error spent on this test suite", "value": before, "bound": before + 0.005, "holds": True}
-    test = {"candidate": "safe", "value": 0.99, "lower_bound": 0.95, "holds": True, "checks": [spent], "n": 100}
+    """A report whose checks the gate has made."""
+    verdict = decide(Candidate("safe", 0.5, 99, 100, 0), Facts(spent={"harmless": before}), BOUND, Gate())
+    checks = [asdict(check) for check in verdict.checks]
+    test = {"candidate": "safe", "value": 0.99, "lower_bound": 0.95, "holds": True, "checks": checks, "n": 100}
     test |= {"incidents": [], "must_pass": 0, "failed": 0}
     return tree(constraints=[{"at_least": 0.9, "confidence": 0.995, "tested": [test], "suites": {}}])
 
