@@ -31,7 +31,7 @@ from models.recipe import Recipe
 from models.recipe_gate import Gate, GateMode
 from models.suites import prompt_digest
 from tasks import events, launch, registry, screen
-from tasks.ledger import Ledger, Standing
+from tasks.ledger import AGREED, REFUSED, Ledger, Standing, answered
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 
@@ -168,8 +168,13 @@ class Approval(RunInput):
     by: str = Field("", title="Your name")
     why: str = Field("", title="Why")
 
+    @property
+    def state(self) -> str:
+        """What the ledger calls the answer."""
+        return AGREED if self.agreed else REFUSED
+
     def __str__(self) -> str:
-        return f"{'agreed' if self.agreed else 'refused'} by {self.by or 'a person'}: {self.why or 'no reason given'}"
+        return answered(self.state, self.by, self.why)
 
 
 def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
@@ -189,11 +194,8 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
         return None
     ledger = Ledger(run.root)
     last = ledger.standings(registered.name, version)[-1]
-    if last.state in (
-        "agreed",
-        "refused",
-    ):  # to an attempt that died before it followed them; a new verdict stands last
-        return _obeyed(run, registered, Approval(agreed=last.state == "agreed", by=last.who, why=last.why))
+    if last.state in (AGREED, REFUSED):  # to an attempt that died before it followed; a new verdict would stand last
+        return _obeyed(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
     ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     if not PREFECT_API_URL.value():
@@ -208,8 +210,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
     with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
         said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
-    state = "agreed" if said.agreed else "refused"
-    ledger.stand(registered.name, version, last._replace(state=state, who=said.by, why=said.why))
+    ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
     return _obeyed(run, registered, said)
 
 

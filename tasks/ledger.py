@@ -77,6 +77,8 @@ _identity = Table(
     Column("number", Integer, primary_key=True, autoincrement=False), Column("id", String(36), nullable=False),
 )  # fmt: skip
 
+AGREED, REFUSED = "agreed", "refused"
+"""What a person may have said of a version."""
 AT_ONCE = 500
 """Prompts asked about in one statement: databases limit its parameters."""
 
@@ -104,14 +106,19 @@ class Standing(NamedTuple):
     """Where the version's weights lie, which the registry never changes."""
 
     def __str__(self) -> str:
-        if self.state in ("agreed", "refused"):
-            return f"{self.state} by {self.who or 'a person'}: {self.why or 'no reason given'}"
+        if self.state in (AGREED, REFUSED):
+            return answered(self.state, self.who, self.why)
         return ": ".join(filter(None, [self.state, self.why]))
 
     @property
     def may_serve(self) -> bool:
         """The gate let it pass, and nobody who was asked has refused it."""
-        return self.state in ("pass", "waits for approval", "agreed")
+        return self.state in ("pass", "waits for approval", AGREED)
+
+
+def answered(state: str, who: str, why: str) -> str:
+    """Return in words what a person said of a version."""
+    return f"{state} by {who or 'a person'}: {why or 'no reason given'}"
 
 
 class Ledger:
