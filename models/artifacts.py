@@ -6,6 +6,7 @@ None holds tensors; this module imports no torch. `path` is the folder in which 
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -179,15 +180,19 @@ def content_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def tree_digest(path: Path) -> str:
-    """Return the sha256 of a file, or one over all files of a folder, by name.
+def tree_digest(path: Path, files: Iterable[Path] | None = None) -> str:
+    """Return the sha256 of a file, or one over the files of a folder, by name.
+
+    Args:
+        files: those of the folder; all of them if none are given.
 
     Raises:
         OSError: there is nothing at this path.
     """
     if not path.is_dir():
         return file_digest(path)
-    return content_digest({str(p.relative_to(path)): file_digest(p) for p in sorted(path.rglob("*")) if p.is_file()})
+    held = files if files is not None else (file for file in path.rglob("*") if file.is_file())
+    return content_digest({str(file.relative_to(path)): file_digest(file) for file in held})
 
 
 def file_digest(path: Path) -> str:

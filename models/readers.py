@@ -18,7 +18,7 @@ from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
-from models.artifacts import content_digest, file_digest
+from models.artifacts import tree_digest
 from models.errors import BadData
 from models.packed import EXPANDS, most, opened
 
@@ -78,9 +78,7 @@ def digest(source: Path) -> str:
         BadData: there is nothing, or nothing that may be read.
     """
     try:
-        if not is_folder(source):
-            return file_digest(source)
-        return content_digest({str(path.relative_to(source)): file_digest(path) for path in _inside(source)})
+        return tree_digest(source, _inside(source) if is_folder(source) else ())
     except OSError as error:
         raise _unreadable(source, error) from error
 
