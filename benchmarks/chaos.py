@@ -1,9 +1,10 @@
 """Kill a small run at times drawn uniformly over an undisturbed one, start it again, and compare what it ends with.
 
-The signals are SIGKILL, SIGTERM, SIGSTOP then SIGCONT, and SIGSTOP then SIGKILL, in turn, each to the main process
-alone or to its whole group, by the draw. A run that had ended before its signal does not count. Final weights must be
-those of the undisturbed run, bit for bit, and the registry must hold one version, which serves. SIGTERM must end the
-process with exit code 143 within a minute, SIGCONT must let the run go on to its end by itself.
+The signals are SIGKILL, SIGTERM, SIGINT, SIGSTOP then SIGCONT, and SIGSTOP then SIGKILL, in turn, each to the main
+process alone or to its whole group, as a terminal's Ctrl-C is, by the draw. A run that had ended before its signal does
+not count. Final weights must be those of the undisturbed run, bit for bit, and the registry must hold one version,
+which serves. SIGTERM and SIGINT must end the process with exit code 143 and 130 within a minute, SIGCONT must let the
+run go on to its end by itself.
 
 Each signal appends a line to a table, and a line that is there is not tried again: many can be gathered in several
 sittings. The first line is the undisturbed run.
@@ -32,12 +33,12 @@ from typing import Any
 
 from faults import CHANGES
 
-KINDS = ("KILL", "TERM", "STOP CONT", "STOP KILL")
+KINDS = ("KILL", "TERM", "INT", "STOP CONT", "STOP KILL")
 ROOT = Path(__file__).parent.parent
 STOPPED = 3.0
 """Seconds for which a process stands still."""
 SOON = 60.0
-"""Seconds in which SIGTERM must have ended the process, also on a busy machine."""
+"""Seconds in which SIGTERM or SIGINT must have ended the process, also on a busy machine."""
 LONGEST = 3600.0
 """Seconds after which a run hangs."""
 Row = dict[str, Any]
@@ -137,7 +138,12 @@ def disturbed(process: "subprocess.Popen[bytes]", kind: str, group: bool) -> Row
             time.sleep(STOPPED)
     code = process.wait(LONGEST)
     seconds = time.monotonic() - begun
-    right = {"KILL": code in (-9, 0), "TERM": code in (143, -15, 0) and seconds < SOON, "CONT": code == 0}[names[-1]]
+    right = {
+        "KILL": code in (-9, 0),
+        "TERM": code in (143, -15, 0) and seconds < SOON,
+        "INT": code in (130, -2, 0) and seconds < SOON,
+        "CONT": code == 0,
+    }[names[-1]]
     return {"code": code, "after": round(seconds, 1), "as it should": right}
 
 

@@ -254,17 +254,19 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         import httpx
 
         from tasks.home import no_hidden_server, settle
-        from tasks.launch import server_kept, workers
+        from tasks.launch import workers
         from tasks.run import root
+        from tasks.temporary_server import temporary_server
 
         ending.bound()
         settle()
         servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
         typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
-        with server_kept(), workers(chosen.compute, root()):  # they import torch while Prefect starts
+        with temporary_server(root()) as ready, workers(chosen.compute, root()):  # they start side by side
             try:
                 run_flow = resolve_name(f"flows.{flow}:{flow}")
                 no_hidden_server()
+                ready()
                 outcome = run_flow(chosen)
             except SacpoError:
                 raise
@@ -272,6 +274,7 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
                 outcome = finished(chosen)  # Prefect may have died after the last stage
                 if outcome is None:
                     try:
+                        ready()
                         settle()
                     except BadPlace as silent:  # a server that has died is named
                         raise BadPlace(f"{silent}; the same command goes on") from silent

@@ -15,7 +15,6 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.input import RunInput
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -34,6 +33,7 @@ from tasks import events, launch, registry, screen
 from tasks.ledger import AGREED, REFUSED, Ledger, Standing, answered
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
+from tasks.temporary_server import lasting
 
 INCIDENTS = "must_pass"
 """Prompts that are charged like all others, and block nothing: their check is a count, which has no error to spend."""
@@ -198,7 +198,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
         return _obeyed(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
     ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
-    if not PREFECT_API_URL.value():
+    if not lasting():
         screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
         return Approval(agreed=False)
     screen.say(f"{registered.name} version {version} waits for approval on the page of this run")

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from models.promotion import Entry
+from tasks.temporary_server import lasting
 
 if TYPE_CHECKING:
     from models.gate import Verdict
@@ -26,9 +27,8 @@ def emit(name: str, resource: str, payload: dict[str, Any]) -> None:
         payload: what happened, as docs/notifications.md says.
     """
     from prefect.events import emit_event
-    from prefect.settings import PREFECT_API_URL
 
-    if not PREFECT_API_URL.value():
+    if not lasting():
         return
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # at every end: "Still processing items: 1 remaining"
     label = resource.split(".", 2)[-1]

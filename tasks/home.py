@@ -17,8 +17,7 @@ from uuid import uuid4
 
 from models.errors import BadPlace
 from models.kept import Kept
-from tasks import health, passwords, screen
-from tasks.launch import reap
+from tasks import health, passwords, screen, temporary_server
 from tasks.run import root
 from tasks.tracking import without_password
 
@@ -58,7 +57,6 @@ def settle() -> None:
             not let us in.
     """
     runs = writable()
-    reap(runs)
     for sentence in health.look(runs, os.environ):
         screen.say(sentence, "dim")
     os.environ.update(passwords.credentials(runs, os.environ))
@@ -81,10 +79,16 @@ def no_hidden_server() -> None:
     Raises:
         BadPlace: there is one.
     """
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import Settings
 
-    hidden = PREFECT_API_URL.value()
-    if hidden and not os.environ.get("PREFECT_API_URL"):
+    ours = temporary_server.address()
+    if os.environ.get("PREFECT_API_URL", "") != ours:
+        return
+    os.environ.pop("PREFECT_API_URL", None)
+    hidden = Settings().api.url
+    if ours:
+        os.environ["PREFECT_API_URL"] = ours
+    if hidden:
         raise BadPlace(
             f"a profile or a file of Prefect's names the server {without_password(hidden)}; set PREFECT_API_URL to it, "
             "and PREFECT_API_AUTH_STRING where it asks for a password; or take it out there"

@@ -8,14 +8,13 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from models.artifacts import Noun
 from models.errors import SacpoError
 from models.kept import Kept
 from models.recipe import Compute
-from tasks import screen, store
+from tasks import store
+from tasks.children import end_with
 from tasks.store import Stage
 
 Watch = Callable[[Stage, dict[str, Any]], None]
@@ -42,8 +42,6 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 rounds instead; on cores that others want too, they burn the time that the thread they wait for needs."""
 GRACE = 10.0
 """Seconds for all workers together to write their checkpoints."""
-REVIVALS = 5
-"""How often a temporary server that dies is started again."""
 
 _pool: Executor | None = None
 _stopped = False  # the workers were told to end: they did not die
@@ -110,42 +108,6 @@ def stop() -> None:
             process.kill()
 
 
-@contextmanager
-def server_kept() -> Iterator[None]:
-    """While this lasts, start Prefect's temporary server again where it dies: same address, same database.
-
-    Prefect's client asks a server that does not answer again for about a minute, so the flow does not notice.
-    """
-    over = threading.Event()
-    threading.Thread(target=_keep_server, args=(over,), daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-def _keep_server(over: threading.Event) -> None:
-    for _ in range(REVIVALS):
-        while (server := _dead_server()) is None:
-            if over.wait(1):
-                return
-        if over.wait(2) or _stopped:  # told to end together with us
-            return
-        screen.say("Prefect's temporary server died; it is started again", "dim")
-        server.server_process = server._run_uvicorn_command()
-
-
-def _dead_server() -> Any:
-    """Return Prefect's temporary server if its process has ended; one that found its port taken is Prefect's to mend.
-
-    Prefect starts it once per process, wherever its client is first used, and offers nobody the process.
-    """
-    kind = getattr(sys.modules.get("prefect.server.api.server"), "SubprocessASGIServer", None)  # once it is imported
-    server = kind._instances.get(None) if kind else None
-    process = server.server_process if server and server.running else None
-    return server if process and process.poll() not in (None, 3) else None
-
-
 def run(root: Path, stage: Stage, watch: Watch) -> Noun:
     """Return the stage's result, from the store or from a worker.
 
@@ -192,7 +154,7 @@ def _settle(parent: int, logs: str, threads: int, started: Any) -> None:
         started: a shared counter of the workers that were started.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     log = os.open(Path(logs) / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -224,6 +186,10 @@ def own_gpu(number: int) -> None:
 
 def _import(threads: int) -> None:
     """Import what takes seconds, and fix the number of threads."""
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, of which a killed worker leaves a warning
+
     import torch
     from datasets.utils.logging import disable_progress_bar
     from transformers.utils import logging
@@ -238,12 +204,6 @@ def _ready() -> None:
     pass
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
 def _last_line(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
@@ -252,21 +212,3 @@ def _last_line(path: Path) -> dict[str, Any]:
         return dict(json.loads(lines[-1])) if lines else {}
     except (OSError, json.JSONDecodeError):
         return {}
-
-
-def reap(root: Path) -> None:
-    """End the temporary Prefect servers that killed runs of this runs folder left behind: their parent is gone."""
-    if b"sacpo" in _command(1) or b"flows" in _command(1):  # in a container that is the run itself, and no orphanage
-        return
-    marks = {f"PREFECT_HOME={root / Kept.prefect}".encode(), b"PREFECT__SERVER_EPHEMERAL=1"}
-    for process in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
-        with suppress(OSError, IndexError, ValueError):  # it may end while we look, or not be ours
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-            if parent == "1" and marks <= {*(process / "environ").read_bytes().split(b"\0")}:
-                os.kill(int(process.name), signal.SIGTERM)
-
-
-def _command(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""

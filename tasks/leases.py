@@ -20,6 +20,7 @@ from models import small
 from models.kept import Kept
 from tasks import events, passwords
 from tasks.children import started
+from tasks.temporary_server import lasting
 
 F = TypeVar("F")
 
@@ -57,7 +58,7 @@ def take(root: Path, name: str, run: str = "") -> None:
     from prefect.runtime import flow_run
 
     if flow_run.id:
-        api = _settings().api.url or ""
+        api = lasting()
         pid = os.getpid()
         lease = Lease(str(flow_run.id), name, run, pid, started(pid), platform.node(), api)
         _folder(root).mkdir(parents=True, exist_ok=True)

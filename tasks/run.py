@@ -222,7 +222,6 @@ def decided(recipe: Recipe) -> dict[str, str] | None:
 
 def settled(root: Path) -> list[str]:
     """Repair what killed processes left behind; return a sentence per repair."""
-    launch.reap(root)
     return [*leases.sweep(root), *registry.reconcile(root)]
 
 

@@ -153,7 +153,7 @@ def start(prefect: str, runs: Path) -> Iterator[Callable[..., "subprocess.Popen[
         process = subprocess.Popen(
             command(*arguments, changes=changes), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=unnamed() | {"PREFECT_API_URL": prefect, "SACPO_RUNS": str(runs)} | environment,
-            cwd=Path(__file__).parent.parent,
+            cwd=Path(__file__).parent.parent, start_new_session=True,
         )  # fmt: skip
         started.append(process)
         return process

@@ -134,10 +134,11 @@ def test_sigterm_ends_the_command_with_a_checkpoint(
 
 def temporary_server(runs: Path) -> int:
     """Return the process of Prefect's temporary server for a runs folder, or 0."""
-    marks = {b"PREFECT__SERVER_EPHEMERAL=1", f"PREFECT_HOME={runs / 'prefect'}".encode()}
+    home, module = f"PREFECT_HOME={runs / 'prefect'}".encode(), b"tasks.temporary_server"
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if marks <= {*(process / "environ").read_bytes().split(b"\0")}:
+            environment, command = ((process / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))
+            if home in environment and module in command:
                 return int(process.name)
     return 0
 

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,33 +66,6 @@ def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> No
         futures = [pool.submit(work, number) for number in range(4)]
         futures[0].result()
     assert begun in ([0], [0, 1])  # the second may have begun before anyone knew
-
-
-def test_servers_that_killed_runs_left_behind_are_ended_and_no_others(tmp_path: Path) -> None:
-    """A server is left to process 1 by a parent that ends; a person's own has no mark of Prefect's."""
-    start = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], stdout=-3, stderr=-3).pid)"
-    pids = {}
-    for name, home, marked in [("ours", "prefect", "1"), ("theirs", "elsewhere", "1"), ("own", "prefect", "")]:
-        environment = os.environ | {"PREFECT_HOME": str(tmp_path / home), "PREFECT__SERVER_EPHEMERAL": marked}
-        done = subprocess.run(
-            [sys.executable, "-c", start], env=environment, capture_output=True, text=True, timeout=600
-        )
-        pids[name] = int(done.stdout)
-
-    def alive(name: str) -> bool:
-        state = Path(f"/proc/{pids[name]}/stat")
-        return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
-
-    try:
-        launch.reap(tmp_path)
-        end = time.monotonic() + 600
-        while alive("ours") and time.monotonic() < end:
-            time.sleep(0.05)
-        assert [name for name in pids if alive(name)] == ["theirs", "own"]
-    finally:
-        for pid in pids.values():
-            with suppress(OSError):
-                os.kill(pid, 9)
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_says() -> None:

@@ -1,0 +1,143 @@
+"""Prefect's server for the time of one command, where no other is named.
+
+It runs in a session of its own: Ctrl-C in the terminal, or a signal to the whole group, ends the command, which still
+tells it so. It ends with the command, however that ends. It listens on a socket of the command's: where it dies and is
+started again, requests wait, and nobody else gets its port and with it the password.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from models.kept import Kept
+from tasks import passwords, screen
+from tasks.children import Child, end_with, until
+
+NAMED = "PREFECT_API_URL"
+REVIVALS = 5
+"""How often one that dies is started again."""
+GRACE = 5.0
+"""Seconds in which it writes what it still holds."""
+ONCE = 2.0
+"""Seconds of one question whether it answers: nobody closes the socket of one that has died."""
+WAITING = 128
+"""Connections that wait while it starts."""
+
+_address = ""
+
+
+@contextmanager
+def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
+    """Name a server on the database of the runs folder while this lasts, unless the environment names one already.
+
+    Yields:
+        A function that waits until the server answers; `BadPlace` is raised where it does not.
+    """
+    global _address
+    if os.environ.get(NAMED):
+        yield lambda: None
+        return
+    environment = {**os.environ, **passwords.temporary(root, os.environ)}
+    log, over = root / Kept.logs / "temporary-server.log", threading.Event()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+    with socket.create_server(("127.0.0.1", 0), backlog=WAITING) as door:
+        servers = [_start(door, environment, log)]
+        keeper = threading.Thread(target=_keep, args=(servers, door, environment, log, over), daemon=True)
+
+        def ready() -> None:
+            until(servers[-1], _answers)
+            if not keeper.ident:
+                keeper.start()
+
+        _address = f"http://127.0.0.1:{door.getsockname()[1]}/api"
+        os.environ[NAMED] = _address
+        try:
+            yield ready
+        finally:
+            over.set()
+            if keeper.ident:
+                keeper.join()
+            _end(servers[-1].process)
+            del os.environ[NAMED]
+            _address = ""
+
+
+def address() -> str:
+    """Return the address of the temporary server of this process; empty where there is none."""
+    return _address
+
+
+def lasting() -> str:
+    """Return the address of a Prefect server that outlives this command; empty where there is none."""
+    from prefect.settings import PREFECT_API_URL
+
+    named = PREFECT_API_URL.value() or ""
+    return "" if named == _address else named
+
+
+def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Child:
+    number = door.fileno()
+    command = [sys.executable, "-m", __name__, str(number), str(os.getpid())]
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            pass_fds=[number],
+            start_new_session=True,
+        )
+    return Child("Prefect's temporary server", process, log)
+
+
+def _keep(
+    servers: list[Child], door: socket.socket, environment: dict[str, str], log: Path, over: threading.Event
+) -> None:
+    """Start it again where it dies; after the last time refuse whoever waits."""
+    for revived in range(REVIVALS + 1):
+        while servers[-1].process.poll() is None:
+            if over.wait(1):
+                return
+        if revived < REVIVALS:
+            screen.say("Prefect's temporary server died; it is started again", "dim")
+            servers.append(_start(door, environment, log))
+    door.close()
+
+
+def _answers() -> bool:
+    try:
+        urllib.request.urlopen(f"{_address}/health", timeout=ONCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _serve(number: int, command: int) -> None:
+    """Be that server, on a listening socket, until the command is gone."""
+    threading.Thread(target=end_with, args=(command,), daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run([socket.socket(fileno=number)])
+
+
+if __name__ == "__main__":
+    _serve(*map(int, sys.argv[1:]))
