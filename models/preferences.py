@@ -74,6 +74,8 @@ def prepare(
     refuse_contamination(became.get(INSIDE, 0), first, config)
     if not len(splits["train"]):
         raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")
+    if method == "kto":
+        refuse_one_kind(str(source), [one.desirable for one in judged(splits["train"].path)])
     content = content_digest({name: file_digest(splits[name].path) for name in SPLITS})
     lines = {name: len(splits[name]) for name in SPLITS}
     card = reading.card(source, lines, became, over)
@@ -92,6 +94,13 @@ def pairs(path: Path) -> Iterator[Pair]:
 def judged(path: Path) -> Iterator[Judged]:
     """Yield the answers of a KTO training file."""
     return (Judged(**row) for row in jsonl.read(path))
+
+
+def refuse_one_kind(source: str, labels: Sequence[bool]) -> None:
+    """Raise BadData if all answers are desirable, or all undesirable: KTO learns from the difference."""
+    if len(set(labels)) == 1:
+        kind = "desirable" if labels[0] else "undesirable"
+        raise BadData(f"{source}: all {len(labels)} rows are {kind}; KTO needs answers of both kinds")
 
 
 def split_of(prompt: list[Message], config: Data) -> str:

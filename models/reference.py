@@ -11,7 +11,7 @@ from models.artifacts import Policy, Preferences, Reference, content_digest, fil
 from models.batching import mismatched, stratified
 from models.errors import BadData
 from models.policy import frozen, load, project
-from models.preferences import TRAIN, judged, pairs
+from models.preferences import TRAIN, judged, pairs, refuse_one_kind
 from models.recipe import Compute, Data, Step
 from models.shared_prompt import Group, states, tokens
 from models.tokens import encode
@@ -84,9 +84,7 @@ def score_unpaired(
     labels = [bool(row["label"]) for row in rows]
     if every and not rows:
         raise BadData(_too_long(preferences.metric, "answer", data))
-    if len(set(labels)) < 2:
-        kind = "desirable" if all(labels) else "undesirable"
-        raise BadData(f"{preferences.metric}: all {len(rows)} rows are {kind}; KTO needs answers of both kinds")
+    refuse_one_kind(preferences.metric, labels)
     pad = tokenizer.pad_token_id
     scored = [
         {**row, "ref_logps": logp}

@@ -117,6 +117,23 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
 def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"all 1\d\d rows are desirable; KTO needs answers of both kinds"):
         scored(policy, compute, tmp_path, step(), safe=1.1)
+    assert not list((tmp_path / "scored").iterdir())  # refused with the data, before anything is trained
+
+
+def test_answers_of_one_kind_that_are_short_enough_are_no_kto_data(
+    policy: Policy, compute: Compute, tmp_path: Path
+) -> None:
+    for name in ("pairs", "scored"):
+        (tmp_path / name).mkdir()
+    data = Data(near_duplicates=1, validation=0, test=0, max_tokens=64)
+    sources = pku(tmp_path, 0.5)
+    made = preferences.prepare(sources, "steps.0", "harmless", "kto", "", 0, data, tmp_path / "pairs")
+    rows = [row._asdict() for row in preferences.judged(tmp_path / "pairs/train.jsonl")]
+    for row in rows:
+        row["answer"] += "" if row["desirable"] else " get the brush" * 64
+    jsonl.write(tmp_path / "pairs/train.jsonl", rows)
+    with pytest.raises(BadData, match=r"all \d\d rows are desirable; KTO needs answers of both kinds"):
+        reference.score_unpaired(policy, made, step(), 0, data, compute, tmp_path / "scored")
 
 
 def test_a_batch_below_eight_is_refused() -> None:
