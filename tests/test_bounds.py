@@ -128,7 +128,6 @@ def test_the_bound_holds_where_the_one_before_it_did_not(
     assert before(values, case.truth, error).mean() > most(error, 4000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cases", [bounds.wins, bounds.several, bounds.kl])
 def test_every_listed_bound_holds(cases: Callable[[], Iterator[bounds.Case]]) -> None:
     for case in cases():
