@@ -6,6 +6,7 @@ parent, group and session tell nothing (Prefect gives every flow run its own ses
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ class Child:
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    door: socket.socket | None = None
+    """The socket on which it listens; ours, so that nobody else gets its port while we live."""
 
     @property
     def last_line(self) -> str:
@@ -74,9 +77,19 @@ def end_with(parent: int) -> None:
 
 
 def start(
-    root: Path, kind: str, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path
+    root: Path,
+    kind: str,
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    door: socket.socket | None = None,
 ) -> Child:
-    """Start a process in its own session, out of reach of the terminal's Ctrl-C, with its output in `root/logs`."""
+    """Start a process in its own session, out of reach of the terminal's Ctrl-C, with its output in `root/logs`.
+
+    Args:
+        door: a socket that the process inherits, under the same number.
+    """
     log = root / Kept.logs / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -89,9 +102,10 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
+            pass_fds=[door.fileno()] if door else [],
             start_new_session=True,
         )
-    return Child(name, process, log)
+    return Child(name, process, log, door)
 
 
 def until(child: Child, ready: Callable[[], bool]) -> None:
@@ -107,6 +121,16 @@ def until(child: Child, ready: Callable[[], bool]) -> None:
         if time.monotonic() > end:
             raise BadPlace(f"{child.name} did not start, {child.how}")
         time.sleep(0.2)
+
+
+def listens(child: Child, port: int) -> bool:
+    """Whether a child, or what it started, listens on a port: no other program can then."""
+    with suppress(psutil.Error):
+        process = psutil.Process(child.process.pid)
+        for one in (process, *process.children(recursive=True)):
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in one.net_connections("tcp")):
+                return True
+    return False
 
 
 def finish(child: Child) -> None:

@@ -33,7 +33,7 @@ QUIET = {
 }
 """Nothing is sent anywhere, and servers say only what matters."""
 OURS = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
-"""What tells a runs folder from a folder of the user's that happens to be named so."""
+"""What tells a runs folder from a folder of the user's that happens to be named so; one that is empty is ours too."""
 BROKE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """What is said of a connection that a proxy or a restart cut, where somebody listens."""
 RETRIES = "6"
@@ -104,7 +104,7 @@ def writable() -> Path:
     runs = root()
     try:
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any((runs / name).exists() for name in OURS):
+        if not any(runs.iterdir()) or any((runs / name).exists() for name in OURS):
             _close(runs)
         probe = runs / Kept.writable
         probe.write_text("")
@@ -121,7 +121,7 @@ def writable() -> Path:
 
 
 def _close(runs: Path) -> None:
-    """Take a runs folder that an older version left open to others away from them."""
+    """Take a runs folder that an older version, or the user's mkdir, left open to others away from them."""
     now = runs.stat()
     if now.st_uid == os.getuid() and now.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         runs.chmod(0o700)

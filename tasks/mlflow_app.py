@@ -15,6 +15,8 @@ from mlflow.server.security_utils import get_allowed_origins_from_env
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
+from tasks.own_pages import OwnPages
+
 
 def create_app() -> Any:
     """Return MLflow's application with its users, whose admin has the password that is valid now.
@@ -27,6 +29,7 @@ def create_app() -> Any:
     if name and password and not auth.store.authenticate_user(name, password, use_primary=True):
         auth.store.update_user(name, password=password, is_admin=True)
     app.add_middleware(SameOrigin)
+    app.add_middleware(OwnPages, headers={})  # MLflow sends its own: no page of another origin may frame it
     return app
 
 

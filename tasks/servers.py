@@ -23,7 +23,7 @@ from models.kept import Kept
 from tasks import children, health, passwords
 from tasks.children import Child
 from tasks.home import VERSIONS, ask
-from tasks.wanted import Wanted, environment_of, free, reachable
+from tasks.wanted import Wanted, environment_of, listening, reachable
 
 CHECKOUT = Path(__file__).parent.parent
 POOL = "sacpo"
@@ -122,12 +122,9 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
         say(sentence)
     if wanted.starts_mlflow and wanted.starts_prefect and wanted.mlflow_port == wanted.prefect_port:
         raise BadPlace(f"--mlflow-port and --prefect-port are both {wanted.mlflow_port}; each server needs its own")
-    for ours, port, option in (
-        (wanted.starts_mlflow, wanted.mlflow_port, "--mlflow-port"),
-        (wanted.starts_prefect, wanted.prefect_port, "--prefect-port"),
-    ):
-        if ours:
-            free(port, option)
+    if wanted.starts_mlflow:
+        listening(wanted.mlflow_port, "--mlflow-port").close()
+    door = listening(wanted.prefect_port, "--prefect-port") if wanted.starts_prefect else None
     servers = {"mlflow": wanted.starts_mlflow, "prefect": wanted.starts_prefect}
     for name in (name for name, ours in servers.items() if not ours):
         _greet(name, wanted, environment, say)
@@ -135,11 +132,13 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
     started = []
     if wanted.starts_mlflow:
         started.append(_mlflow(root, wanted, environment))
-    if wanted.starts_prefect:
-        started.append(_prefect(root, wanted, environment))
+    if door:
+        started.append(_prefect(root, wanted, environment, door))
     for child in started:
+        port = urlsplit(getattr(wanted, child.name)).port or 0
         address = f"{getattr(wanted, child.name)}/health"
-        children.until(child, lambda address=address: _answers(address))  # type: ignore[misc]
+        # another program that took the port answers too, and must not be sent the password
+        children.until(child, lambda p=port, a=address, c=child: children.listens(c, p) and _answers(a))  # type: ignore[misc]
         _greet(child.name, wanted, environment, say)
     _pool(environment)
     registering = _deploy(root, environment)
@@ -208,7 +207,7 @@ def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
     return {**key, **admin, "MLFLOW_AUTH_CONFIG_PATH": str(settings)}
 
 
-def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
+def _prefect(root: Path, wanted: Wanted, environment: dict[str, str], door: socket.socket) -> Child:
     closed = {
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": wanted.prefect.removesuffix("/api"),
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
@@ -218,8 +217,8 @@ def _prefect(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     del server["PREFECT_API_URL"]
     if wanted.postgres:
         server["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = wanted.database("prefect", "asyncpg")
-    command = [_tool("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(wanted.prefect_port)]
-    return children.start(root, "server", "prefect", command, server, root)
+    command = [sys.executable, "-m", "tasks.prefect_server", "--fd", str(door.fileno())]
+    return children.start(root, "server", "prefect", command, server, CHECKOUT, door)
 
 
 def _deploy(root: Path, environment: dict[str, str]) -> Child | None:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from models.kept import Kept
 from tasks import passwords, screen
-from tasks.children import Child, end_with, until
+from tasks.children import Child, until
 
+CHECKOUT = Path(__file__).parent.parent
 NAMED = "PREFECT_API_URL"
 REVIVALS = 5
 """How often one that dies is started again."""
@@ -83,8 +84,7 @@ def lasting() -> str:
 
 
 def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Child:
-    number = door.fileno()
-    command = [sys.executable, "-m", __name__, str(number), str(os.getpid())]
+    command = [sys.executable, "-m", "tasks.prefect_server", "--temporary", "--fd", str(door.fileno())]
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -92,7 +92,8 @@ def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Child
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            pass_fds=[number],
+            pass_fds=[door.fileno()],
+            cwd=CHECKOUT,  # `-m` would take a `tasks` of the folder that the user is in
             start_new_session=True,
         )
     return Child("Prefect's temporary server", process, log)
@@ -127,17 +128,3 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _serve(number: int, command: int) -> None:
-    """Be that server, on a listening socket, until the command is gone."""
-    threading.Thread(target=end_with, args=(command,), daemon=True).start()
-    import uvicorn
-    from prefect.server.api.server import create_app
-
-    app = create_app(ephemeral=True, final=True)
-    uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on")).run([socket.socket(fileno=number)])
-
-
-if __name__ == "__main__":
-    _serve(*map(int, sys.argv[1:]))

@@ -122,16 +122,18 @@ def reachable(wanted: Wanted) -> None:
             raise BadPlace(f"PostgreSQL, database {name}: {why}{remedy}") from error
 
 
-def free(port: int, option: str) -> None:
-    """Refuse a port that is none, or that somebody else listens on."""
+def listening(port: int, option: str) -> socket.socket:
+    """Return a socket that listens on a port of this machine.
+
+    Raises:
+        BadPlace: it is no port, or somebody else listens there.
+    """
     if not 0 < port < 65536:
         raise BadPlace(f"{option} {port} is no port; choose one from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that closed a moment ago is free
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise BadPlace(f"port {port} is taken by another program; choose one with {option}") from error
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise BadPlace(f"port {port} is taken by another program; choose one with {option}") from error
 
 
 def _named(name: str) -> str:

@@ -134,7 +134,7 @@ def test_sigterm_ends_the_command_with_a_checkpoint(
 
 def temporary_server(runs: Path) -> int:
     """Return the process of Prefect's temporary server for a runs folder, or 0."""
-    home, module = f"PREFECT_HOME={runs / 'prefect'}".encode(), b"tasks.temporary_server"
+    home, module = f"PREFECT_HOME={runs / 'prefect'}".encode(), b"--temporary"
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             environment, command = ((process / name).read_bytes().split(b"\0") for name in ("environ", "cmdline"))

@@ -26,7 +26,7 @@ import yaml
 from models.errors import BadPlace
 from tasks import children, passwords, servers, tracking
 from tasks.home import VERSIONS
-from tasks.wanted import Wanted, environment_of
+from tasks.wanted import Wanted, environment_of, listening
 
 ROOT = Path(__file__).parent.parent
 SECRETS = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
@@ -223,6 +223,24 @@ def test_the_temporary_server_of_a_run_is_closed_too(runs: Path) -> None:
         urllib.request.urlopen(urllib.request.Request(f"{api}/flows/", headers=ask, method="OPTIONS"), timeout=30)
     child.communicate("\n", timeout=600)
     assert (runs / "password").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_program_that_took_the_port_of_a_server_is_not_taken_for_it(tmp_path: Path) -> None:
+    """It answers as the server would, and waits for the password."""
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        opens = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
+        opens += "; time.sleep(600)"
+        opens = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {opens!r}])"  # as MLflow does
+        child = children.start(tmp_path, "server", "mlflow", [sys.executable, "-c", opens], os.environ, tmp_path)
+        try:
+            while not (written := child.log.read_text()).endswith("\n"):
+                time.sleep(0.1)
+            assert children.listens(child, int(written)) and not children.listens(child, port)
+        finally:
+            os.killpg(child.process.pid, 9)
+        with pytest.raises(BadPlace, match=f"port {port} is taken by another program; choose one with --x"):
+            listening(port, "--x")
 
 
 def test_one_password_for_a_folder_whoever_asks_first(runs: Path) -> None:

@@ -294,7 +294,8 @@ def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, day: Day)
     ):
         page.goto(artifacts)
         page.locator(f"a[href$='/artifacts/key/{artifact}']").first.click()
-        page.wait_for_url(f"**/artifacts/key/{artifact}*")  # the page before has links to artifacts too
+        page.wait_for_url(f"**/artifacts/key/{artifact}*")
+        page.get_by_role("tab", name="Artifacts").wait_for(state="detached")  # the page before has such links too
         page.locator("a[href*='/artifacts/artifact/']").first.click()
         with suppress(playwright.TimeoutError):
             shown.wait_for(timeout=60_000)
