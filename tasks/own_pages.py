@@ -44,16 +44,13 @@ class OwnPages:
                 MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
-        if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, send)
-        asked = Headers(scope=scope)
-        if self.hosts and hostname(asked) not in self.hosts and "authorization" not in asked:
-            answer: Any = PlainTextResponse("Refused: this server has another name", 403)
-        elif asked.get("service-worker") == "script":
+        asked = Headers(scope=scope) if scope["type"] in ("http", "websocket") else None
+        answer: Any = self.app
+        if asked and self.hosts and hostname(asked) not in self.hosts and "authorization" not in asked:
+            answer = PlainTextResponse("Refused: this server has another name", 403)
+        elif asked and asked.get("service-worker") == "script":
             answer = Response(GONE, media_type="text/javascript")
-        else:
-            answer = self.app
-        return await answer(scope, receive, sending)
+        await answer(scope, receive, sending)
 
 
 def hostname(headers: Headers) -> str:
