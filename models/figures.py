@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,9 +28,9 @@ class Evidence(NamedTuple):
     distances: Distances
     margins: Margins
 
-    def answered(self) -> list[Row]:
-        """Return the rows of `answers.jsonl`."""
-        return list(jsonl.read(self.answers.path / "answers.jsonl"))
+    def answered(self) -> Iterator[Row]:
+        """Yield the rows of `answers.jsonl`."""
+        return jsonl.read(self.answers.path / "answers.jsonl")
 
 
 def scores(verdicts: Verdicts, metric: str) -> list[Row]:

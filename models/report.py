@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -271,25 +272,18 @@ def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
 
 
 def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
-    """Return a few prompts of every suite with the answer of every candidate."""
-    answers = {told.policy.name: told.answered() for told in candidates}
-    rows = next(iter(answers.values()))
-    differ = [len({told[i]["answer"] for told in answers.values()}) > 1 for i in range(len(rows))]
-    suites = dict.fromkeys(row["suite"] for row in rows)
-    places = [i for suite in suites for i in _telling(rows, suite, differ)[:each]]
-    return [
-        {
-            "suite": rows[i]["suite"],
-            "prompt": last_turn(rows[i]["prompt"]),
-            "answers": {name: told[i]["answer"] for name, told in answers.items()},
-        }
-        for i in places
-    ]
-
-
-def _telling(rows: list[Tree], suite: str, differ: list[bool]) -> list[int]:
-    """Return the places of a suite's prompts, those first on which candidates differ."""
-    return sorted((i for i, row in enumerate(rows) if row["suite"] == suite), key=lambda i: not differ[i])
+    """Return a few prompts of every suite with the answer of every candidate, those first on which they differ."""
+    found: dict[str, list[tuple[bool, Tree]]] = {}
+    names = [told.policy.name for told in candidates]
+    for rows in zip(*(told.answered() for told in candidates), strict=True):
+        answers = [row["answer"] for row in rows]
+        alike, prompt = len({*answers}) == 1, last_turn(rows[0]["prompt"])
+        told = {"suite": rows[0]["suite"], "prompt": prompt, "answers": dict(zip(names, answers, strict=True))}
+        own = found.setdefault(rows[0]["suite"], [])
+        own.append((alike, told))
+        own.sort(key=itemgetter(0))
+        del own[each:]
+    return [told for own in found.values() for _, told in own]
 
 
 def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:
