@@ -115,13 +115,22 @@ def ruled_out(values: np.ndarray, mean: np.ndarray | float, error: float) -> np.
     won = np.full(np.broadcast_shapes(values.shape[1:], np.shape(mean)), error)  # capital, as a share of its aim
     spread = mean * (1 - mean)  # one imaginary value with the largest variance there is
     for first in range(0, n, block):
-        some = values[first : first + block]
+        some, times = _counted(values[first : first + block])
         wanted = np.sqrt(-2 * np.log(won) * (1 + first) / (spread * (n - first)))  # 0 once the aim is reached
         stake = np.minimum(wanted, BOLDEST / mean)
         with np.errstate(over="ignore"):
-            won = np.clip(won * np.prod(1 + stake * (some - mean), axis=0), 1e-300, 1)
-        spread = spread + ((some - mean) ** 2).sum(axis=0)
+            won = np.clip(won * np.exp((times * np.log(1 + stake * (some - mean))).sum(axis=0)), 1e-300, 1)
+        spread = spread + (times * (some - mean) ** 2).sum(axis=0)
     return np.asarray(won >= 1 - 1e-9)
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+    """Return the values of one bet of one game and how often each comes; of several games, the values as they are."""
+    if values.size > len(values) or len(values) == 1:
+        return values, 1.0
+    kinds, times = np.unique(values, return_counts=True)
+    shape = (-1, *values.shape[1:])
+    return kinds.reshape(shape), times.reshape(shape)
 
 
 def bounded_mean(
