@@ -9,6 +9,8 @@ import numpy as np
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000
+MANY = 10_000
+"""Of more values the mean is as good as normal, and resampling them shows nothing else, in minutes."""
 STEEPEST = 1e3
 """A fitted scale beyond this is not told apart from infinity."""
 BOLDEST = 0.9
@@ -162,15 +164,16 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, see
     method = "bootstrap over prompts; describes"
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
-    low, high = (_resampled(values, q, seed) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
-
-
-def _resampled(values: Sequence[float], q: float, seed: int) -> float:
-    """Return a quantile of the means of resampled values."""
     sample = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
-    return float(np.quantile(sample[draws].mean(axis=1), q))
+    if len(sample) > MANY:
+        method = "normal over prompts; describes"
+        half = float(stats.norm.ppf((1 + confidence) / 2) * sample.std() / math.sqrt(len(sample)))
+        low, high = float(sample.mean()) - half, float(sample.mean()) + half
+    else:
+        rng = np.random.default_rng(seed)
+        means = [sample[rng.integers(0, len(sample), len(sample))].mean() for _ in range(RESAMPLES)]
+        low, high = (float(end) for end in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
 
 
 def clustered(
@@ -255,6 +258,9 @@ def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.n
         means: (fits,)
         sd: one for all fits.
     """
+    kinds, kind = np.unique(np.stack([won, x], axis=1), axis=0, return_inverse=True)  # lengths are whole numbers
+    won, x = kinds.T
+    weights = np.stack([np.bincount(kind, weight, len(kinds)) for weight in weights])
     rows = max(1, CACHED // len(won))
     parts = range(0, len(weights), rows)
     return np.concatenate([_newton(won, x, weights[i : i + rows], means[i : i + rows], sd) for i in parts])

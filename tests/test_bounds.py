@@ -245,3 +245,11 @@ def test_values_that_come_often_are_bet_on_at_once(kinds: tuple[float, ...]) -> 
         one_by_one = statistics.ruled_out(np.stack([x, x], axis=1)[:, :, None], statistics.GRID, 0.025)[0]
         product = statistics.GRID[np.argmin(one_by_one) - 1] if one_by_one[0] else 0.0
         assert statistics.bounded_mean_bound(values, 0.975) == product
+
+
+def test_the_interval_of_a_mean_goes_on_where_it_is_no_longer_resampled() -> None:
+    values = np.random.default_rng(12).lognormal(0, 1, statistics.MANY + 1).tolist()
+    few, many = statistics.mean(values[:-1]), statistics.mean(values)
+    assert (few.method.partition(" ")[0], many.method.partition(" ")[0]) == ("bootstrap", "normal")
+    width = few.high - few.low
+    assert abs(few.low - many.low) < width / 10 and abs(few.high - many.high) < width / 10
