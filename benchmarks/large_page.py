@@ -7,10 +7,11 @@ FOLDER gets `ROWS-CANDIDATES-CHARACTERS/` with the report, without its tables, a
 
 What is judged is made up, and written as a run writes it: answers, grades and comparisons of `models/judging.py`,
 progress of trainings, held-out margins. From there on it is a run's own way: the gate chooses and decides, and
-`report.build` and `report.write` make the report, in a process of its own. Texts are pieces of one text of made-up
-words with what answers have, too: commas, line breaks, code, angle brackets, letters beyond ASCII. Those
-seconds are of the processor. A headless Chromium without a GPU opens the page; `drawn` is from the call until the first frame with all of it, `filter` from a key in the
-search until the frame that follows. Memory is limited to LIMIT.
+`report.build` and `report.write` make the report, in a process of its own with at most LIMIT of memory; `build`,
+`tables` and `page` are its seconds of processor. Texts are pieces of one text of made-up words with what answers have,
+too: commas, line breaks, backquotes, angle brackets, letters beyond ASCII. Then a headless Chromium without a GPU opens
+the page: `drawn` is seconds of the clock from the call until the frame with all of it, `search` from a word typed until
+the frame that follows, `differ` from a click on "only where verdicts differ".
 """
 
 import json
@@ -91,7 +92,7 @@ def evidence(folder: Path, rows: int, candidates: int, characters: int) -> None:
             with (folder / split / f"{role}.jsonl").open("w") as file:
                 file.writelines(json.dumps({"prompt": row["prompt"]}) + "\n" for row in prompts if row["suite"] == role)
         base = [writer.piece(characters) for _ in prompts]
-        scored: list[float] = []  # by the judge of helpfulness, of the base
+        scored: list[float] = []  # of the base, where answers are compared
         for number in range(candidates if split == "validation" else 1):
             place = folder / split / str(number)
             place.mkdir()
@@ -115,7 +116,7 @@ def _candidate(
     number: int,
     scored: list[float],
 ) -> list[float]:
-    """Write one candidate's answers, verdicts, distances, margins and progress; return the base's helpful scores."""
+    """Write one candidate's answers, verdicts, distances, margins and progress; return the base's scores."""
     from models import jsonl, judging
     from models.judges import Comparison, Grade
 
@@ -136,16 +137,14 @@ def _candidate(
             label = draw.choices(["compliance", "partial refusal", "full refusal"], [90, 6, 4])[0]
             grade = Grade(float(label != "full refusal"), label != "full refusal", label)
         else:
-            ours.append(score)
             grade = Grade(score)
         failed = row["suite"] != "must_pass" and draw.random() < 0.005
-        grade = Grade(failed="made up") if failed else grade
-        graded.append({"metric": metric, **judging._named(row), **judging._graded(grade)})
-        if metric == "helpful":
+        told = judging._graded(Grade(failed="made up") if failed else grade)
+        graded.append({"metric": metric, **judging._named(row), **told})
+        if metric != "over_refusal":
+            ours.append(score if metric == "helpful" else grade.score)
             other = (scored or ours)[len(ours) - 1]
-            win = (
-                Comparison(failed="made up") if failed else Comparison(0.5 + 0.5 * ((score > other) - (score < other)))
-            )
+            win = Comparison(failed="made up") if failed else Comparison(judging.win(ours[-1], other))
             named = {"metric": metric, **judging._named(row)}
             compared += [{**named, "against": name, **judging._compared(win)} for name in ("base", "reference")]
     jsonl.write(place / "answers.jsonl", answers)

@@ -12,7 +12,7 @@ from models import equal_length, harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
-from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics
+from models.figures import OVER, SAFE, WIN, Evidence, fitted_scale, last_turn, metrics
 from models.flips import flips
 from models.gate import AS_THEY_ARE, Choice, Verdict
 from models.markdown import markdown_table, plain
@@ -50,7 +50,7 @@ def build(
     sampled = {}
     if calibration:
         sampled = {metric: labelled(calibration.path / f"{metric}.jsonl") for metric in calibration.metrics}
-    played = ratings(list(matches(candidates, "helpful")), base.policy.name)
+    played = ratings(matches(candidates, "helpful"), base.policy.name)
     return {
         "schema": SCHEMA,
         "recipe": {
@@ -254,13 +254,14 @@ def _turned(estimate: Estimate, good: bool) -> Estimate:
 
 def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
     """Return for each judge what speaks for or against it."""
+    asked: dict[str, list[Tree]] = {}
+    for one in candidates:
+        for row in jsonl.read(one.verdicts.path / "comparisons.jsonl"):
+            if row["against"] == "base" and row["calls"]:  # the same prompt of two candidates is asked twice
+                asked.setdefault(row["metric"], []).append({**row, "prompt": [one.policy.digest, row["prompt"]]})
     found: Tree = {}
     for metric in candidates[0].verdicts.judges:
-        rows = [
-            {**row, "prompt": [told.policy.digest, row["prompt"]]}  # the same prompt of two candidates is asked twice
-            for told in candidates
-            for row in comparisons(told.verdicts, metric, "base")
-        ]
+        rows = asked.get(metric, [])
         told = {"position_bias": position_bias(rows), "repeatability": repeatability(rows)}
         checks: Tree = {name: _told(figure) for name, figure in told.items() if figure.n}
         if metric in sampled:
