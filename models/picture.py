@@ -131,6 +131,8 @@ def _name(axes: Any, shown: list[Tree], chosen: str) -> None:
                 taken.append(box)
                 break
             text.remove()
+        else:
+            axes.set_xlabel("safety rate on harmful prompts (points without a name: see the table of candidates)")
 
 
 def _readable(axis: Any) -> None:
