@@ -23,7 +23,7 @@ GRID = np.unique([*_edge, *(np.arange(1, 1000) / 1000), *(1 - _edge)])
 RIDGE = 0.1
 """Precision of the prior N(0, 1/RIDGE) that keeps the coefficients of a logistic fit finite."""
 CACHED = 2**17
-"""Numbers in one matrix of fits made side by side: about what a core's cache holds."""
+"""Numbers in one matrix of resamples, or of fits made side by side: about what a core's cache holds."""
 
 
 class Normal(NamedTuple):
@@ -170,8 +170,10 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, see
         half = float(stats.norm.ppf((1 + confidence) / 2) * sample.std() / math.sqrt(len(sample)))
         low, high = float(sample.mean()) - half, float(sample.mean()) + half
     else:
-        rng = np.random.default_rng(seed)
-        means = [sample[rng.integers(0, len(sample), len(sample))].mean() for _ in range(RESAMPLES)]
+        rng, n = np.random.default_rng(seed), len(sample)
+        rows = max(1, CACHED // n)
+        parts = (min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows))
+        means = np.concatenate([sample[rng.integers(0, n, (part, n))].mean(axis=1) for part in parts])
         low, high = (float(end) for end in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
     return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
 
