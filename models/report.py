@@ -12,6 +12,7 @@ from models import equal_length, harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
+from models.cases import cut
 from models.figures import OVER, SAFE, WIN, Evidence, fitted_scale, last_turn, metrics
 from models.flips import flips
 from models.gate import AS_THEY_ARE, Choice, Verdict
@@ -173,8 +174,14 @@ def markdown(tree: Tree) -> str:
     lines += ["", *markdown_table([["candidate", "made from"], *origin])]
     for told in tree["samples"]:
         lines += ["", f"**{plain(told['prompt'])}**", ""]
-        lines += [f"- {plain(name)}: {plain(answer)}" for name, answer in told["answers"].items()]
+        lines += [f"- {plain(name)}: {plain(_short(answer))}" for name, answer in told["answers"].items()]
     return "\n".join([*lines, ""])
+
+
+def _short(answer: str) -> str:
+    """Return the beginning of an answer: each is shown once for every candidate, and Prefect draws all of it."""
+    text = cut(answer, 500)
+    return f"{text.start} … {text.more:,} more characters" if text.more else answer
 
 
 def _candidate(
