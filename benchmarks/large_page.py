@@ -28,8 +28,8 @@ from typing import Any
 LIMIT = 12 * 2**30
 """Bytes that a report may take, so that the machine goes on."""
 CASES = [(rows, count, length) for rows in (10_000, 200_000) for count in (2, 30) for length in (60, 2000)]
-WRITTEN = 6
-"""Candidates of whom everything is made up; all others lead to the files of one of these, but for the base."""
+WRITTEN = {10_000: 30, 200_000: 6}
+"""Prompts → candidates of whom everything is made up; all others lead to the files of one of these, but the base's."""
 ROLES = {"helpful": 0.45, "harmless": 0.45, "over_refusal": 0.09, "must_pass": 0.01}
 """Role → its share of the prompts."""
 CATEGORIES = 14
@@ -97,8 +97,8 @@ def evidence(folder: Path, rows: int, candidates: int, characters: int) -> None:
         scored: list[float] = []  # of the base, where answers are compared
         for number in range(candidates if split == "validation" else 1):
             place = folder / split / str(number)
-            if number >= WRITTEN:
-                place.symlink_to(str(1 + number % (WRITTEN - 1)))
+            if number >= WRITTEN.get(rows, candidates):
+                place.symlink_to(str(1 + number % (WRITTEN[rows] - 1)))
                 continue
             place.mkdir()
             scored = _candidate(place, writer, prompts, base, characters, 0 if split == "test" else number, scored)
