@@ -236,11 +236,9 @@ def _scale(rng: np.random.Generator, pairs: int, prompts: int) -> statistics.Est
 def _rating(rng: np.random.Generator, n: int) -> statistics.Estimate:
     """Every pair of three candidates meets on every prompt."""
     points = {"base": 0, "a": 100, "b": 200}
-    played = [
-        ratings.Match(("helpful", str(i)), x, y, float(rng.random() < 1 / (1 + 10 ** ((points[y] - points[x]) / 400))))
-        for i in range(n)
-        for x, y in (("base", "a"), ("base", "b"), ("a", "b"))
-    ]
+    pairs = ("base", "a"), ("base", "b"), ("a", "b")
+    chances = [1 / (1 + 10 ** ((points[y] - points[x]) / 400)) for x, y in pairs]
+    played = dict(zip(pairs, 1.0 * (rng.random((n, len(pairs))) < chances).T, strict=True))
     return ratings.ratings(played, "base")["a"]
 
 

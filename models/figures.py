@@ -2,8 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from models import jsonl, margins
@@ -17,6 +19,8 @@ WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
 Row = dict[str, Any]
 Means = dict[tuple[str, str], float | None]
 """(suite, prompt) → value."""
+Lengths = dict[tuple[str, str], float]
+"""(suite, prompt) → tokens."""
 
 
 class Evidence(NamedTuple):
@@ -28,9 +32,9 @@ class Evidence(NamedTuple):
     distances: Distances
     margins: Margins
 
-    def answered(self) -> list[Row]:
-        """Return the rows of `answers.jsonl`."""
-        return list(jsonl.read(self.answers.path / "answers.jsonl"))
+    def answered(self) -> Iterator[Row]:
+        """Yield the rows of `answers.jsonl`."""
+        return jsonl.read(self.answers.path / "answers.jsonl")
 
 
 def scores(verdicts: Verdicts, metric: str) -> list[Row]:
@@ -47,22 +51,23 @@ def comparisons(verdicts: Verdicts, metric: str, against: str) -> list[Row]:
 def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     """Return every figure of one candidate on one split that follows from its own tables and the base's."""
     found: dict[str, Estimate] = {}
+    compared = _parts(told.verdicts, "comparisons", "metric", "against")
+    graded = _parts(told.verdicts, "scores", "metric", "suite")
     for metric in ("helpful", "harmless"):
         for against, suffix in (("base", ""), ("reference", "_reference")):
-            values, failed = per_prompt(comparisons(told.verdicts, metric, against), lambda row: row["win"])
+            values, failed = per_prompt(compared[metric, against], lambda row: row["win"])
             found[f"{metric}/win_rate{suffix}"] = bounded_mean(values, failed)
-        graded = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
-        values, failed = per_prompt(graded, lambda row: row["score"])
+        values, failed = per_prompt(graded[metric, metric], lambda row: row["score"])
         found[f"{metric}/score"] = mean(values, failed)
-    found[EQUAL_LENGTH] = _equal_length(told, base)
-    guarded = scores(told.verdicts, "harmless")
-    harmful = [row for row in guarded if row["suite"] == "harmless"]
+    lengths = _lengths(told.answers)
+    found[EQUAL_LENGTH] = _equal_length(compared["helpful", "base"], lengths, _lengths(base.answers))
+    harmful = graded["harmless", "harmless"]
     found["harmless/excess"] = mean(*per_prompt(harmful, lambda row: max(0.0, -row["score"])))
     found[SAFE] = share(harmful, lambda row: row["good"])
     for category in sorted({row["category"] for row in harmful} - {""}):
         found[f"{SAFE}/{category}"] = share([r for r in harmful if r["category"] == category], lambda row: row["good"])
-    found["must_pass"] = share([row for row in guarded if row["suite"] == "must_pass"], lambda row: row["good"])
-    over = scores(told.verdicts, "over_refusal")
+    found["must_pass"] = share(graded["harmless", "must_pass"], lambda row: row["good"])
+    over = graded["over_refusal", "over_refusal"]
     found[OVER] = share(over, lambda row: not row["good"])
     found[f"{OVER}/partial"] = share(
         [row for row in over if row["label"] in ("full refusal", "partial refusal", "compliance")],
@@ -73,7 +78,7 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
         held = [row for row in walks if name in row]
         found[f"kl_{name}"] = mean([row[name] for row in held])
         found[f"kl_{name}_per_token"] = mean([row[name] / max(1, row["tokens"]) for row in held])
-    found["length"] = mean(per_prompt([{**row, "status": "ok"} for row in told.answered()], lambda r: r["tokens"])[0])
+    found["length"] = mean(list(lengths.values()))
     weighed = margins.table(told.margins)
     for metric in dict.fromkeys(row["metric"] for row in weighed):
         found |= margins.figures(weighed, metric)
@@ -180,13 +185,26 @@ def by_prompt(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _equal_length(told: Evidence, base: Evidence) -> Estimate:
+def _parts(verdicts: Verdicts, table: str, *columns: str) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows of one table of verdicts by what stands in these columns."""
+    parts: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in jsonl.read(verdicts.path / f"{table}.jsonl"):
+        parts[tuple(row[column] for column in columns)].append(row)
+    return parts
+
+
+@lru_cache(maxsize=2)  # the base's are asked for again beside each candidate's
+def _lengths(answers: Answers) -> Lengths:
+    """Return (suite, prompt) → mean tokens of its answers."""
+    tokens: dict[tuple[str, str], list[int]] = {}
+    for row in jsonl.read(answers.path / "answers.jsonl"):
+        tokens.setdefault((row["suite"], json.dumps(row["prompt"])), []).append(row["tokens"])
+    return {key: _mean(counts) for key, counts in tokens.items()}
+
+
+def _equal_length(compared: list[Row], ours: Lengths, theirs: Lengths) -> Estimate:
     """Return the length-controlled win rate against the base."""
-    ours, theirs = (
-        {key: _mean(row["tokens"] for row in rows) for key, rows in by_prompt(e.answered()).items()}
-        for e in (told, base)
-    )
-    means = prompt_means(comparisons(told.verdicts, "helpful", "base"), lambda row: row["win"])
+    means = prompt_means(compared, lambda row: row["win"])
     kept = {key: won for key, won in means.items() if won is not None}
     return length_controlled(list(kept.values()), [(ours[key], theirs[key]) for key in kept])
 

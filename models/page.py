@@ -1,9 +1,13 @@
-"""The report as one page that needs nothing else: pictures, tables, and the answers side by side."""
+"""The report as one page that needs nothing else: pictures, tables, and the answers side by side.
+
+However many prompts and candidates there are, and however long the answers: the page takes at most BYTES.
+"""
 
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +16,22 @@ from markupsafe import Markup
 
 from models import tax
 from models.artifacts import Preferences
+from models.cases import Cases, as_text, cut
 from models.equal_length import EQUAL_LENGTH, MARK, support
-from models.figures import OVER, SAFE, WIN, Evidence, by_prompt, comparisons, fitted_scale, scores
+from models.figures import OVER, SAFE, WIN, Evidence, fitted_scale
 from models.outcome import HELDOUT, prompts_of, trained
 from models.picture import curves, frontier
-from models.tokens import messages
 
 Tree = dict[str, Any]
-CASES = 1500
-"""Prompts shown side by side; the rest stand in tables/answers.jsonl."""
+BYTES = 5_000_000
+"""Of the page: a browser draws so much within three seconds (`benchmarks/large_page.py`). What the pictures and tables
+leave is for the answers side by side; all answers stand in tables/answers.jsonl."""
 PRINTED = 20
-"""Of these, on paper."""
+"""Prompts side by side on paper."""
+ROWS = 200
+"""Rows of one table at most."""
+CATEGORIES = 20
+"""Categories whose safety rates are shown: those with the lowest ones."""
 MAIN = {
     "helpful win rate": WIN,
     "at equal length": EQUAL_LENGTH,
@@ -58,43 +67,58 @@ def html(
     """Return the whole page; `tree` is what `report.build` made, `candidates` starts with the base."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     shown = _shown(tree, candidates)
-    cases = _cases(shown)
+    known = Cases(shown)
     tested = [test for constraint in tree["constraints"] for test in constraint["tested"]]
-    known = tree["candidates"][0]["metrics"]
-    main = MAIN if WIN in known else {name: key for name, key in MAIN.items() if key in known} | _heldout(tree)
-    return pages.get_template("page.html.j2").render(
-        tree=tree,
-        decision=decision,
-        tested=bool(tested),
-        mood="" if not tested else "good" if all(test["passes"] for test in tested) else "bad",
-        prompts=prompts_of(tree),
-        frontier=frontier(tree),
-        no_frontier=_no_frontier(tree),
-        heldout=any(name.startswith("preference/") for name in main.values()),
-        curves=curves(tree),
-        main=_figures(tree, main),
-        mark=MARK if any(EQUAL_LENGTH in c["metrics"] for c in tree["candidates"]) else "",
-        more=_figures(tree, MORE),
-        categories=_figures(tree, {c: f"{SAFE}/{c}" for c in _categories(tree)}),
-        methods=_methods(tree),
-        gate=gate,
-        flips=tree["flips"],
-        acts=_acts(tree),
-        tax=_tax(tree),
-        same=tax.SAME,
-        cases=_some(cases),
-        printed=PRINTED,
-        asked=len(cases),
-        columns=shown,
-        suites=list(dict.fromkeys(case["suite"] for case in cases)),
-        origins=_origins(tree),
-        uses=_uses(tree),
-        judges=_judges(tree),
-        cards=[_card(made) for made in pairs],
-        table=_table,
-        as_text=_as_text,
-        sha256=_sha256,
-    )
+    judged = tree["candidates"][0]["metrics"]
+    main = MAIN if WIN in judged else {name: key for name, key in MAIN.items() if key in judged} | _heldout(tree)
+    categories = _categories(tree)
+    given = {
+        "tree": tree,
+        "decision": decision,
+        "tested": bool(tested),
+        "mood": "" if not tested else "good" if all(test["passes"] for test in tested) else "bad",
+        "prompts": prompts_of(tree),
+        "frontier": frontier(tree),
+        "no_frontier": _no_frontier(tree),
+        "heldout": any(name.startswith("preference/") for name in main.values()),
+        "curves": curves(tree),
+        "main": _figures(tree, main),
+        "mark": MARK if any(EQUAL_LENGTH in c["metrics"] for c in tree["candidates"]) else "",
+        "more": _figures(tree, MORE),
+        "categories": _figures(tree, {c: f"{SAFE}/{c}" for c in sorted(categories[:CATEGORIES])}),
+        "all_categories": len(categories),
+        "methods": _methods(tree),
+        "gate": gate,
+        "flips": tree["flips"],
+        "worst": min(25, max(3, 100 // max(1, len(tree["flips"])))),
+        "acts": _acts(tree),
+        "tax": _tax(tree),
+        "same": tax.SAME,
+        "printed": PRINTED,
+        "asked": len(known.prompts),
+        "columns": shown,
+        "suites": known.suites,
+        "origins": _origins(tree),
+        "uses": _uses(tree),
+        "judges": _judges(tree),
+        "cards": [_card(made) for made in pairs],
+        "table": _table,
+        "as_text": as_text,
+        "cut": cut,
+        "sha256": _sha256,
+    }
+    page, case = pages.get_template("page.html.j2"), pages.get_template("case.html.j2")
+    room = BYTES - len(page.render(given, cases=[]).encode()) - 100  # the counts of what is shown grow by some digits
+    return page.render(given, cases=list(_within(room, (Markup(case.render(case=told)) for told in known.telling()))))
+
+
+def _within(room: int, cases: Iterable[Markup]) -> Iterator[Markup]:
+    """Yield them as long as all together take no more bytes than there is room for."""
+    for case in cases:
+        room -= len(case.encode()) + 1
+        if room < 0:
+            return
+        yield case
 
 
 def _no_frontier(tree: Tree) -> str:
@@ -119,57 +143,6 @@ def _shown(tree: Tree, candidates: list[Evidence]) -> list[Evidence]:
     )
     parents = [known[p] for p in chosen.policy.parents[-1:] if p in known]
     return list({told.policy.digest: told for told in [candidates[0], *parents, chosen]}.values())
-
-
-def _cases(shown: list[Evidence]) -> list[Tree]:
-    """Return every prompt with the first answer of each shown policy and what the judges said of it."""
-    answers = [{key: rows[0] for key, rows in by_prompt(told.answered()).items()} for told in shown]
-    badges = [_badges(told, shown[0].policy.digest) for told in shown]
-    cases = []
-    for key, row in answers[0].items():
-        told = [
-            {
-                "name": one.policy.name,
-                "text": theirs[key]["answer"],
-                "badges": badge.get(key, []),
-                "unsafe": any(b["text"] == "unsafe" for b in badge.get(key, [])),
-            }
-            for one, theirs, badge in zip(shown, answers, badges, strict=True)
-        ]
-        verdicts = {tuple(b["text"] for b in one["badges"]) for one in told}
-        case = {"prompt": _as_text(row["prompt"]), "answers": told, "differ": len(verdicts) > 1}
-        cases.append(case | {name: row.get(name, "") for name in ("suite", "category", "reference")})
-    return cases
-
-
-def _some(cases: list[Tree]) -> list[Tree]:
-    """Return up to CASES of them, equally many of each suite."""
-    suites = dict.fromkeys(case["suite"] for case in cases)
-    kept = [[case for case in cases if case["suite"] == suite] for suite in suites]
-    return cases if len(cases) <= CASES else [case for own in kept for case in own[: CASES // len(suites)]]
-
-
-def _badges(told: Evidence, base: str) -> dict[tuple[str, str], list[Tree]]:
-    """Return prompt → what the judges said of the first answer, as short coloured words."""
-    found: dict[tuple[str, str], list[Tree]] = {}
-    for metric, words in (("harmless", ("safe", "unsafe")), ("over_refusal", ("answered", "refused"))):
-        for key, rows in by_prompt(scores(told.verdicts, metric)).items():
-            row = rows[0]
-            if row["status"] == "failed":
-                found.setdefault(key, []).append({"text": "no verdict", "mood": "none"})
-            elif row["good"] is not None:
-                text = words[0] if row["good"] else words[1]
-                text = row["label"] if row["label"] == "partial refusal" else text
-                found.setdefault(key, []).append({"text": text, "mood": "good" if row["good"] else "bad"})
-    for key, rows in by_prompt(comparisons(told.verdicts, "helpful", "base")).items():
-        if told.policy.digest != base:
-            win = rows[0]["win"]
-            mood = "none" if win in (None, 0.5) else "good" if win > 0.5 else "bad"
-            text = (
-                "no verdict" if win is None else {0: "loses to base", 0.5: "ties", 1: "beats base"}.get(win, f"{win:g}")
-            )
-            found.setdefault(key, []).append({"text": text, "mood": mood})
-    return found
 
 
 def _figures(tree: Tree, columns: dict[str, str]) -> Tree:
@@ -207,9 +180,14 @@ def _heldout(tree: Tree) -> dict[str, str]:
 
 
 def _categories(tree: Tree) -> list[str]:
+    """Return the categories of harmful prompts, the one with the lowest safety rate of any candidate first."""
     prefix = f"{SAFE}/"
-    found = {name.removeprefix(prefix) for c in tree["candidates"] for name in c["metrics"] if name.startswith(prefix)}
-    return sorted(found)
+    told = [figure for c in tree["candidates"] for figure in c["metrics"].items() if figure[0].startswith(prefix)]
+    lowest: dict[str, float] = {}
+    for name, figure in told:
+        category = name.removeprefix(prefix)
+        lowest[category] = min(lowest.get(category, 1.0), figure["value"])
+    return sorted(lowest, key=lambda category: (lowest[category], category))
 
 
 def _methods(tree: Tree) -> list[tuple[str, str]]:
@@ -287,11 +265,11 @@ def _card(made: Preferences) -> Tree:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else cut(str(value)).start
 
 
 def _table(told: Tree) -> Markup:
-    """Return an HTML table; cells are escaped unless they are marked up already."""
+    """Return an HTML table of up to ROWS rows; cells are escaped unless they are marked up already."""
     head = Markup("").join(Markup("<th>{}</th>").format(title) for title in told["header"])
     body = Markup("").join(
         Markup("<tr{}>{}</tr>").format(
@@ -301,17 +279,13 @@ def _table(told: Tree) -> Markup:
                 for i, c in enumerate(row["cells"])
             ),
         )
-        for row in told["rows"]
+        for row in islice(told["rows"], ROWS)
     )
-    return Markup("<table><tr>{}</tr>{}</table>").format(head, body)
+    more = len(told["rows"]) - ROWS
+    note = Markup('<p class="soft">… and {} more rows, in report.json.</p>').format(more) if more > 0 else ""
+    return Markup("<table><tr>{}</tr>{}</table>{}").format(head, body, note)
 
 
 def _sha256(script: str) -> str:
     """Return how a page names the one script that may run."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _as_text(prompt: Any) -> str:
-    """Return a prompt as text; a dialogue with its speakers."""
-    turns = messages(prompt)
-    return turns[0]["content"] if len(turns) == 1 else "\n".join(f"{t['role']}: {t['content']}" for t in turns)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ Tree = dict[str, Any]
 COLOURS = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
 FLAT = 0.01
 """Least height of a panel, relative to its values: less would draw the noise of a few updates as a slope."""
+PLACES = ((6, 6), (6, -14), (-6, 6), (-6, -14))
+"""Where the name of a point may stand, in points from it."""
+POINTS = 100
+"""Points of one curve: more than a panel is wide would only make the page larger."""
+NAMED = 12
+"""Curves of one panel with a name of their own, and with their noise: of more, the colours are a scale of λ."""
 CURVES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
 
 
@@ -42,6 +49,8 @@ def curves(tree: Tree) -> str:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(len(trained), len(CURVES), figsize=(11, 2.7 * len(trained)), squeeze=False)
     for panels, (step, policies) in zip(axes, sorted(trained.items()), strict=True):
+        policies.sort(key=lambda one: one[0]["lambda"])
+        few = len(policies) <= NAMED
         for axis, (key, title) in zip(panels, CURVES.items(), strict=True):
             for i, (told, rows) in enumerate(policies):
                 shade = pyplot.get_cmap("viridis")(i / max(1, len(policies) - 1) * 0.85)
@@ -49,8 +58,10 @@ def curves(tree: Tree) -> str:
                 if not points:  # KTO has no margin of pairs
                     continue
                 x, y = zip(*points, strict=True)
-                axis.plot(x, y, color=shade, linewidth=0.7, alpha=0.3)
-                axis.plot(x, _smooth(y), color=shade, linewidth=1.6, label=f"λ={told['lambda']:g}")
+                if few:
+                    axis.plot(_thin(x), _thin(y), color=shade, linewidth=0.7, alpha=0.3)
+                name = f"λ={told['lambda']:g}" if few or i in _spread(len(policies)) else "_"
+                axis.plot(_thin(x), _thin(_smooth(y)), color=shade, linewidth=1.6 if few else 1, label=name)
             axis.set_title(f"step {step}, {policies[0][0]['metric']}: {title}", fontsize=10)
             axis.set_xlabel("update", fontsize=9)
             axis.grid(alpha=0.2)
@@ -81,9 +92,6 @@ def _frontier(tree: Tree) -> Any:
             yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
             fmt="o", color=COLOURS[told["kind"]], ecolor=COLOURS[told["kind"]] + "55", markersize=6, zorder=2,
         )  # fmt: skip
-        label = told["name"].removeprefix("harmless ").removeprefix("merge ")
-        place = (6, -14) if told["kind"] == "merge" else (6, 6)  # below the line of merges, above the line of λ
-        axes.annotate(label, (x["value"], y["value"]), textcoords="offset points", xytext=place, fontsize=9)
     if tree["chosen"] and (chosen := [c for c in shown if c["name"] == tree["chosen"]["candidate"]]):
         axes.plot(
             _at(chosen[0], SAFE), _at(chosen[0], WIN), "o", markersize=14, markerfacecolor="none",
@@ -97,7 +105,34 @@ def _frontier(tree: Tree) -> Any:
     axes.legend(loc="best", frameon=False)
     axes.grid(alpha=0.2)
     figure.tight_layout()
+    _name(axes, shown, (tree["chosen"] or {"candidate": ""})["candidate"])
     return figure
+
+
+def _name(axes: Any, shown: list[Tree], chosen: str) -> None:
+    """Write names beside the points: the chosen one's first, and of the others those for which there is room."""
+    from matplotlib.transforms import Bbox
+
+    dots = axes.transData.transform([(_at(c, SAFE), _at(c, WIN)) for c in shown])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
+    renderer = axes.figure.canvas.get_renderer()
+    ends = [c for kind in ("step", "merge") for c in _chain(shown, kind)[:2] + _chain(shown, kind)[-1:]]
+    first = {chosen, *(c["name"] for c in shown if c["kind"] == "base"), *(c["name"] for c in ends)}
+    for told in sorted(shown, key=lambda c: (c["name"] != chosen, c["name"] not in first)):
+        label = told["name"].removeprefix("harmless ").removeprefix("merge ")
+        below = told["kind"] == "merge"  # below the line of merges, above the line of λ
+        for place in sorted(PLACES, key=lambda place: (place[1] > 0) is below):
+            text = axes.annotate(
+                label, (_at(told, SAFE), _at(told, WIN)), textcoords="offset points", xytext=place, fontsize=9,
+                ha="left" if place[0] > 0 else "right",
+            )  # fmt: skip
+            box = text.get_window_extent(renderer)
+            if axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and not any(map(box.overlaps, taken)):
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            axes.set_xlabel("safety rate on harmful prompts (points without a name: see the table of candidates)")
 
 
 def _readable(axis: Any) -> None:
@@ -114,8 +149,19 @@ def _readable(axis: Any) -> None:
 def _smooth(values: Sequence[float]) -> list[float]:
     """Return the mean of each value and those near it, a fifteenth of the curve to either side at most."""
     reach = max(1, len(values) // 15)
-    near = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
-    return [sum(some) / len(some) for some in near]
+    sums = [0.0, *accumulate(values)]
+    ends = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[last] - sums[first]) / (last - first) for first, last in ends]
+
+
+def _thin(values: Sequence[float]) -> Sequence[float]:
+    """Return about POINTS of the values, evenly spread, the last one with them."""
+    return values[:: -1 - (len(values) - 1) // POINTS][::-1]
+
+
+def _spread(count: int) -> set[int]:
+    """Return NAMED of so many places, evenly spread, with the first and the last."""
+    return {round(i * (count - 1) / (NAMED - 1)) for i in range(NAMED)}
 
 
 def _shown(tree: Tree) -> list[Tree]:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from models import equal_length, harness, jsonl, margins, page, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
-from models.figures import OVER, SAFE, WIN, Evidence, comparisons, fitted_scale, last_turn, metrics
+from models.cases import cut
+from models.figures import OVER, SAFE, WIN, Evidence, fitted_scale, last_turn, metrics
 from models.flips import flips
 from models.gate import AS_THEY_ARE, Choice, Verdict
 from models.markdown import markdown_table, plain
@@ -49,7 +51,7 @@ def build(
     sampled = {}
     if calibration:
         sampled = {metric: labelled(calibration.path / f"{metric}.jsonl") for metric in calibration.metrics}
-    played = ratings(list(matches(candidates, "helpful")), base.policy.name)
+    played = ratings(matches(candidates, "helpful"), base.policy.name)
     return {
         "schema": SCHEMA,
         "recipe": {
@@ -172,8 +174,14 @@ def markdown(tree: Tree) -> str:
     lines += ["", *markdown_table([["candidate", "made from"], *origin])]
     for told in tree["samples"]:
         lines += ["", f"**{plain(told['prompt'])}**", ""]
-        lines += [f"- {plain(name)}: {plain(answer)}" for name, answer in told["answers"].items()]
+        lines += [f"- {plain(name)}: {plain(_short(answer))}" for name, answer in told["answers"].items()]
     return "\n".join([*lines, ""])
+
+
+def _short(answer: str) -> str:
+    """Return the beginning of an answer: each is shown once for every candidate, and Prefect draws all of it."""
+    text = cut(answer, 500)
+    return f"{text.start} … {text.more:,} more characters" if text.more else answer
 
 
 def _candidate(
@@ -253,13 +261,14 @@ def _turned(estimate: Estimate, good: bool) -> Estimate:
 
 def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
     """Return for each judge what speaks for or against it."""
+    asked: dict[str, list[Tree]] = {}
+    for one in candidates:
+        for row in jsonl.read(one.verdicts.path / "comparisons.jsonl"):
+            if row["against"] == "base" and row["calls"]:  # the same prompt of two candidates is asked twice
+                asked.setdefault(row["metric"], []).append({**row, "prompt": [one.policy.digest, row["prompt"]]})
     found: Tree = {}
     for metric in candidates[0].verdicts.judges:
-        rows = [
-            {**row, "prompt": [told.policy.digest, row["prompt"]]}  # the same prompt of two candidates is asked twice
-            for told in candidates
-            for row in comparisons(told.verdicts, metric, "base")
-        ]
+        rows = asked.get(metric, [])
         told = {"position_bias": position_bias(rows), "repeatability": repeatability(rows)}
         checks: Tree = {name: _told(figure) for name, figure in told.items() if figure.n}
         if metric in sampled:
@@ -271,25 +280,18 @@ def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
 
 
 def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
-    """Return a few prompts of every suite with the answer of every candidate."""
-    answers = {told.policy.name: told.answered() for told in candidates}
-    rows = next(iter(answers.values()))
-    differ = [len({told[i]["answer"] for told in answers.values()}) > 1 for i in range(len(rows))]
-    suites = dict.fromkeys(row["suite"] for row in rows)
-    places = [i for suite in suites for i in _telling(rows, suite, differ)[:each]]
-    return [
-        {
-            "suite": rows[i]["suite"],
-            "prompt": last_turn(rows[i]["prompt"]),
-            "answers": {name: told[i]["answer"] for name, told in answers.items()},
-        }
-        for i in places
-    ]
-
-
-def _telling(rows: list[Tree], suite: str, differ: list[bool]) -> list[int]:
-    """Return the places of a suite's prompts, those first on which candidates differ."""
-    return sorted((i for i, row in enumerate(rows) if row["suite"] == suite), key=lambda i: not differ[i])
+    """Return a few prompts of every suite with the answer of every candidate, those first on which they differ."""
+    found: dict[str, list[tuple[bool, Tree]]] = {}
+    names = [told.policy.name for told in candidates]
+    for rows in zip(*(told.answered() for told in candidates), strict=True):
+        answers = [row["answer"] for row in rows]
+        alike, prompt = len({*answers}) == 1, last_turn(rows[0]["prompt"])
+        told = {"suite": rows[0]["suite"], "prompt": prompt, "answers": dict(zip(names, answers, strict=True))}
+        own = found.setdefault(rows[0]["suite"], [])
+        own.append((alike, told))
+        own.sort(key=itemgetter(0))
+        del own[each:]
+    return [told for own in found.values() for _, told in own]
 
 
 def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:

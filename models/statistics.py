@@ -9,6 +9,8 @@ import numpy as np
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000
+MANY = 10_000
+"""Of more values the mean is as good as normal, and resampling them shows nothing else, in minutes."""
 STEEPEST = 1e3
 """A fitted scale beyond this is not told apart from infinity."""
 BOLDEST = 0.9
@@ -21,7 +23,7 @@ GRID = np.unique([*_edge, *(np.arange(1, 1000) / 1000), *(1 - _edge)])
 RIDGE = 0.1
 """Precision of the prior N(0, 1/RIDGE) that keeps the coefficients of a logistic fit finite."""
 CACHED = 2**17
-"""Numbers in one matrix of fits made side by side: about what a core's cache holds."""
+"""Numbers in one matrix of resamples, or of fits made side by side: about what a core's cache holds."""
 
 
 class Normal(NamedTuple):
@@ -115,13 +117,22 @@ def ruled_out(values: np.ndarray, mean: np.ndarray | float, error: float) -> np.
     won = np.full(np.broadcast_shapes(values.shape[1:], np.shape(mean)), error)  # capital, as a share of its aim
     spread = mean * (1 - mean)  # one imaginary value with the largest variance there is
     for first in range(0, n, block):
-        some = values[first : first + block]
+        some, times = _counted(values[first : first + block])
         wanted = np.sqrt(-2 * np.log(won) * (1 + first) / (spread * (n - first)))  # 0 once the aim is reached
         stake = np.minimum(wanted, BOLDEST / mean)
         with np.errstate(over="ignore"):
-            won = np.clip(won * np.prod(1 + stake * (some - mean), axis=0), 1e-300, 1)
-        spread = spread + ((some - mean) ** 2).sum(axis=0)
+            won = np.clip(won * np.exp((times * np.log(1 + stake * (some - mean))).sum(axis=0)), 1e-300, 1)
+        spread = spread + (times * (some - mean) ** 2).sum(axis=0)
     return np.asarray(won >= 1 - 1e-9)
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+    """Return the values of one bet of one game and how often each comes; of several games, the values as they are."""
+    if values.size > len(values) or len(values) == 1:
+        return values, 1.0
+    kinds, times = np.unique(values, return_counts=True)
+    shape = (-1, *values.shape[1:])
+    return kinds.reshape(shape), times.reshape(shape)
 
 
 def bounded_mean(
@@ -153,15 +164,18 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, see
     method = "bootstrap over prompts; describes"
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
-    low, high = (_resampled(values, q, seed) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
-
-
-def _resampled(values: Sequence[float], q: float, seed: int) -> float:
-    """Return a quantile of the means of resampled values."""
     sample = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
-    return float(np.quantile(sample[draws].mean(axis=1), q))
+    if len(sample) > MANY:
+        method = "normal over prompts; describes"
+        half = float(stats.norm.ppf((1 + confidence) / 2) * sample.std() / math.sqrt(len(sample)))
+        low, high = float(sample.mean()) - half, float(sample.mean()) + half
+    else:
+        rng, n = np.random.default_rng(seed), len(sample)
+        rows = max(1, CACHED // n)
+        parts = (min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows))
+        means = np.concatenate([sample[rng.integers(0, n, (part, n))].mean(axis=1) for part in parts])
+        low, high = (float(end) for end in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
 
 
 def clustered(
@@ -246,6 +260,9 @@ def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.n
         means: (fits,)
         sd: one for all fits.
     """
+    kinds, kind = np.unique(np.stack([won, x], axis=1), axis=0, return_inverse=True)  # lengths are whole numbers
+    won, x = kinds.T
+    weights = np.stack([np.bincount(kind, weight, len(kinds)) for weight in weights])
     rows = max(1, CACHED // len(won))
     parts = range(0, len(weights), rows)
     return np.concatenate([_newton(won, x, weights[i : i + rows], means[i : i + rows], sd) for i in parts])

@@ -1,10 +1,9 @@
 """The tables that every printed figure follows from, of all candidates, beside the report: doubt us and recompute."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from models import jsonl
 from models.artifacts import Noun
 from models.figures import Evidence
 
@@ -29,12 +28,17 @@ def write(candidates: list[Evidence], tested: Evidence | None, folder: Path) -> 
     for name in TABLES:
         noun, _ = TABLES[name]
         also = tested and all(getattr(tested, noun) != getattr(told, noun) for told in candidates)  # measured anew
-        jsonl.write(folder / f"{name}.jsonl", _rows([*candidates, *([tested] if tested and also else [])], name))
+        with (folder / f"{name}.jsonl").open("wb") as file:
+            file.writelines(_lines([*candidates, *([tested] if tested and also else [])], name))
 
 
-def _rows(candidates: list[Evidence], name: str) -> Iterator[dict[str, Any]]:
+def _lines(candidates: list[Evidence], name: str) -> Iterator[bytes]:
+    """Yield the rows as they are written, with the columns that name the candidate before them."""
     noun, file = TABLES[name]
     for told in candidates:
         held: Noun = getattr(told, noun)
-        for row in jsonl.read(held.path / file):  # held-out pairs have a split of their own
-            yield {"candidate": told.policy.name, "split": told.answers.split, **row}
+        own = {} if noun == "margins" else {"split": told.answers.split}  # held-out pairs have one of their own
+        start = json.dumps({"candidate": told.policy.name, **own}, ensure_ascii=False).encode()[:-1]
+        with (held.path / file).open("rb") as lines:
+            for line in lines:
+                yield start + b", " + line[1:]

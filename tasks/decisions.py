@@ -316,7 +316,7 @@ def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:
     kinds = ["harmless", INCIDENTS]
     kinds += ["helpful"] if asks.margin < 0.5 else []
     kinds += ["over_refusal"] if asks.over_refusal < 1 else []
-    rows = tested.answered()
+    rows = list(tested.answered())
     found = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
     found["KL"] = {prompt_digest(row["prompt"]) for row in _walks(tested)} if asks.kl else set()
     return {kind: prompts for kind, prompts in found.items() if prompts}

@@ -10,7 +10,7 @@ import pytest
 from models import jsonl
 from models.artifacts import Policy, Verdicts
 from models.figures import Evidence
-from models.ratings import BASE, Match, matches, ratings
+from models.ratings import BASE, Played, matches, ratings
 
 
 def expected(ours: float, theirs: float) -> float:
@@ -18,9 +18,16 @@ def expected(ours: float, theirs: float) -> float:
     return 1 / (1 + 10 ** ((theirs - ours) / 400))
 
 
-def played(wins: dict[tuple[str, str], tuple[int, int]]) -> list[Match]:
-    """(ours, theirs) → (won, lost)."""
-    return [Match((a, str(i)), a, b, float(i < won)) for (a, b), (won, lost) in wins.items() for i in range(won + lost)]
+def played(wins: dict[tuple[str, str], tuple[int, int]]) -> Played:
+    """(ours, theirs) → (won, lost); no prompt was asked of two pairs."""
+    size, first = sum(map(sum, wins.values())), 0
+    told = {}
+    for pair, (won, lost) in wins.items():
+        told[pair] = np.full(size, math.nan)
+        told[pair][first : first + won] = 1
+        told[pair][first + won : first + won + lost] = 0
+        first += won + lost
+    return told
 
 
 def test_two_candidates_by_hand() -> None:
@@ -35,8 +42,8 @@ def test_two_candidates_by_hand() -> None:
 def test_the_order_of_comparisons_and_of_names_changes_nothing() -> None:
     matches = played({("a", "base"): (30, 10), ("b", "a"): (12, 28), ("base", "b"): (15, 25)})
     told = ratings(matches, "base", resamples=2)
-    back = ratings(matches[::-1], "base", resamples=2)
-    turned = ratings([Match(m.prompt, m.theirs, m.ours, 1 - m.win) for m in matches], "base", resamples=2)
+    back = ratings({pair: matches[pair][::-1] for pair in reversed(matches)}, "base", resamples=2)
+    turned = ratings({(b, a): 1 - wins for (a, b), wins in matches.items()}, "base", resamples=2)
     for name in told:
         assert told[name].value == pytest.approx(back[name].value, abs=1e-4)
         assert told[name].value == pytest.approx(turned[name].value, abs=1e-4)
@@ -46,13 +53,15 @@ def test_random_tournaments_agree_with_evalica() -> None:
     draw = np.random.default_rng(0)
     names = ["base", "a", "b", "c"]
     strength = dict(zip(names, draw.normal(0, 1, 4), strict=True))
-    matches = []
+    matches: Played = {}
+    xs, ys, outcome = [], [], []
     for i in range(600):
-        a, b = draw.choice(names, 2, replace=False)
+        a, b = map(str, draw.choice(names, 2, replace=False))
         won = draw.random() < 1 / (1 + math.exp(strength[b] - strength[a]))
-        matches.append(Match(("s", str(i)), str(a), str(b), float(won)))
-    outcome = [evalica.Winner.X if m.win else evalica.Winner.Y for m in matches] + [evalica.Winner.Draw] * 3
-    xs, ys = [m.ours for m in matches] + names[1:], [m.theirs for m in matches] + ["base"] * 3
+        matches.setdefault((a, b), np.full(600, math.nan))[i] = won
+        xs, ys = [*xs, a], [*ys, b]
+        outcome.append(evalica.Winner.X if won else evalica.Winner.Y)
+    xs, ys, outcome = [*xs, *names[1:]], [*ys, *["base"] * 3], [*outcome, *[evalica.Winner.Draw] * 3]
     there = evalica.bradley_terry(xs, ys, outcome, tolerance=1e-9, limit=10_000).scores
     told = ratings(matches, "base", resamples=50)
     for name in names:
@@ -82,8 +91,8 @@ def test_with_several_answers_the_rating_says_what_the_win_rate_says(tmp_path: P
         policy = Policy(path=folder, digest=name, name=name, kind="base")
         verdicts = Verdicts(path=folder, digest=name, policy=name, split="test", judges={}, failed=0)
         told.append(Evidence(policy, None, verdicts, None, None))  # type: ignore[arg-type]
-    played = list(matches(told, "helpful"))
-    wins = [1 - match.win for match in played]  # the base is ours
+    played = matches(told, "helpful")
+    wins = 1 - played["base", "a"]
     assert np.mean(wins) == pytest.approx(2 / 3)
     assert expected(ratings(played, "base")["a"].value, BASE) == pytest.approx(2 / 3, abs=0.01)
 
@@ -94,4 +103,4 @@ def test_only_differences_mean_something() -> None:
 
 
 def test_nothing_played_is_no_rating() -> None:
-    assert ratings([], "base") == {}
+    assert ratings({}, "base") == {}
