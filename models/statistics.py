@@ -136,14 +136,14 @@ def bounded_mean(
     if not len(values):
         return Estimate(math.nan, *ends, 0, failed, method)
     low, high = ends
-    x = (np.asarray(values, dtype=float) - low) / (high - low)
+    x = (np.asarray(values) - low) / (high - low)
     half = (1 + confidence) / 2
     bounds = bounded_mean_bound(x, half), 1 - bounded_mean_bound(1 - x, half)
     below, above = (low + (high - low) * bound for bound in bounds)
     return Estimate(float(np.mean(values)), below, above, len(values), failed, method)
 
 
-def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95) -> Estimate:
     """Return the mean over prompts with a percentile-bootstrap interval, resampling prompts.
 
     It describes, and decides nothing: at 0.95 it misses the truth in 5 to 9 % of samples of 20 to 300 values with
@@ -153,30 +153,28 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, see
     method = "bootstrap over prompts; describes"
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
-    low, high = (_resampled(values, q, seed) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
+    low, high = (_resampled(values, q) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
     return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
 
 
-def _resampled(values: Sequence[float], q: float, seed: int) -> float:
+def _resampled(values: Sequence[float], q: float) -> float:
     """Return a quantile of the means of resampled values."""
-    sample = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
+    sample = np.asarray(values)
+    draws = np.random.default_rng(0).integers(len(sample), size=(RESAMPLES, len(sample)))
     return float(np.quantile(sample[draws].mean(axis=1), q))
 
 
-def clustered(
-    values: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, seed: int = 0
-) -> Estimate:
+def clustered(values: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
     """Return the mean over pairs with a percentile-bootstrap interval that resamples prompts with all their pairs.
 
     It describes, as `mean` does, whose error it has.
     """
     method = "bootstrap over prompts, with all their pairs; describes"
-    sample, group, size = np.asarray(values, dtype=float), *_groups(prompts)
+    sample, group, size = np.asarray(values), *_groups(prompts)
     if not size:
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
-    sums, counts = np.bincount(group, sample, size), np.bincount(group, minlength=size)
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    sums, counts = np.bincount(group, sample), np.bincount(group)
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES)
     low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(sample.mean()), float(low), float(high), size, 0, method)
 
@@ -190,7 +188,6 @@ def length_controlled(
     wins: Sequence[float],
     lengths: Sequence[tuple[float, float]],
     confidence: float = 0.95,
-    seed: int = 0,
     slope: Normal = SLOPE,
 ) -> LengthControlled:
     """Return the win rate that answers of equal length would have (after Dubois et al. 2024, AlpacaEval 2).
@@ -218,7 +215,7 @@ def length_controlled(
     leans = overlap < OVERLAP
     prior = slope if leans else Normal(0.0, RIDGE**-0.5)
     value = _intercepts(won, x, np.ones((1, len(won))), np.array([prior.mean]), prior.sd)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(won) + 1, np.full(len(won) + 1, 1 / (len(won) + 1)), 200)
     means = rng.normal(prior.mean, prior.sd if leans else 0.0, len(drawn))
     low, high = (
@@ -276,7 +273,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def scale(
-    margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, resamples: int = 200, seed: int = 0
+    margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, resamples: int = 200
 ) -> Estimate:
     """Fit P(label) = σ(s·h) on held-out pairs, h the unscaled log-ratio margin of chosen over rejected in nats.
 
@@ -285,14 +282,14 @@ def scale(
     and decides nothing: at 0.95 it misses the truth in 10 to 11 % of samples of 60 pairs, in 6.5 % of 240 and in 5 % of
     1,000 (`benchmarks/bounds.py`).
     """
-    h = np.asarray(margins, dtype=float)
+    h = np.asarray(margins)
     group, size = _groups(prompts)
     method = "logistic fit, bootstrap over prompts; describes"
     if not len(h):
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
     ones = np.ones(len(h))
     value = _slope(h, ones)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [_slope(h, rng.multinomial(size, np.full(size, 1 / size))[group]) for _ in range(resamples)]
     low, high = np.quantile(draws or [math.nan], [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high), size, 0, method)
@@ -304,17 +301,17 @@ def _groups(prompts: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     return np.array([names[prompt] for prompt in prompts], dtype=int), len(names)
 
 
-def _slope(h: np.ndarray, weight: np.ndarray, most: float = STEEPEST) -> float:
-    """Return the s in [−most, most] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
+def _slope(h: np.ndarray, weight: np.ndarray) -> float:
+    """Return the s in [−STEEPEST, STEEPEST] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
 
     def derivative(s: float) -> float:
-        return float((weight * h / (1 + np.exp(np.clip(s * h, -500, 500)))).sum())
+        return float((weight * h * special.expit(-s * h)).sum())
 
-    if derivative(-most) <= 0:
-        return -most
-    if derivative(most) >= 0:
-        return most
-    return float(optimize.brentq(derivative, -most, most, xtol=1e-6))
+    if derivative(-STEEPEST) <= 0:
+        return -STEEPEST
+    if derivative(STEEPEST) >= 0:
+        return STEEPEST
+    return float(optimize.brentq(derivative, -STEEPEST, STEEPEST))
 
 
 def needed(at_least: float, n: int, confidence: float) -> int:
@@ -334,7 +331,7 @@ def fewest_prompts(at_least: float, confidence: float) -> int:
 
     With k of k good the Clopper–Pearson bound is (1 − confidence)^(1/k).
     """
-    return max(1, math.ceil(math.log(1 - confidence) / math.log(at_least) - 1e-9))
+    return math.ceil(math.log(1 - confidence) / math.log(at_least) - 1e-9)
 
 
 def power(true_rate: float, at_least: float, n: int, confidence: float) -> float:
