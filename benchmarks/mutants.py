@@ -22,6 +22,7 @@ import libcst as cst
 from mutmut import __main__ as mutmut
 from mutmut.mutation import file_mutation
 from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
@@ -34,7 +35,7 @@ SURVIVED = ("survived", "no tests", "suspicious", "segfault")
 
 
 def main() -> None:
-    """Try what was not tried yet, and print the table and the names of those that survive."""
+    """Try what was not tried yet, and print the table and what survives."""
     files = [name for name in sys.argv[1:] if not name.startswith("-")] or [*WHOLE, *SAMPLED]
     temporary = (PLACE / "temporary").resolve()
     shutil.rmtree(temporary, ignore_errors=True)  # what the tests of a mutant leave there
@@ -52,7 +53,7 @@ def main() -> None:
     for file in files:
         for name, found in results(file).items():
             if found in SURVIVED:
-                print(f"{found}: {name}")
+                print(f"\n{found}: {name}", *changed(name, file), sep="\n")
 
 
 def results(file: str) -> dict[str, str]:
@@ -73,6 +74,12 @@ def made(file: str) -> dict[str, int | None]:
     data = SourceFileMutationData(path=file)
     data.load()
     return data.exit_code_by_key
+
+
+def changed(name: str, file: str) -> list[str]:
+    """Return the lines that a mutant takes away and puts in."""
+    difference = get_diff_for_mutant(name, path=file).splitlines()[2:]
+    return [line for line in difference if line.startswith(("-", "+"))]
 
 
 def order(item: tuple[str, Any]) -> tuple[str, int]:

@@ -75,7 +75,7 @@ def rate(good: int, n: int, failed: int = 0, confidence: float = 0.95) -> Estima
     """Return good/n with its two-sided Clopper–Pearson interval (exact; one answer per prompt)."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0, failed, "Clopper–Pearson")
-    interval = stats.binomtest(good, n).proportion_ci(confidence, "exact")
+    interval = stats.binomtest(good, n).proportion_ci(confidence)
     return Estimate(good / n, float(interval.low), float(interval.high), n, failed, "Clopper–Pearson")
 
 
@@ -93,7 +93,7 @@ def bounded_mean_bound(values: Sequence[float] | np.ndarray, confidence: float) 
     The greatest point of GRID up to which every mean is ruled out (`ruled_out`); 0 if none is. The values are taken in
     an order drawn with a fixed seed, since a suite's rows may be sorted.
     """
-    x = np.random.default_rng(0).permutation(np.asarray(values, dtype=float))
+    x = np.random.default_rng(0).permutation(np.asarray(values))
     kept = int(np.argmin(np.append(ruled_out(x[:, None], GRID, 1 - confidence), False)))  # the first that is not
     return float(GRID[kept - 1]) if kept else 0.0
 
@@ -206,10 +206,10 @@ def length_controlled(
         slope: prior of b, for lengths that hardly overlap.
     """
     method = "logistic fit on the difference in length, bootstrap over prompts, one imaginary prompt at the end"
-    won = np.asarray(wins, dtype=float)
+    won = np.asarray(wins)
     if not len(won):
         return LengthControlled(math.nan, math.nan, math.nan, 0, 0, method, math.nan, False)
-    d = np.array([ours - theirs for ours, theirs in lengths], dtype=float)
+    d = np.array([ours - theirs for ours, theirs in lengths])
     x = np.tanh(d / d.std()) if d.std() > 0 else np.zeros_like(d)
     overlap = _overlap(d)
     leans = overlap < OVERLAP
@@ -229,8 +229,7 @@ def length_controlled(
 
 def _overlap(d: np.ndarray) -> float:
     """Return the share of prompts on which the usually shorter side is the longer one; equal lengths count as half."""
-    ours_longer = float(np.mean(0.5 + 0.5 * np.sign(d)))
-    return min(ours_longer, 1 - ours_longer)
+    return 0.5 - 0.5 * abs(float(np.mean(np.sign(d))))
 
 
 def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.ndarray, sd: float) -> np.ndarray:
@@ -251,14 +250,14 @@ def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.n
 def _newton(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.ndarray, sd: float) -> np.ndarray:
     """Return the same of fits that are made side by side: one product of matrices serves all of them."""
     design = np.stack([np.ones_like(x), x], axis=1)
-    products = (design[:, :, None] * design[:, None, :]).reshape(-1, 4)
+    products = (design[:, :, None] * design[:, None, :]).reshape(len(x), 4)
     precision = np.array([RIDGE, sd**-2])
     centre = np.stack([np.zeros_like(means), means], axis=1)
     beta = centre.copy()
     for _ in range(50):
         p = special.expit(beta @ design.T)
         gradient = (weights * (won - p)) @ design - precision * (beta - centre)
-        hessian = ((weights * p * (1 - p)) @ products).reshape(-1, 2, 2) + np.diag(precision)
+        hessian = ((weights * p * (1 - p)) @ products).reshape(len(means), 2, 2) + np.diag(precision)
         move = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         beta = beta + move
         if np.abs(move).max() < 1e-9:
@@ -298,7 +297,7 @@ def scale(
 def _groups(prompts: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     """Return the number of the prompt of each value, and how many prompts there are."""
     names = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return np.array([names[prompt] for prompt in prompts], dtype=int), len(names)
+    return np.array([names[prompt] for prompt in prompts]), len(names)
 
 
 def _slope(h: np.ndarray, weight: np.ndarray) -> float:

@@ -96,6 +96,12 @@ def test_a_bound_is_the_greatest_mean_that_is_ruled_out() -> None:
     assert out[bound >= statistics.GRID].all() and not out[bound < statistics.GRID][0]
 
 
+def test_no_bound_lies_beyond_the_last_mean_that_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "GRID", np.array([0.2, 0.5]))
+    assert statistics.bounded_mean_bound([1.0] * 100, 0.95) == 0.5
+    assert statistics.bounded_mean_bound([0.5] * 100, 0.95) == 0.2
+
+
 def most(error: float, draws: int) -> float:
     return error + 3 * math.sqrt(error * (1 - error) / draws)
 

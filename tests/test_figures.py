@@ -203,6 +203,7 @@ def test_the_first_answer_is_compared_with_the_first_and_the_second_with_the_sec
 @pytest.mark.parametrize(
     ("s", "text"),
     [(0.125, "0.12 [-0.50, 2.00]"), (999.9, "999.90 [-0.50, 2.00]"), (1000, "beyond ±1000"), (-1000, "beyond ±1000")],
+    ids=["small", "large", "beyond", "beyond below"],
 )
 def test_a_fit_that_has_no_end_is_not_printed_as_a_number(s: float, text: str) -> None:
     assert figures.fitted_scale({"s": s, "low": -0.5, "high": 2.0}) == text

@@ -100,6 +100,12 @@ def test_a_long_table_is_fitted_in_parts_as_it_is_whole(monkeypatch: pytest.Monk
         assert asdict(length_controlled(won, lengths)) == pytest.approx(asdict(whole))
 
 
+def test_another_unit_of_length_gives_the_same_figure() -> None:
+    won, lengths = played(0.3, 60, 1.0, -0.3, 0)
+    thousands = [(ours / 1000, theirs / 1000) for ours, theirs in lengths]
+    assert asdict(length_controlled(won, thousands)) == pytest.approx(asdict(length_controlled(won, lengths)))
+
+
 def test_nothing_compared_is_no_figure() -> None:
     assert length_controlled([], []).n == 0
 

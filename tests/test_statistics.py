@@ -49,21 +49,22 @@ LENGTH = "logistic fit on the difference in length, bootstrap over prompts, one 
 
 
 @pytest.mark.parametrize(
-    ("none", "low", "high", "failed", "method"),
+    ("made", "low", "high", "failed", "method"),
     [
-        (figures.rate(0, 0, failed=3), 0, 1, 3, "Clopper–Pearson"),
-        (figures.bounded_mean([], 3), 0, 1, 3, "betting over prompts"),
-        (figures.bounded_mean([], ends=(-1, 1)), -1, 1, 0, "betting over prompts"),
-        (figures.mean([], 3), NAN, NAN, 3, "bootstrap over prompts; describes"),
-        (figures.clustered([], []), NAN, NAN, 0, "bootstrap over prompts, with all their pairs; describes"),
-        (figures.scale([], []), NAN, NAN, 0, "logistic fit, bootstrap over prompts; describes"),
-        (figures.length_controlled([], []), NAN, NAN, 0, LENGTH),
+        (lambda: figures.rate(0, 0, failed=3), 0, 1, 3, "Clopper–Pearson"),
+        (lambda: figures.bounded_mean([], 3), 0, 1, 3, "betting over prompts"),
+        (lambda: figures.bounded_mean([], ends=(-1, 1)), -1, 1, 0, "betting over prompts"),
+        (lambda: figures.mean([], 3), NAN, NAN, 3, "bootstrap over prompts; describes"),
+        (lambda: figures.clustered([], []), NAN, NAN, 0, "bootstrap over prompts, with all their pairs; describes"),
+        (lambda: figures.scale([], []), NAN, NAN, 0, "logistic fit, bootstrap over prompts; describes"),
+        (lambda: figures.length_controlled([], []), NAN, NAN, 0, LENGTH),
     ],
-    ids=lambda one: one.method if isinstance(one, figures.Estimate) else "",
+    ids=["rate", "bounded_mean", "between other ends", "mean", "clustered", "scale", "length_controlled"],
 )
 def test_nothing_judged_is_no_estimate(
-    none: figures.Estimate, low: float, high: float, failed: int, method: str
+    made: Callable[[], figures.Estimate], low: float, high: float, failed: int, method: str
 ) -> None:
+    none = made()
     assert (none.value, none.low, none.high) == pytest.approx((NAN, low, high), nan_ok=True)
     assert (none.n, none.failed, none.method) == (0, failed, method)
     if isinstance(none, figures.LengthControlled):
@@ -84,10 +85,13 @@ COINS, ONES = [1.0] * 28 + [0.0] * 12, [(9.0, 7.0), (4.0, 6.0)] * 20
             "bootstrap over prompts, with all their pairs; describes",
         ),
         (lambda **also: figures.length_controlled(COINS, ONES, **also), LENGTH),
-        (lambda **also: figures.scale(np.array(COINS) - 0.4, range(40), **also), ", ".join(
-            ["logistic fit", "bootstrap over prompts; describes"])),
+        (
+            lambda **also: figures.scale(np.array(COINS) - 0.4, range(40), **also),
+            "logistic fit, bootstrap over prompts; describes",
+        ),
     ],
-)  # fmt: skip
+    ids=["rate", "bounded_mean", "mean", "clustered", "length_controlled", "scale"],
+)
 def test_an_estimate_says_how_it_was_made_and_is_the_same_each_time(
     made: Callable[..., figures.Estimate], method: str
 ) -> None:
@@ -97,7 +101,11 @@ def test_an_estimate_says_how_it_was_made_and_is_the_same_each_time(
 
 
 @pytest.mark.parametrize("good", [80, 200, 370])
-@pytest.mark.parametrize("made", [figures.mean, lambda values, **also: figures.clustered(values, range(400), **also)])
+@pytest.mark.parametrize(
+    "made",
+    [figures.mean, lambda values, **also: figures.clustered(values, range(400), **also)],
+    ids=["mean", "clustered"],
+)
 def test_resampled_coins_follow_the_binomial_distribution(made: Callable[..., figures.Estimate], good: int) -> None:
     """Both ends of the interval, to one coin of 400; at 0.95 and elsewhere."""
     coins = [1.0] * good + [0.0] * (400 - good)
@@ -115,10 +123,11 @@ def test_every_value_may_be_drawn_again() -> None:
 
 def test_the_interval_of_a_scale_by_hand() -> None:
     """Where all |h| are 2, s is log(k / (n − k)) / 2 of the k pairs that are right: a binomial count."""
-    told = figures.scale([2] * 300 + [-2] * 100, range(400), resamples=3000)
-    k = stats.binom.ppf([0.025, 0.975], 400, 0.75)
-    assert [told.low, told.high] == pytest.approx(np.log(k / (400 - k)) / 2, abs=0.008)  # one pair more is 0.0067
-    assert told.value == pytest.approx(math.log(3) / 2)
+    for confidence in (0.95, 0.5):
+        told = figures.scale([2] * 300 + [-2] * 100, range(400), confidence, resamples=2000)
+        k = stats.binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 400, 0.75)
+        assert [told.low, told.high] == pytest.approx(np.log(k / (400 - k)) / 2, abs=0.008)  # one pair more is 0.0067
+        assert told.value == pytest.approx(math.log(3) / 2)
 
 
 @pytest.mark.parametrize("truth", [0.6, 0.9, 0.98])
@@ -187,11 +196,16 @@ def test_scale_resamples_prompts_not_pairs() -> None:
     assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(4, rel=0.25)
 
 
-@pytest.mark.parametrize("at_least", [0.5, 0.6, 0.9, 0.95])
+@pytest.mark.parametrize("at_least", [0.0, 0.5, 0.6, 0.9, 0.95])
 @pytest.mark.parametrize("n", [1, 10, 58, 59, 83, 300])
 def test_needed_is_the_fewest_that_hold_the_bound(n: int, at_least: float) -> None:
     holds = [good for good in range(n + 1) if figures.lower_bound(good, n, 0, 0.95) >= at_least]
     assert figures.needed(at_least, n, 0.95) == (holds[0] if holds else n + 1)
+
+
+def test_a_bound_that_is_reached_to_the_digit_needs_no_answer_more() -> None:
+    for good in (1, 7, 10):
+        assert figures.needed(figures.lower_bound(good, 10, 0, 0.95), 10, 0.95) == good
 
 
 def test_what_83_prompts_can_show() -> None:
