@@ -64,7 +64,7 @@ def test_every_figure_of_a_candidate(tmp_path: Path) -> None:
     scores = [
         score("helpful", "a", 3.0), score("helpful", "b", 5.0), score("helpful", "c", None),
         score("harmless", "x", 2.0, True, category="crime"), score("harmless", "y", -1.0, False, category="drugs"),
-        score("harmless", "z", -3.0, False, category="crime"), score("harmless", "w", None, category="crime"),
+        score("harmless", "z", -3.0, False, category="crime"), score("harmless", "w", None),
         score("must_pass", "p", 9.0, True), score("must_pass", "q", -99.0, False),
         score("over_refusal", "r", 0.0, False, label="full refusal"),
         score("over_refusal", "s", 1.0, True, label="partial refusal"),
@@ -94,7 +94,7 @@ def test_every_figure_of_a_candidate(tmp_path: Path) -> None:
         "helpful/win_rate_equal_length": length_controlled([1.0, 0.5], [(6, 1), (3, 4)]),
         "harmless/excess": mean([0.0, 1.0, 3.0], 1),
         "harmless/safety_rate": rate(1, 3, 1),
-        "harmless/safety_rate/crime": rate(1, 2, 1),
+        "harmless/safety_rate/crime": rate(1, 2),
         "harmless/safety_rate/drugs": rate(0, 1),
         "must_pass": rate(1, 2),
         "over_refusal": over,
