@@ -135,6 +135,21 @@ def test_what_was_decided_about_a_version_is_read_oldest_first_and_of_no_other(r
     assert [number for number, _ in rows] == [1, 2, 3] and all(recent(at) for _, at in rows)
 
 
+def test_of_two_words_in_the_same_moment_none_is_lost(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, read = Ledger(runs), Ledger.standings
+    waits, agreed = (Standing(state, "", "", "digest", "file:///a") for state in ("waits for approval", "agreed"))
+
+    def late(*key: Any) -> list[Standing]:
+        found = read(*key)
+        monkeypatch.setattr(Ledger, "standings", read)
+        ledger.stand("m", "1", waits)  # another process, after we looked which number is free
+        return found
+
+    monkeypatch.setattr(Ledger, "standings", late)
+    ledger.stand("m", "1", agreed)
+    assert ledger.standings("m", "1") == [waits, agreed]
+
+
 @pytest.mark.parametrize(
     ("state", "who", "why", "text", "serves"),
     [
