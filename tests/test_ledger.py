@@ -1,11 +1,13 @@
 """The ledger's own rows: what is written is read again, whole, and what is claimed twice is refused."""
 
 import sqlite3
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from models.errors import BadPlace, Stale
@@ -116,8 +118,12 @@ def test_charges_of_one_prompt_add_up_whichever_model_they_were_about(runs: Path
 
 
 def test_charges_of_more_prompts_than_one_statement_may_name(runs: Path) -> None:
-    ledger, suite = Ledger(runs), [f"{i:04}" for i in range(2 * AT_ONCE + 1)]
-    assert ledger.decide("m", "q", ledger.charges(suite), 0.005, VERDICT)
+    """And in no more statements than that takes."""
+    ledger, suite, asked = Ledger(runs), [f"{i:04}" for i in range(2 * AT_ONCE + 1)], []
+    event.listen(ledger._engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    charges = ledger.charges(suite)
+    assert len(asked) == 3
+    assert ledger.decide("m", "q", charges, 0.005, VERDICT)
     assert ledger.charges([*suite, "fresh"]) == {**dict.fromkeys(suite, Charges(1, 0.005)), "fresh": Charges()}
 
 
@@ -200,6 +206,25 @@ def test_who_writes_waits_for_who_is_writing(runs: Path) -> None:
     """Half a minute, before a locked file is an error."""
     with Ledger(runs)._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(runs: Path) -> None:
+    """As a team's server does over night."""
+    ledger = Ledger(runs)
+    with ledger._engine.connect() as connection:
+        raw = connection.connection.dbapi_connection
+    assert raw is not None
+    raw.close()
+    assert ledger.models() == []
+
+
+def test_the_time_is_in_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        told = ledgers.now()
+    time.tzset()
+    assert recent(told)
 
 
 def test_tables_that_another_process_makes_in_the_same_moment_are_no_error(
