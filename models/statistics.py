@@ -112,7 +112,7 @@ def ruled_out(values: np.ndarray, mean: np.ndarray | float, error: float) -> np.
         error: above 0.
     """
     n, block = len(values), -(-len(values) // ROUNDS) or 1
-    won = np.full(np.broadcast_shapes(values.shape[1:], np.shape(mean)), error)  # capital, as a share of its aim
+    won = np.asarray(error)  # capital, as a share of its aim
     spread = mean * (1 - mean)  # one imaginary value with the largest variance there is
     for first in range(0, n, block):
         some = values[first : first + block]
