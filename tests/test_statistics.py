@@ -71,22 +71,22 @@ def test_nothing_judged_is_no_estimate(
         assert math.isnan(none.overlap) and none.leans is False
 
 
-COINS, ONES = [1.0] * 28 + [0.0] * 12, [(9.0, 7.0), (4.0, 6.0)] * 20
+SHARES, LENGTHS = np.random.default_rng(9).random(40), [(9.0, 7.0), (4.0, 6.0)] * 20
 
 
 @pytest.mark.parametrize(
     ("made", "method"),
     [
         (lambda **also: figures.rate(28, 40, **also), "Clopper–Pearson"),
-        (lambda **also: figures.bounded_mean(COINS, **also), "betting over prompts"),
-        (lambda **also: figures.mean(COINS, **also), "bootstrap over prompts; describes"),
+        (lambda **also: figures.bounded_mean(SHARES, **also), "betting over prompts"),
+        (lambda **also: figures.mean(SHARES, **also), "bootstrap over prompts; describes"),
         (
-            lambda **also: figures.clustered(COINS, range(40), **also),
+            lambda **also: figures.clustered(SHARES, range(40), **also),
             "bootstrap over prompts, with all their pairs; describes",
         ),
-        (lambda **also: figures.length_controlled(COINS, ONES, **also), LENGTH),
+        (lambda **also: figures.length_controlled(SHARES, LENGTHS, **also), LENGTH),
         (
-            lambda **also: figures.scale(np.array(COINS) - 0.4, range(40), **also),
+            lambda **also: figures.scale(SHARES - 0.4, range(40), **also),
             "logistic fit, bootstrap over prompts; describes",
         ),
     ],
@@ -184,6 +184,7 @@ def test_scale_by_hand() -> None:
     """Three of four pairs with |h| = 2 are right: σ(2s) = 3/4."""
     assert figures.scale([2, 2, 2, -2], "abcd", resamples=0).value == pytest.approx(math.log(3) / 2, abs=1e-5)
     assert figures.scale([-2, -2, -2, 2], "abcd", resamples=0).value == pytest.approx(-math.log(3) / 2, abs=1e-5)
+    assert figures.scale([0.002] * 3 + [-0.002], "abcd", resamples=0).value == pytest.approx(math.log(3) / 0.002)
     # every pair right, or every pair wrong: no finite scale is best
     assert figures.scale([1, 2], "ab").value == 1000 and figures.scale([-1, -2], "ab").value == -1000
 
