@@ -141,6 +141,20 @@ def test_what_was_decided_about_a_version_is_read_oldest_first_and_of_no_other(r
     assert [number for number, _ in rows] == [1, 2, 3] and all(recent(at) for _, at in rows)
 
 
+def test_rows_come_in_the_order_that_was_asked_for(runs: Path) -> None:
+    """Not in the one that a database happens to have: sqlite can turn its own round."""
+    ledger = Ledger(runs)
+    standings = [Standing("pass", f"{number}", "", "digest", "file:///a") for number in range(3)]
+    for number, standing in enumerate(standings, start=1):
+        ledger.promote("m", entry(number))
+        ledger.promote(f"m{number}", entry(1))
+        ledger.stand("m", "1", standing)
+    with ledger._engine.connect() as connection:  # the next ones take the same connection from the pool
+        connection.exec_driver_sql("PRAGMA reverse_unordered_selects = ON")
+    assert [one.number for one in ledger.promotions("m")] == [1, 2, 3]
+    assert ledger.models() == ["m", "m1", "m2", "m3"] and ledger.standings("m", "1") == standings
+
+
 def test_of_two_words_in_the_same_moment_none_is_lost(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, read = Ledger(runs), Ledger.standings
     waits, agreed = (Standing(state, "", "", "digest", "file:///a") for state in ("waits for approval", "agreed"))
