@@ -57,10 +57,9 @@ def test_a_name_is_the_same_whatever_else_the_grid_holds(
 def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
     policy: Policy, compute: Compute, tmp_path: Path
 ) -> None:
-    """Its first loss is what the base gives the tokens of the answers, and of nothing else."""
-    told = [
-        {"prompt": f"how do i clean my lamp {i} ?", "completion": "get the brush ." * (1 + i % 3)} for i in range(8)
-    ]
+    """Its first loss is what the base gives the tokens of the answers, and of nothing else; none is cut."""
+    lengths = [1, 2, 3, 1, 2, 3, 1, 400]
+    told = [{"prompt": "how do i clean my lamp ?", "completion": "get the brush . " * length} for length in lengths]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
     sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
     out = tmp_path / "out"
