@@ -208,7 +208,7 @@ def _trl(
 ) -> tuple[int, Spent]:
     """Train with TRL on tokenised rows and save; with an adapter, switching it off gives the live reference."""
     config, on_cpu = task.config, device_kind(task.compute.device) == "cpu"
-    model, tokenizer = policy.load(task.base, task.compute, train=True)
+    model, tokenizer = policy.load(task.base, task.compute)
     args = DPOConfig(
         output_dir=str(folder), per_device_train_batch_size=config.micro_batch or config.batch,
         gradient_accumulation_steps=config.accumulate, max_steps=_updates(config, len(rows)), beta=BETA, seed=0,

@@ -43,7 +43,7 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = load(policy, compute, train=True)
+    model, tokenizer = load(policy, compute)
     encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, corpus.dialogues(sources, data))]
     guards.answers_are_seen((answer for _, answer in encoded), "sft")
     probes = encoded[:PROBES]
@@ -176,7 +176,7 @@ def _start(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Row]]":
     """Load the policy and its rows, and show that what is loaded is the policy of the step before."""
     guards.same_policy(policy, reference, config.metric)
-    model, tokenizer = load(policy, compute, train=True)
+    model, tokenizer = load(policy, compute)
     rows = list(jsonl.read(reference.path / "train.jsonl"))
     if not rows:
         raise BadData(f"{config.metric} step: no row to train on")
@@ -284,9 +284,7 @@ def _adapter(config: Step) -> Any:
     from peft import LoraConfig
 
     alpha = config.adapter_alpha or 2 * config.adapter_rank
-    return LoraConfig(
-        r=config.adapter_rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    return LoraConfig(r=config.adapter_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _merged(model: Any, probes: list[Tokens], pad: int) -> "tuple[PreTrainedModel, list[float]]":

@@ -57,7 +57,6 @@ def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
                 file.write(mixed.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     merged = replace(
         safe,
-        path=out,
         name=f"merge q={q:g}",
         kind="merge",
         merge_weight=q,

@@ -181,9 +181,7 @@ def _dequantise(file: Path, out: Path) -> None:
     save(model, tokenizer, out)
 
 
-def load(
-    policy: Policy, compute: Compute, *, train: bool = False
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def load(policy: Policy, compute: Compute) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a policy in float32, after checking that its files are the ones its digest names.
 
     Raises:
@@ -198,7 +196,7 @@ def load(
         model = AutoModelForCausalLM.from_pretrained(policy.path, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise BadPolicy(f"{policy.path}: cannot be loaded as a causal language model: {error}") from error
-    return model.to(device_kind(compute.device)).train(train), tokenizer
+    return model.to(device_kind(compute.device)), tokenizer
 
 
 def load_tokenizer(policy: Policy) -> "PreTrainedTokenizerBase":

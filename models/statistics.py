@@ -77,7 +77,7 @@ def rate(good: int, n: int, failed: int = 0, confidence: float = 0.95) -> Estima
     """Return good/n with its two-sided Clopper–Pearson interval (exact; one answer per prompt)."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0, failed, "Clopper–Pearson")
-    interval = stats.binomtest(good, n).proportion_ci(confidence, "exact")
+    interval = stats.binomtest(good, n).proportion_ci(confidence)
     return Estimate(good / n, float(interval.low), float(interval.high), n, failed, "Clopper–Pearson")
 
 
@@ -95,7 +95,7 @@ def bounded_mean_bound(values: Sequence[float] | np.ndarray, confidence: float) 
     The greatest point of GRID up to which every mean is ruled out (`ruled_out`); 0 if none is. The values are taken in
     an order drawn with a fixed seed, since a suite's rows may be sorted.
     """
-    x = np.random.default_rng(0).permutation(np.asarray(values, dtype=float))
+    x = np.random.default_rng(0).permutation(np.asarray(values))
     kept = int(np.argmin(np.append(ruled_out(x[:, None], GRID, 1 - confidence), False)))  # the first that is not
     return float(GRID[kept - 1]) if kept else 0.0
 
@@ -114,7 +114,7 @@ def ruled_out(values: np.ndarray, mean: np.ndarray | float, error: float) -> np.
         error: above 0.
     """
     n, block = len(values), -(-len(values) // ROUNDS) or 1
-    won = np.full(np.broadcast_shapes(values.shape[1:], np.shape(mean)), error)  # capital, as a share of its aim
+    won = np.asarray(error)  # capital, as a share of its aim
     spread = mean * (1 - mean)  # one imaginary value with the largest variance there is
     for first in range(0, n, block):
         some, times = _counted(values[first : first + block])
@@ -147,14 +147,14 @@ def bounded_mean(
     if not len(values):
         return Estimate(math.nan, *ends, 0, failed, method)
     low, high = ends
-    x = (np.asarray(values, dtype=float) - low) / (high - low)
+    x = (np.asarray(values) - low) / (high - low)
     half = (1 + confidence) / 2
     bounds = bounded_mean_bound(x, half), 1 - bounded_mean_bound(1 - x, half)
     below, above = (low + (high - low) * bound for bound in bounds)
     return Estimate(float(np.mean(values)), below, above, len(values), failed, method)
 
 
-def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95) -> Estimate:
     """Return the mean over prompts with a percentile-bootstrap interval, resampling prompts.
 
     It describes, and decides nothing: at 0.95 it misses the truth in 5 to 9 % of samples of 20 to 300 values with
@@ -164,33 +164,31 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95, see
     method = "bootstrap over prompts; describes"
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
-    sample = np.asarray(values, dtype=float)
+    sample = np.asarray(values)
     if len(sample) > MANY:
         method = "normal over prompts; describes"
         half = float(stats.norm.ppf((1 + confidence) / 2) * sample.std() / math.sqrt(len(sample)))
         low, high = float(sample.mean()) - half, float(sample.mean()) + half
     else:
-        rng, n = np.random.default_rng(seed), len(sample)
+        rng, n = np.random.default_rng(0), len(sample)
         rows = max(1, CACHED // n)
         parts = (min(rows, RESAMPLES - first) for first in range(0, RESAMPLES, rows))
-        means = np.concatenate([sample[rng.integers(0, n, (part, n))].mean(axis=1) for part in parts])
+        means = np.concatenate([sample[rng.integers(n, size=(part, n))].mean(axis=1) for part in parts])
         low, high = (float(end) for end in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
     return Estimate(float(np.mean(values)), low, high, len(values), failed, method)
 
 
-def clustered(
-    values: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, seed: int = 0
-) -> Estimate:
+def clustered(values: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95) -> Estimate:
     """Return the mean over pairs with a percentile-bootstrap interval that resamples prompts with all their pairs.
 
     It describes, as `mean` does, whose error it has.
     """
     method = "bootstrap over prompts, with all their pairs; describes"
-    sample, group, size = np.asarray(values, dtype=float), *_groups(prompts)
+    sample, group, size = np.asarray(values), *_groups(prompts)
     if not size:
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
-    sums, counts = np.bincount(group, sample, size), np.bincount(group, minlength=size)
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    sums, counts = np.bincount(group, sample), np.bincount(group)
+    drawn = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), RESAMPLES)
     low, high = np.quantile((drawn @ sums) / (drawn @ counts), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(sample.mean()), float(low), float(high), size, 0, method)
 
@@ -204,7 +202,6 @@ def length_controlled(
     wins: Sequence[float],
     lengths: Sequence[tuple[float, float]],
     confidence: float = 0.95,
-    seed: int = 0,
     slope: Normal = SLOPE,
 ) -> LengthControlled:
     """Return the win rate that answers of equal length would have (after Dubois et al. 2024, AlpacaEval 2).
@@ -223,16 +220,16 @@ def length_controlled(
         slope: prior of b, for lengths that hardly overlap.
     """
     method = "logistic fit on the difference in length, bootstrap over prompts, one imaginary prompt at the end"
-    won = np.asarray(wins, dtype=float)
+    won = np.asarray(wins)
     if not len(won):
         return LengthControlled(math.nan, math.nan, math.nan, 0, 0, method, math.nan, False)
-    d = np.array([ours - theirs for ours, theirs in lengths], dtype=float)
+    d = np.array([ours - theirs for ours, theirs in lengths])
     x = np.tanh(d / d.std()) if d.std() > 0 else np.zeros_like(d)
     overlap = _overlap(d)
     leans = overlap < OVERLAP
     prior = slope if leans else Normal(0.0, RIDGE**-0.5)
     value = _intercepts(won, x, np.ones((1, len(won))), np.array([prior.mean]), prior.sd)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(won) + 1, np.full(len(won) + 1, 1 / (len(won) + 1)), 200)
     means = rng.normal(prior.mean, prior.sd if leans else 0.0, len(drawn))
     low, high = (
@@ -246,8 +243,7 @@ def length_controlled(
 
 def _overlap(d: np.ndarray) -> float:
     """Return the share of prompts on which the usually shorter side is the longer one; equal lengths count as half."""
-    ours_longer = float(np.mean(0.5 + 0.5 * np.sign(d)))
-    return min(ours_longer, 1 - ours_longer)
+    return 0.5 - 0.5 * abs(float(np.mean(np.sign(d))))
 
 
 def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.ndarray, sd: float) -> np.ndarray:
@@ -271,14 +267,14 @@ def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.n
 def _newton(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.ndarray, sd: float) -> np.ndarray:
     """Return the same of fits that are made side by side: one product of matrices serves all of them."""
     design = np.stack([np.ones_like(x), x], axis=1)
-    products = (design[:, :, None] * design[:, None, :]).reshape(-1, 4)
+    products = (design[:, :, None] * design[:, None, :]).reshape(len(x), 4)
     precision = np.array([RIDGE, sd**-2])
     centre = np.stack([np.zeros_like(means), means], axis=1)
     beta = centre.copy()
     for _ in range(50):
         p = special.expit(beta @ design.T)
         gradient = (weights * (won - p)) @ design - precision * (beta - centre)
-        hessian = ((weights * p * (1 - p)) @ products).reshape(-1, 2, 2) + np.diag(precision)
+        hessian = ((weights * p * (1 - p)) @ products).reshape(len(means), 2, 2) + np.diag(precision)
         move = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         beta = beta + move
         if np.abs(move).max() < 1e-9:
@@ -293,7 +289,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def scale(
-    margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, resamples: int = 200, seed: int = 0
+    margins: Sequence[float], prompts: Sequence[Hashable], confidence: float = 0.95, resamples: int = 200
 ) -> Estimate:
     """Fit P(label) = σ(s·h) on held-out pairs, h the unscaled log-ratio margin of chosen over rejected in nats.
 
@@ -302,14 +298,14 @@ def scale(
     and decides nothing: at 0.95 it misses the truth in 10 to 11 % of samples of 60 pairs, in 6.5 % of 240 and in 5 % of
     1,000 (`benchmarks/bounds.py`).
     """
-    h = np.asarray(margins, dtype=float)
+    h = np.asarray(margins)
     group, size = _groups(prompts)
     method = "logistic fit, bootstrap over prompts; describes"
     if not len(h):
         return Estimate(math.nan, math.nan, math.nan, 0, 0, method)
     ones = np.ones(len(h))
     value = _slope(h, ones)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [_slope(h, rng.multinomial(size, np.full(size, 1 / size))[group]) for _ in range(resamples)]
     low, high = np.quantile(draws or [math.nan], [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(value, float(low), float(high), size, 0, method)
@@ -318,20 +314,20 @@ def scale(
 def _groups(prompts: Sequence[Hashable]) -> tuple[np.ndarray, int]:
     """Return the number of the prompt of each value, and how many prompts there are."""
     names = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return np.array([names[prompt] for prompt in prompts], dtype=int), len(names)
+    return np.array([names[prompt] for prompt in prompts]), len(names)
 
 
-def _slope(h: np.ndarray, weight: np.ndarray, most: float = STEEPEST) -> float:
-    """Return the s in [−most, most] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
+def _slope(h: np.ndarray, weight: np.ndarray) -> float:
+    """Return the s in [−STEEPEST, STEEPEST] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
 
     def derivative(s: float) -> float:
-        return float((weight * h / (1 + np.exp(np.clip(s * h, -500, 500)))).sum())
+        return float((weight * h * special.expit(-s * h)).sum())
 
-    if derivative(-most) <= 0:
-        return -most
-    if derivative(most) >= 0:
-        return most
-    return float(optimize.brentq(derivative, -most, most, xtol=1e-6))
+    if derivative(-STEEPEST) <= 0:
+        return -STEEPEST
+    if derivative(STEEPEST) >= 0:
+        return STEEPEST
+    return float(optimize.brentq(derivative, -STEEPEST, STEEPEST))
 
 
 def needed(at_least: float, n: int, confidence: float) -> int:
@@ -351,7 +347,7 @@ def fewest_prompts(at_least: float, confidence: float) -> int:
 
     With k of k good the Clopper–Pearson bound is (1 − confidence)^(1/k).
     """
-    return max(1, math.ceil(math.log(1 - confidence) / math.log(at_least) - 1e-9))
+    return math.ceil(math.log(1 - confidence) / math.log(at_least) - 1e-9)
 
 
 def power(true_rate: float, at_least: float, n: int, confidence: float) -> float:

@@ -241,11 +241,8 @@ class Ledger:
 
     def attempted(self, model: str, digest: str, outcome: str) -> None:
         """Note that an attempt was decided; the first note stays."""
-        if self.decided(model, digest) is None:
-            try:
-                self._insert(_attempts, {"model": model, "digest": digest, "outcome": outcome, "at": now()})
-            except IntegrityError:
-                return
+        with suppress(IntegrityError):
+            self._insert(_attempts, {"model": model, "digest": digest, "outcome": outcome, "at": now()})
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:

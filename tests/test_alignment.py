@@ -143,7 +143,7 @@ def test_the_first_gradient_is_minus_half_the_weight(
     b: float, policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
     """∂loss/∂(log π(y_w) − log π(y_l)) = −b/2, so the gradient's norm is b/2 times that of the mean difference."""
-    model, _ = policies.load(policy, compute, train=True)
+    model, _ = policies.load(policy, compute)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
     chosen, rejected = (
         reference.answer_logps(model, [(row["prompt_ids"], [row[side]]) for row in rows], 0)
@@ -186,7 +186,7 @@ def test_stored_reference_log_probs_give_the_losses_of_a_live_reference_model(
         def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
             return Dataset.from_list([{f"{name}_ids": ids for name, ids in row.items()} for row in texts])
 
-    (model, tokenizer), (live, _) = (policies.load(policy, compute, train=t) for t in (True, False))
+    (model, tokenizer), (live, _) = (policies.load(policy, compute) for _ in range(2))
     trainer = Tokenised(
         model=model,
         ref_model=live,
@@ -363,7 +363,7 @@ def test_an_adapter_trains_and_is_folded_into_ordinary_weights(
         for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
         if not torch.equal(a, b)
     }
-    assert changed and all("proj" in name for name in changed)
+    assert {name.split(".")[-2] for name in changed} == {f"{x}_proj" for x in (*"qkvo", "gate", "up", "down")}
     probe = json.loads((made.path / "probe.json").read_text())
     told = reference.logps(after, [(prompt, answer) for prompt, answer in probe["answers"]], 0)
     assert told == pytest.approx(probe["logps"], abs=1e-4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from models import statistics
 
@@ -43,6 +43,23 @@ def test_one_round_after_the_other_by_hand() -> None:
     x = np.array([0.75, 1.0])
     assert won * (1 + 1.8 * 0.5) == pytest.approx(0.8265)
     assert [bool(statistics.ruled_out(x, 0.5, error)) for error in (0.3, 0.362, 0.363)] == [False, False, True]
+
+
+def test_stakes_below_the_largest_by_hand() -> None:
+    """Three rounds against 0.2; at the error found here the whole is just won."""
+    values, mean = (1.0, 0.5, 0.75), 0.2
+
+    def capital(error: float) -> float:
+        won, spread = error, 0.16
+        for seen, value in enumerate(values):
+            stake = math.sqrt(2 * math.log(1 / won) * (1 + seen) / (spread * (3 - seen)))
+            assert stake < 4.5  # the largest there is: 0.9/0.2
+            won *= 1 + stake * (value - mean)
+            spread += (value - mean) ** 2
+        return won
+
+    error = optimize.brentq(lambda error: capital(error) - 1, 0.07, 0.09)
+    assert [bool(statistics.ruled_out(np.array(values), mean, error + by)) for by in (-1e-4, 1e-4)] == [False, True]
 
 
 @pytest.mark.parametrize("values", [[], [0.0, 0.0], [0.0] * 50])
@@ -94,6 +111,12 @@ def test_a_bound_is_the_greatest_mean_that_is_ruled_out() -> None:
     bound = statistics.bounded_mean_bound(x.tolist(), 0.95)
     out = statistics.ruled_out(np.random.default_rng(0).permutation(x)[:, None], statistics.GRID, 0.05)
     assert out[bound >= statistics.GRID].all() and not out[bound < statistics.GRID][0]
+
+
+def test_no_bound_lies_beyond_the_last_mean_that_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "GRID", np.array([0.2, 0.5]))
+    assert statistics.bounded_mean_bound([1.0] * 100, 0.95) == 0.5
+    assert statistics.bounded_mean_bound([0.5] * 100, 0.95) == 0.2
 
 
 def most(error: float, draws: int) -> float:
@@ -213,6 +236,13 @@ def test_all_good_answers_show_nearly_what_the_exact_bound_shows(n: int) -> None
     """The bound is not cut off at the last point of its grid: a ninth is lost to the stake, at most 3 % to the grid."""
     exact = statistics.lower_bound(n, n, 0, 0.95)
     assert 1 <= (1 - statistics.bounded_mean_bound([1.0] * n, 0.95)) / (1 - exact) < 1.15
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_game_that_is_wholly_won_or_lost_warns_of_nothing(value: float) -> None:
+    """However many prompts: the capital leaves what a computer can count at both ends."""
+    assert 1 - statistics.bounded_mean_bound([value] * 100_000, 0.95) == pytest.approx(1 - value, abs=1e-3)
 
 
 def test_a_mean_of_wins_never_collapses() -> None:

@@ -43,7 +43,7 @@ def refused(policy: Policy, scored: Reference, compute: Compute, out: Path) -> s
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (DROPPING, "no answer holds a token to learn from"),
+        (DROPPING, "harmless step: no answer holds a token to learn from"),
         (DROPPING + "{% if not add_generation_prompt %}get{% endif %}", "chosen and rejected are the same tokens"),
     ],
     ids=["nothing", "the same for all"],

@@ -80,9 +80,13 @@ def test_mismatched_answers_belong_to_other_prompts_of_the_same_batch() -> None:
     assert all(prompts[i] != prompts[j] for i, j in enumerate(other))
 
 
-def test_a_kto_step_starts_at_half_its_weights_and_trains(policy: Policy, compute: Compute, tmp_path: Path) -> None:
+@pytest.mark.parametrize("safe", [0.8, 0.2])
+def test_a_kto_step_starts_at_half_its_weights_and_trains(
+    safe: float, policy: Policy, compute: Compute, tmp_path: Path
+) -> None:
+    """Whichever kind of answer is the rarer one."""
     config = step(learning_rate=1e-3)
-    rows = scored(policy, compute, tmp_path, config)
+    rows = scored(policy, compute, tmp_path, config, safe)
     told = list(jsonl.read(rows.path / "train.jsonl"))
     assert len(told) == 48 and all(row["KL_completion_ids"] for row in told)
     (tmp_path / "out").mkdir()
@@ -91,6 +95,7 @@ def test_a_kto_step_starts_at_half_its_weights_and_trains(policy: Policy, comput
     curve = list(jsonl.read(made.path / "progress.jsonl"))
     desirable = sum(row["label"] for row in told)
     undesirable = len(told) - desirable
+    assert (desirable > undesirable) is (safe > 0.5)
     heavy = max(desirable, undesirable) / min(desirable, undesirable)
     weights = [heavy if row["label"] == (desirable < undesirable) else 1.0 for row in told[:8]]
     # check 22: ν = 0 at the start, so each answer costs half its weight

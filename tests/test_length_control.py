@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from models import card, equal_length, page
 from models.statistics import LEANS, SLOPE, Estimate, LengthControlled, Normal, length_controlled
@@ -95,8 +95,15 @@ def test_the_overlap_by_hand(lengths: list[tuple[float, float]], overlap: float)
 def test_a_long_table_is_fitted_in_parts_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     won, lengths = played(0.3, 200, 1.0, -0.3, 0)
     whole = length_controlled(won, lengths)
-    monkeypatch.setattr("models.statistics.CACHED", 1)  # fits one by one
-    assert asdict(length_controlled(won, lengths)) == pytest.approx(asdict(whole))
+    for cached in (1, 600):  # fits one by one, and in twos or threes
+        monkeypatch.setattr("models.statistics.CACHED", cached)
+        assert asdict(length_controlled(won, lengths)) == pytest.approx(asdict(whole))
+
+
+def test_another_unit_of_length_gives_the_same_figure() -> None:
+    won, lengths = played(0.3, 60, 1.0, -0.3, 0)
+    thousands = [(ours / 1000, theirs / 1000) for ours, theirs in lengths]
+    assert asdict(length_controlled(won, thousands)) == pytest.approx(asdict(length_controlled(won, lengths)))
 
 
 def test_nothing_compared_is_no_figure() -> None:
@@ -151,3 +158,30 @@ def test_the_schema_asks_for_the_overlap(missing: str) -> None:
     del told[equal_length.EQUAL_LENGTH][missing]
     with pytest.raises(jsonschema.ValidationError, match=missing):
         jsonschema.validate(told, metrics)
+
+
+@pytest.mark.parametrize("shift", [0.0, 40.0], ids=["the data decide", "the prior decides"])
+def test_the_interval_agrees_with_scipy(shift: float) -> None:
+    """Prompts are drawn with one of equal length, lost for the lower end, won for the upper; every fit is scipy's."""
+    draw = np.random.default_rng(11)
+    n, gap = 20, draw.normal(shift, 12, 20)
+    won = draw.choice([0, 0.5, 1], n)
+    x = np.append(np.tanh(gap / gap.std()), 0.0)
+    figure = length_controlled(won.tolist(), [(100 + g, 100.0) for g in gap])
+    assert figure.leans is (shift > 0)
+    rng, prior = np.random.default_rng(0), SLOPE if figure.leans else Normal(0.0, 10**0.5)
+    drawn = rng.multinomial(n + 1, [1 / (n + 1)] * (n + 1), 200)
+    means = rng.normal(*SLOPE, 200) if figure.leans else np.zeros(200)
+
+    def intercept(wins: np.ndarray, weights: np.ndarray, mean: float) -> float:
+        def loss(b: np.ndarray) -> tuple[float, np.ndarray]:
+            logit, off = b[0] + b[1] * x, np.array([0.1 * b[0], (b[1] - mean) / prior.sd**2])
+            value = weights @ (np.logaddexp(0, logit) - wins * logit) + 0.05 * b[0] ** 2 + off[1] * (b[1] - mean) / 2
+            slack = weights * (special.expit(logit) - wins)
+            return float(value), np.array([slack.sum(), slack @ x]) + off
+
+        return float(optimize.minimize(loss, np.zeros(2), jac=True, tol=1e-9).x[0])
+
+    for end, level, found in ((0.0, 0.025, figure.low), (1.0, 0.975, figure.high)):
+        fits = [intercept(np.append(won, end), weights, mean) for weights, mean in zip(drawn, means, strict=True)]
+        assert found == pytest.approx(np.quantile(special.expit(fits), level), abs=1e-6)

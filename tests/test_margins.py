@@ -71,3 +71,13 @@ def test_a_length_that_tells_few_pairs_apart_is_no_baseline() -> None:
     found = margins.figures(told, "m")
     assert not {"preference/m/nll_length", "preference/m/nll_minus_length"} & found.keys()
     assert found["preference/m/accuracy_length"].value == 0.0 and found["preference/m/nll"].value < 0.7
+
+
+def test_margins_that_say_nothing_on_the_validation_pairs_say_nothing_on_the_test_pairs() -> None:
+    """No scale is better than another: then every pair is a coin, and none is off by thousands of nats."""
+    told = [
+        {"metric": "m", "split": split, "prompt": str(i), "tokens": [9, 9], "chosen": value, "rejected": 0.0}
+        for split, value in (("validation", 0.0), ("test", -1.0))
+        for i in range(8)
+    ]
+    assert margins.figures(told, "m")["preference/m/nll"].value == pytest.approx(0.6931, abs=1e-4)

@@ -1,6 +1,7 @@
 """Every figure against a hand case, against scipy, or against a simulation in which the truth is known."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -43,11 +44,90 @@ def test_a_rate_carries_its_two_sided_interval_and_its_failures(good: int, n: in
     assert (told.n, told.failed, told.method) == (n, 7, "Clopper–Pearson")
 
 
-def test_nothing_judged_is_no_rate() -> None:
-    told = figures.rate(0, 0, failed=3)
-    assert math.isnan(told.value) and (told.low, told.high, told.n, told.failed) == (0, 1, 0, 3)
-    for none in (figures.mean([]), figures.clustered([], []), figures.scale([], [])):
-        assert math.isnan(none.value) and math.isnan(none.low) and none.n == 0
+NAN = math.nan
+LENGTH = "logistic fit on the difference in length, bootstrap over prompts, one imaginary prompt at the end"
+
+
+@pytest.mark.parametrize(
+    ("made", "low", "high", "failed", "method"),
+    [
+        (lambda: figures.rate(0, 0, failed=3), 0, 1, 3, "Clopper–Pearson"),
+        (lambda: figures.bounded_mean([], 3), 0, 1, 3, "betting over prompts"),
+        (lambda: figures.bounded_mean([], ends=(-1, 1)), -1, 1, 0, "betting over prompts"),
+        (lambda: figures.mean([], 3), NAN, NAN, 3, "bootstrap over prompts; describes"),
+        (lambda: figures.clustered([], []), NAN, NAN, 0, "bootstrap over prompts, with all their pairs; describes"),
+        (lambda: figures.scale([], []), NAN, NAN, 0, "logistic fit, bootstrap over prompts; describes"),
+        (lambda: figures.length_controlled([], []), NAN, NAN, 0, LENGTH),
+    ],
+    ids=["rate", "bounded_mean", "between other ends", "mean", "clustered", "scale", "length_controlled"],
+)
+def test_nothing_judged_is_no_estimate(
+    made: Callable[[], figures.Estimate], low: float, high: float, failed: int, method: str
+) -> None:
+    none = made()
+    assert (none.value, none.low, none.high) == pytest.approx((NAN, low, high), nan_ok=True)
+    assert (none.n, none.failed, none.method) == (0, failed, method)
+    if isinstance(none, figures.LengthControlled):
+        assert math.isnan(none.overlap) and none.leans is False
+
+
+SHARES, LENGTHS = np.random.default_rng(9).random(40), [(9.0, 7.0), (4.0, 6.0)] * 20
+
+
+@pytest.mark.parametrize(
+    ("made", "method"),
+    [
+        (lambda **also: figures.rate(28, 40, **also), "Clopper–Pearson"),
+        (lambda **also: figures.bounded_mean(SHARES, **also), "betting over prompts"),
+        (lambda **also: figures.mean(SHARES, **also), "bootstrap over prompts; describes"),
+        (
+            lambda **also: figures.clustered(SHARES, range(40), **also),
+            "bootstrap over prompts, with all their pairs; describes",
+        ),
+        (lambda **also: figures.length_controlled(SHARES, LENGTHS, **also), LENGTH),
+        (
+            lambda **also: figures.scale(SHARES - 0.4, range(40), **also),
+            "logistic fit, bootstrap over prompts; describes",
+        ),
+    ],
+    ids=["rate", "bounded_mean", "mean", "clustered", "length_controlled", "scale"],
+)
+def test_an_estimate_says_how_it_was_made_and_is_the_same_each_time(
+    made: Callable[..., figures.Estimate], method: str
+) -> None:
+    told = made()
+    assert told == made() == made(confidence=0.95) != made(confidence=0.9)
+    assert (told.n, told.failed, told.method) == (40, 0, method)
+
+
+@pytest.mark.parametrize("good", [80, 200, 370])
+@pytest.mark.parametrize(
+    "made",
+    [figures.mean, lambda values, **also: figures.clustered(values, range(400), **also)],
+    ids=["mean", "clustered"],
+)
+def test_resampled_coins_follow_the_binomial_distribution(made: Callable[..., figures.Estimate], good: int) -> None:
+    """Both ends of the interval, to one coin of 400; at 0.95 and elsewhere."""
+    coins = [1.0] * good + [0.0] * (400 - good)
+    for confidence in (0.95, 0.5):
+        told = made(coins, confidence=confidence)
+        ends = stats.binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 400, good / 400)
+        assert [400 * told.low, 400 * told.high] == pytest.approx(ends, abs=1)
+
+
+def test_every_value_may_be_drawn_again() -> None:
+    """Also the first one, and the last."""
+    for values in ([1.0] + [0.0] * 9, [0.0] * 9 + [1.0]):
+        assert figures.mean(values).high == figures.clustered(values, range(10)).high == pytest.approx(0.3)
+
+
+def test_the_interval_of_a_scale_by_hand() -> None:
+    """Where all |h| are 2, s is log(k / (n − k)) / 2 of the k pairs that are right: a binomial count."""
+    for confidence in (0.95, 0.5):
+        told = figures.scale([2] * 300 + [-2] * 100, range(400), confidence, resamples=2000)
+        k = stats.binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 400, 0.75)
+        assert [told.low, told.high] == pytest.approx(np.log(k / (400 - k)) / 2, abs=0.008)  # one pair more is 0.0067
+        assert told.value == pytest.approx(math.log(3) / 2)
 
 
 @pytest.mark.parametrize("truth", [0.6, 0.9, 0.98])
@@ -104,6 +184,7 @@ def test_scale_by_hand() -> None:
     """Three of four pairs with |h| = 2 are right: σ(2s) = 3/4."""
     assert figures.scale([2, 2, 2, -2], "abcd", resamples=0).value == pytest.approx(math.log(3) / 2, abs=1e-5)
     assert figures.scale([-2, -2, -2, 2], "abcd", resamples=0).value == pytest.approx(-math.log(3) / 2, abs=1e-5)
+    assert figures.scale([0.002] * 3 + [-0.002], "abcd", resamples=0).value == pytest.approx(math.log(3) / 0.002)
     # every pair right, or every pair wrong: no finite scale is best
     assert figures.scale([1, 2], "ab").value == 1000 and figures.scale([-1, -2], "ab").value == -1000
 
@@ -116,11 +197,16 @@ def test_scale_resamples_prompts_not_pairs() -> None:
     assert (clustered.high - clustered.low) / (alone.high - alone.low) == pytest.approx(4, rel=0.25)
 
 
-@pytest.mark.parametrize("at_least", [0.5, 0.6, 0.9, 0.95])
+@pytest.mark.parametrize("at_least", [0.0, 0.5, 0.6, 0.9, 0.95])
 @pytest.mark.parametrize("n", [1, 10, 58, 59, 83, 300])
 def test_needed_is_the_fewest_that_hold_the_bound(n: int, at_least: float) -> None:
     holds = [good for good in range(n + 1) if figures.lower_bound(good, n, 0, 0.95) >= at_least]
     assert figures.needed(at_least, n, 0.95) == (holds[0] if holds else n + 1)
+
+
+def test_a_bound_that_is_reached_to_the_digit_needs_no_answer_more() -> None:
+    for good in (1, 7, 10):
+        assert figures.needed(figures.lower_bound(good, 10, 0, 0.95), 10, 0.95) == good
 
 
 def test_what_83_prompts_can_show() -> None:
@@ -129,6 +215,15 @@ def test_what_83_prompts_can_show() -> None:
     assert figures.needed(0.95, 83, 0.95) == 83 and figures.needed(0.9, 83, 0.95) == 80
     assert figures.needed(0.95, 58, 0.95) == 59 and figures.needed(0.95, 59, 0.95) == 59
     assert figures.power(0.97, 0.95, 83, 0.95) == pytest.approx(0.97**83)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.75, 0.95, 0.995])
+@pytest.mark.parametrize("at_least", [0.01, 0.5, 0.6, 0.9, 0.95])
+def test_the_fewest_prompts_are_the_fewest_of_which_all_must_be_good(at_least: float, confidence: float) -> None:
+    """At 0.75 two prompts show exactly 0.5."""
+    n = figures.fewest_prompts(at_least, confidence)
+    assert figures.lower_bound(n, n, 0, confidence) >= at_least - 1e-12
+    assert n == 1 or figures.lower_bound(n - 1, n - 1, 0, confidence) < at_least - 1e-9
 
 
 @pytest.mark.parametrize(("truth", "at_least", "n"), [(0.95, 0.9, 200), (0.7, 0.6, 83), (0.9, 0.9, 100)])

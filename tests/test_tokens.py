@@ -243,7 +243,7 @@ def test_our_head_equals_trls_in_values_and_gradients(comparisons: bool, policy:
     found = []
     outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
     for add in (answer_head.add, lambda model: add_fused_lm_head(model, outputs=outputs)):
-        model, _ = policies.load(policy, compute, train=True)
+        model, _ = policies.load(policy, compute)
         add(model)
         told = model(input_ids=ids, attention_mask=attended, labels=labels, fused_lm_head=True)
         (told.log_probs * torch.linspace(-1, 1, told.log_probs.numel()).view_as(told.log_probs)).sum().backward()
