@@ -13,6 +13,7 @@ import typer
 from flows import ending
 from flows.operations import app as operations
 from models.errors import BadPlace, SacpoError
+from tasks import terminal
 
 if TYPE_CHECKING:
     from models.assessment import Assessment
@@ -287,6 +288,7 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
 
 def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
+    terminal.guard()
     ending.listen()
     try:
         app()
