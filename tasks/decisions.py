@@ -148,8 +148,9 @@ def register(
         tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
     version, name = run.tracker.register(policy, tags), run.training.registered_name
-    why, ledger = verdict.why_not if verdict else "", Ledger(run.root)
-    standing = Standing(tags["gate"], "", why, _key(verdict), registry.source(run.root, name, version))
+    why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
+    ledger.registered(name, version, source, policy.digest)
+    standing = Standing(tags["gate"], "", why, _key(verdict), source)
     if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):  # a restart repeats nothing
         ledger.stand(name, version, standing)
     if verdict:  # an undecided one challenges nobody
