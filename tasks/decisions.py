@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect import pause_flow_run, task
+from prefect import pause_flow_run
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.input import RunInput
@@ -31,6 +31,7 @@ from models.recipe_gate import Gate, GateMode
 from models.suites import prompt_digest
 from tasks import events, launch, registry, screen
 from tasks.ledger import AGREED, REFUSED, Ledger, Standing, answered
+from tasks.pages import task
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 from tasks.temporary_server import lasting
