@@ -71,8 +71,8 @@ def test_names_of_columns_files_and_folders_are_shown_as_text(tmp_path: Path) ->
         assert code == 2 and SHOWN in out and not bare(out), wanted
 
 
-def test_the_names_of_models_and_unknown_options_are_shown_as_text() -> None:
-    for wanted in (["champion", EVIL], ["champion", f"--{EVIL}"]):
+def test_arguments_and_unknown_options_are_shown_as_text() -> None:
+    for wanted in (["chat", EVIL], ["champion", f"--{EVIL}"]):
         code, out = sacpo(*wanted)
         assert code and SHOWN in out and not bare(out), wanted
 
