@@ -1,14 +1,10 @@
 """What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
-import http.client
 import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from models import generate_vllm, harness, headers, policy, probe, sources, town
 from models.assessment import Assessment
@@ -20,12 +16,14 @@ from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 from models.recipe_gate import GateMode
 from models.tokens import messages
-from models.words import counted
+from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
 """Bytes; ours have some 1,000."""
 ASKED_FOR = 10.0
 """Seconds in which a judge's address must answer at all."""
+LARGEST_HEAD = 2**20
+"""Bytes of an answer's headers, and of what comes with them of its list of models."""
 NEEDED = ("$prompt", "$first", "$second", "$fence")
 REPLY = '{"$fence": {"first": GRADE, "second": GRADE}}'
 """What a comparing rubric must ask for, since nothing else is read."""
@@ -208,6 +206,8 @@ def _tokenizer(folder: Path) -> str:
 def _chat_model(metric: str, judge: Judge) -> str:
     if judge.key and not os.environ.get(judge.key):
         return f"key: the environment variable {judge.key} is not set; put the key there"
+    if judge.key and not (os.environ[judge.key].isascii() and os.environ[judge.key].isprintable()):
+        return f"key: the environment variable {judge.key} holds a character that no key has; put the key alone there"
     for path in rubric_files(metric, judge)[:1]:
         try:
             text = _rubric(path)
@@ -233,26 +233,20 @@ def _rubric(path: Path) -> str:
     return path.read_text("utf-8")
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """A key goes to the address that the user wrote, and nowhere else."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
-            return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _silent(judge: Judge) -> str:
     """Ask the address for its models, as any client may: whatever it answers, somebody speaks HTTP there."""
-    request = urllib.request.Request(judge.base_url.rstrip("/") + "/models")
-    if judge.key:
-        request.add_header("Authorization", f"Bearer {os.environ[judge.key]}")
+    import httpx2
+
+    from models import bounded
+
+    key = {"authorization": f"Bearer {os.environ[judge.key]}"} if judge.key else {}
     try:
-        urllib.request.build_opener(_SameHost).open(request, timeout=ASKED_FOR).close()
-    except urllib.error.HTTPError as error:
-        if 300 <= error.code < 400:
-            return f"sends us on and on, or to another host (status {error.code}); give the address itself"
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        why = getattr(error, "reason", error)
-        return f"nobody answers there as HTTP ({str(why) or type(why).__name__}); start that endpoint"
-    return ""
+        with (
+            bounded.client(ASKED_FOR, LARGEST_HEAD) as client,
+            client.stream("GET", judge.base_url.rstrip("/") + "/models", headers=key),
+        ):
+            return ""
+    except (bounded.Redirected, bounded.TooMuch) as error:
+        return f"{error}; give the address itself"
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        return f"nobody answers there as HTTP ({first_line(error)}); start that endpoint"
