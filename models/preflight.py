@@ -79,9 +79,17 @@ def _policies(
         if not found and (place.startswith("models:/") or is_name(place)):
             continue
         here = found(place, key) if found else place
-        ours = here == TOWN or policy.located(here, key).resolve().parent == kept.resolve()
-        if recipe.template or not ours:
+        if recipe.template or not made_here(here, key, kept):
             yield probe.Wanted(f"{key} {place!r}", here, recipe.template)
+
+
+def made_here(place: str, key: str, kept: Path) -> bool:
+    """Return whether a policy is the town, or lies in our store.
+
+    Raises:
+        BadPolicy: there is none, or its weights are not whole.
+    """
+    return place == TOWN or policy.located(place, key).resolve().parent == kept.resolve()
 
 
 def _classifiers(judges: Judges) -> Iterator[probe.Wanted]:
