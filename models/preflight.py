@@ -1,6 +1,5 @@
 """What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,16 +172,15 @@ def _problem(metric: str, judge: Judge) -> str:
 def _classifier(judge: Judge) -> str:
     folder = Path(judge.model).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = headers.settings(folder / "config.json")
+    except BadPolicy:
         return f"model {judge.model!r}: no folder with a config.json; give a classifier's folder or hub id"
-    if not isinstance(config, dict):
-        return f"model {judge.model!r}: its config.json holds no settings; copy the model again"
     kind = str(next(iter(config.get("architectures") or ["?"])))
     if not kind.endswith("ForSequenceClassification"):
         return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
     try:
         headers.tensors(folder)
+        tokenizer = _tokenizer(folder)
     except BadPolicy as error:
         return f"model {judge.model!r}: {error}"
     classes = {str(i): str(name) for i, name in _classes(config).items()}
@@ -191,7 +189,7 @@ def _classifier(judge: Judge) -> str:
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if classes else 'a single score'}"
     if not judge.label and len(classes) > 1:
         return f"label: the judge has the classes {names}; name the one whose probability is the score"
-    templated = (folder / "chat_template.jinja").exists() or "chat_template" in _tokenizer(folder)
+    templated = (folder / "chat_template.jinja").exists() or "chat_template" in tokenizer
     if not judge.text and not templated:
         return "text: the judge has no chat template; say how prompt and answer are written"
     return ""
@@ -204,11 +202,9 @@ def _classes(config: dict[str, Any]) -> dict[str, str]:
     return dict(config["id2label"])
 
 
-def _tokenizer(folder: Path) -> str:
-    try:
-        return (folder / "tokenizer_config.json").read_text("utf-8")
-    except OSError:
-        return ""
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return headers.settings(file) if file.exists() else {}
 
 
 def _chat_model(metric: str, judge: Judge) -> str:

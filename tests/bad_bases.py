@@ -320,6 +320,9 @@ judge("code of its own", "its auto_map names code", config(auto_map={"AutoModel"
 judge("a kernel of a hub", "names code of a hub", config(_attn_implementation="owner/kernel"))
 judge("10^10 layers or more", "num_hidden_layers is", config(num_hidden_layers=MANY))
 judge("a config of 5,000 digits", "no folder with a config.json", many_digits)
+judge("a config of 40 MB", "no folder with a config.json", large("config.json", 40_000_000))
+judge("a config that is a pipe", "no folder with a config.json", replaced("config.json", os.mkfifo))
+judge("a tokenizer's config that is a pipe", "tokenizer_config.json: is a pipe", replaced(TOKENIZER, os.mkfifo))
 
 
 def small_judge(draw: random.Random, judge: Path) -> None:
