@@ -13,6 +13,7 @@ import typer
 from flows import ending
 from flows.operations import app as operations
 from models.errors import BadPlace, SacpoError
+from tasks import terminal
 
 if TYPE_CHECKING:
     from models.assessment import Assessment
@@ -211,11 +212,15 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     longest: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 256,
 ) -> None:
-    """Talk with a policy in the terminal; an empty line ends the conversation."""
-    from models.chat import talk
-    from tasks.run import found
+    """Talk with a policy in the terminal; an empty line ends the conversation.
 
-    talk(found(policy), temperature, longest)
+    One from elsewhere is looked at first, as the base of a run is.
+    """
+    from models.chat import talk
+    from models.kept import Kept
+    from tasks.run import found, root
+
+    talk(found(policy, "policy"), temperature, longest, root() / Kept.store)
 
 
 @app.command()
@@ -287,6 +292,7 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
 
 def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
+    terminal.guard()
     ending.listen()
     try:
         app()

@@ -10,12 +10,12 @@ promote it if it also passes the gate beside the champion
 
 from typing import Any
 
-from prefect import flow
 from prefect.runtime import flow_run
 
 from models.recipe import Recipe
 from tasks import decisions, reporting, stages
 from tasks.leases import watched
+from tasks.pages import flow
 from tasks.reporting import Findings
 from tasks.run import opened
 

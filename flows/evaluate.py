@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from prefect import flow
-
 from models.assessment import Assessment
 from models.gate import AS_THEY_ARE
 from models.promotion import NOT_REGISTERED
 from tasks import stages
 from tasks.decisions import test_in_order
 from tasks.leases import watched
+from tasks.pages import flow
 from tasks.reporting import Findings, ended, publish
 from tasks.run import opened
 

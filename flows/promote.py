@@ -5,13 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from models.markdown import markdown_table, plain
 from models.promotion import Entry
 from tasks import registry
+from tasks.pages import flow
 from tasks.run import root, settled
 
 

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from prefect import flow
 from prefect.states import Completed
 
 from flows.align import align
+from models.markdown import unlinked
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
+from tasks.pages import flow
 from tasks.run import asking, decided, root
 
 
@@ -29,7 +30,7 @@ def retrain(recipe: Recipe) -> Any:
         return Completed(name="Superseded", message=newer)
     before = decided(recipe)
     if before:
-        return Completed(name="NothingNew", message=f"nothing new since {before['at']}: {before['outcome']}")
+        return Completed(name="NothingNew", message=unlinked(f"nothing new since {before['at']}: {before['outcome']}"))
     asked = asking(recipe)
     if asked:
         return Completed(name="WaitsForApproval", message=asked)

@@ -2,21 +2,25 @@
 
 from pathlib import Path
 
-from models import generate, headers
+from models import generate, headers, probe
 from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.generate import Ask
 from models.policy import digest, load
+from models.preflight import made_here
 from models.recipe import Compute
 from models.recipe_evaluation import Evaluation
 from models.tokens import Message, prompt_texts
 
 
-def talk(folder: str, temperature: float, longest: int) -> None:
+def talk(folder: str, temperature: float, longest: int, kept: Path) -> None:
     """Read turns from standard input until an empty line, and print the policy's answers.
 
+    Args:
+        kept: folder of the store; a policy from elsewhere is looked at before it is loaded.
+
     Raises:
-        BadPolicy: the folder holds no policy, or a damaged one.
+        BadPolicy: the folder holds no policy, a damaged one, or one that cannot be used.
     """
     from transformers.utils import logging
 
@@ -24,6 +28,8 @@ def talk(folder: str, temperature: float, longest: int) -> None:
     if not list(path.glob("*.safetensors")):
         raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
     headers.tensors(path)
+    if not made_here(folder, "policy", kept):
+        probe.look([probe.Wanted(f"policy {folder!r}", str(path))], kept)
     logging.disable_progress_bar()
     model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
     config = Evaluation(temperature=temperature, max_new_tokens=longest)

@@ -22,6 +22,15 @@ from models.words import first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+OURS = {
+    "attn_implementation": (
+        *("eager", "sdpa", "flex_attention", "paged|eager"),
+        *("flash_attention_2", "flash_attention_3", "flash_attention_4"),
+    ),
+    "experts_implementation": ("eager", "batched_mm", "grouped_mm"),
+}
+"""Names in the keys by which a config chooses code → what transformers and torch hold of it. Anything else may be a
+compiled kernel (`owner/name`), which transformers has fetched from the hub and runs."""
 MEMORY = 4 * 2**30
 """Bytes beyond what the libraries take: a tokenizer of 250,000 tokens needs some hundred MB."""
 WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
@@ -176,6 +185,11 @@ def _plausible(file: Path, trained: bool) -> None:
         )
     stored = len(headers.tensors(file.parent))
     for key, value in flat(told).items():
+        ours = next((names for name, names in OURS.items() if name in key), None)
+        if ours and value is not None and value not in ours:
+            raise BadPolicy(
+                f"{file}: {key} is {shown(value)}, which names code of a hub, and such code is not run; take it out"
+            )
         if isinstance(value, int) and not isinstance(value, bool) and not -1 <= value < 2**31:
             raise BadPolicy(f"{file}: {key} is {shown(value)}, which no model has; copy the model again")
         if key.endswith(("num_hidden_layers", "n_layer", "n_layers")) and isinstance(value, int) and value > stored:

@@ -13,8 +13,12 @@ from models.errors import BadPolicy
 
 WEIGHTS = "*.safetensors"
 INDEX = "model.safetensors.index.json"
-LARGEST_HEADER = 100 * 2**20
-"""Bytes; the library itself reads no larger one."""
+TENSORS = 200_000
+"""Names in all files of a folder; mixtures with hundreds of experts have some 100,000."""
+LARGEST_HEADER = 16 * 2**20
+"""Bytes: 150,000 tensors in one file. The library itself reads 100 MB, which take ten seconds and 760 MB of memory."""
+LARGEST_SETTINGS = 32 * 2**20
+"""Bytes; the largest is the index of a model of many tensors."""
 GGUF_VERSIONS = (2, 3)
 AGAIN = "copy or download it again"
 
@@ -31,15 +35,17 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     """Return name → type and shape of every tensor that the folder's safetensors files hold.
 
     Raises:
-        BadPolicy: a file is empty, cut, or no safetensors; a file that the index names is missing.
+        BadPolicy: a file is empty, cut, or no safetensors; more tensors are named than any model has; a file that the
+            index names is missing.
     """
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob(WEIGHTS)):
         found |= _header(file)
+        _countable(folder, len(found))
     if (folder / INDEX).exists():
         named = settings(folder / INDEX).get("weight_map")
-        files = named.values() if isinstance(named, dict) else [""]
-        missing = next((name for name in files if not (folder / str(name)).is_file()), None)
+        files = sorted({*map(str, named.values())}) if isinstance(named, dict) else [""]
+        missing = next((name for name in files if not (folder / name).is_file()), None)
         if missing is not None:
             raise BadPolicy(f"{folder / INDEX}: names the file {missing!r}, which is not there; {AGAIN}")
     return found
@@ -49,10 +55,12 @@ def settings(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        BadPolicy: there is none.
+        BadPolicy: there is none, or a larger one than any model has.
     """
     try:
-        told = json.loads(regular(file).read_text("utf-8"))
+        if regular(file).stat().st_size > LARGEST_SETTINGS:
+            raise BadPolicy(f"{file}: is larger than {LARGEST_SETTINGS:,} bytes, which no settings are; {AGAIN}")
+        told = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise BadPolicy(f"{file}: cannot be read ({error.strerror}); {AGAIN}") from error
     except (ValueError, RecursionError) as error:
@@ -90,17 +98,25 @@ def gguf(file: Path) -> None:
         raise BadPolicy(f"{file}: is GGUF of version {version}; versions 2 and 3 can be read: convert the model again")
 
 
+def _countable(where: Path, tensors: int) -> None:
+    if tensors > TENSORS:
+        raise BadPolicy(f"{where}: names more than {TENSORS:,} tensors, which no model has; {AGAIN}")
+
+
 def _header(file: Path) -> dict[str, Tensor]:
     size = regular(file).stat().st_size
     if size < 8:
         raise BadPolicy(f"{file}: is {'empty' if not size else 'cut off'}; {AGAIN}")
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > LARGEST_HEADER:
+        if length > size - 8 and length > LARGEST_HEADER:
             raise BadPolicy(f"{file}: is no safetensors file; {AGAIN}")
+        if length > LARGEST_HEADER:
+            raise BadPolicy(f"{file}: has a header of {length:,} bytes, which no model has; {AGAIN}")
         text = stream.read(length)
     if len(text) < length:
         raise BadPolicy(f"{file}: is cut off; {AGAIN}")
+    _countable(file, (text.count(b"{") + text.count(b"[")) // 3)  # before they are made objects: one and two a tensor
     try:
         told = json.loads(text)
         found = {n: Tensor(t["dtype"], tuple(map(int, t["shape"]))) for n, t in told.items() if n != "__metadata__"}

@@ -26,6 +26,10 @@ LOWEST, HIGHEST = 1.0, 10.0
 FENCE_DIGITS = 32
 PART = 4
 """As many characters in a row of a key are told nowhere."""
+LARGEST = 4 * 2**20
+"""Bytes that a reply may have whatever its text is, which also holds what a model thought before."""
+PER_TOKEN = 64
+"""Bytes more for each token that it may have: JSON writes a character in up to twelve."""
 READ = 10_000
 """Characters of an unreadable reply, or of an error, that are looked at."""
 FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
@@ -112,7 +116,7 @@ class Llm:
         """Return the reply to each question: remembered, or asked for now.
 
         Raises:
-            NoVerdict: the budget does not reach, or is spent.
+            NoVerdict: the budget does not reach, or is spent; the address does not answer, or names another.
         """
         unique = list(dict.fromkeys(questions))
         known = self.table.known([*unique])
@@ -123,12 +127,15 @@ class Llm:
         self._afford(len(missing))
         from openai import OpenAI
 
+        from models import bounded
+
         with (
             OpenAI(
                 base_url=self.judge.base_url,
                 api_key=self.secret or "none",
                 timeout=self.judge.timeout,
                 max_retries=self.judge.retries,
+                http_client=bounded.client(self.judge.timeout, LARGEST + PER_TOKEN * self.judge.reply_tokens),
             ) as client,
             ThreadPoolExecutor(self.judge.at_once) as pool,
         ):
@@ -143,6 +150,11 @@ class Llm:
                     raise NoVerdict(
                         f"evaluation.judges.{self.metric}: {self.judge.base_url} does not answer; start that endpoint, "
                         "the same command goes on"
+                    )
+                if not start and all(reply.failed.startswith("Redirected: ") for reply in replies):
+                    raise NoVerdict(
+                        f"evaluation.judges.{self.metric}.base_url: {self.judge.base_url} sends us to another address, "
+                        "which is not followed; give the address itself, the same command goes on"
                     )
         return told
 
@@ -172,7 +184,7 @@ class Llm:
                 **limit,
             )
             text = str(got.choices[0].message.content or "")
-            tokens = _count(got.usage.total_tokens) if got.usage else 0
+            tokens = _count(getattr(got.usage, "total_tokens", 0))
         except Exception as error:  # whatever a server may send
             return Reply(failed=self._safely(f"{type(error).__name__}: {error}"))
         grades = read(text, question.fence, question.grades)
@@ -246,7 +258,7 @@ def _within(values: Sequence[Any]) -> tuple[float, ...] | None:
 
 def _count(tokens: Any) -> int:
     """Return what a server says it has counted, where it can be."""
-    return tokens if isinstance(tokens, int) and 0 <= tokens < 2**31 else 0
+    return tokens if type(tokens) is int and 0 <= tokens < 2**31 else 0
 
 
 def _decided(calls: tuple[Call, ...], failed: str) -> Comparison:

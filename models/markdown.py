@@ -9,7 +9,7 @@ import re
 
 JOINER = "\u2060"
 """Word joiner: takes no room, and breaks what GitHub's Markdown would make a link of after it has read references."""
-LINKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", re.IGNORECASE)
+LINKS = re.compile(rf"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?!{JOINER})", re.IGNORECASE)
 ACTIVE = re.compile(
     r"(?P<interval>\[-?\d+\.\d+, -?\d+\.\d+\](?!\s*[(\[:]))"  # stays as it is: no link without an address
     r"|[\\`*\[\]<>&|~$]"
@@ -24,8 +24,13 @@ def plain(text: str) -> str:
 
     Active characters become numeric references, which never open a structure (CommonMark 0.31, section 2.5).
     """
-    line = LINKS.sub(JOINER, " ".join(text.split()))
+    line = unlinked(" ".join(text.split()))
     return ACTIVE.sub(lambda match: match["interval"] or f"&#{ord(match[0])};", line)
+
+
+def unlinked(text: str) -> str:
+    """Return a text in which no page finds an address to make a link of, for places that show no Markdown."""
+    return LINKS.sub(JOINER, text)
 
 
 def readable(markdown: str) -> str:

@@ -1,14 +1,9 @@
 """What can be known of an evaluation before anything is trained: engine, tasks, and all that judges need."""
 
-import http.client
-import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from models import generate_vllm, harness, headers, policy, probe, sources, town
 from models.assessment import Assessment
@@ -20,12 +15,14 @@ from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 from models.recipe_gate import GateMode
 from models.tokens import messages
-from models.words import counted
+from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
 """Bytes; ours have some 1,000."""
 ASKED_FOR = 10.0
 """Seconds in which a judge's address must answer at all."""
+LARGEST_HEAD = 2**20
+"""Bytes of an answer's headers, and of what comes with them of its list of models."""
 NEEDED = ("$prompt", "$first", "$second", "$fence")
 REPLY = '{"$fence": {"first": GRADE, "second": GRADE}}'
 """What a comparing rubric must ask for, since nothing else is read."""
@@ -81,9 +78,17 @@ def _policies(
         if not found and (place.startswith("models:/") or is_name(place)):
             continue
         here = found(place, key) if found else place
-        ours = here == TOWN or policy.located(here, key).resolve().parent == kept.resolve()
-        if recipe.template or not ours:
+        if recipe.template or not made_here(here, key, kept):
             yield probe.Wanted(f"{key} {place!r}", here, recipe.template)
+
+
+def made_here(place: str, key: str, kept: Path) -> bool:
+    """Return whether a policy is the town, or lies in our store.
+
+    Raises:
+        BadPolicy: there is none, or its weights are not whole.
+    """
+    return place == TOWN or policy.located(place, key).resolve().parent == kept.resolve()
 
 
 def _classifiers(judges: Judges) -> Iterator[probe.Wanted]:
@@ -167,16 +172,15 @@ def _problem(metric: str, judge: Judge) -> str:
 def _classifier(judge: Judge) -> str:
     folder = Path(judge.model).expanduser()
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = headers.settings(folder / "config.json")
+    except BadPolicy:
         return f"model {judge.model!r}: no folder with a config.json; give a classifier's folder or hub id"
-    if not isinstance(config, dict):
-        return f"model {judge.model!r}: its config.json holds no settings; copy the model again"
     kind = str(next(iter(config.get("architectures") or ["?"])))
     if not kind.endswith("ForSequenceClassification"):
         return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
     try:
         headers.tensors(folder)
+        tokenizer = _tokenizer(folder)
     except BadPolicy as error:
         return f"model {judge.model!r}: {error}"
     classes = {str(i): str(name) for i, name in _classes(config).items()}
@@ -185,7 +189,7 @@ def _classifier(judge: Judge) -> str:
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if classes else 'a single score'}"
     if not judge.label and len(classes) > 1:
         return f"label: the judge has the classes {names}; name the one whose probability is the score"
-    templated = (folder / "chat_template.jinja").exists() or "chat_template" in _tokenizer(folder)
+    templated = (folder / "chat_template.jinja").exists() or "chat_template" in tokenizer
     if not judge.text and not templated:
         return "text: the judge has no chat template; say how prompt and answer are written"
     return ""
@@ -198,16 +202,16 @@ def _classes(config: dict[str, Any]) -> dict[str, str]:
     return dict(config["id2label"])
 
 
-def _tokenizer(folder: Path) -> str:
-    try:
-        return (folder / "tokenizer_config.json").read_text("utf-8")
-    except OSError:
-        return ""
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return headers.settings(file) if file.exists() else {}
 
 
 def _chat_model(metric: str, judge: Judge) -> str:
     if judge.key and not os.environ.get(judge.key):
         return f"key: the environment variable {judge.key} is not set; put the key there"
+    if judge.key and not (os.environ[judge.key].isascii() and os.environ[judge.key].isprintable()):
+        return f"key: the environment variable {judge.key} holds a character that no key has; put the key alone there"
     for path in rubric_files(metric, judge)[:1]:
         try:
             text = _rubric(path)
@@ -233,26 +237,20 @@ def _rubric(path: Path) -> str:
     return path.read_text("utf-8")
 
 
-class _SameHost(urllib.request.HTTPRedirectHandler):
-    """A key goes to the address that the user wrote, and nowhere else."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
-            return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _silent(judge: Judge) -> str:
     """Ask the address for its models, as any client may: whatever it answers, somebody speaks HTTP there."""
-    request = urllib.request.Request(judge.base_url.rstrip("/") + "/models")
-    if judge.key:
-        request.add_header("Authorization", f"Bearer {os.environ[judge.key]}")
+    import httpx2
+
+    from models import bounded
+
+    key = {"authorization": f"Bearer {os.environ[judge.key]}"} if judge.key else {}
     try:
-        urllib.request.build_opener(_SameHost).open(request, timeout=ASKED_FOR).close()
-    except urllib.error.HTTPError as error:
-        if 300 <= error.code < 400:
-            return f"sends us on and on, or to another host (status {error.code}); give the address itself"
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        why = getattr(error, "reason", error)
-        return f"nobody answers there as HTTP ({str(why) or type(why).__name__}); start that endpoint"
-    return ""
+        with (
+            bounded.client(ASKED_FOR, LARGEST_HEAD) as client,
+            client.stream("GET", judge.base_url.rstrip("/") + "/models", headers=key),
+        ):
+            return ""
+    except (bounded.Redirected, bounded.TooMuch) as error:
+        return f"{error}; give the address itself"
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        return f"nobody answers there as HTTP ({first_line(error)}); start that endpoint"

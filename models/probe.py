@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models import headers, small
-from models.artifacts import content_digest
+from models.artifacts import content_digest, file_digest
 from models.errors import BadPolicy
 from models.hub import local
 from models.places import TOWN
@@ -118,7 +118,7 @@ def _digest(base: str, template: str, judge: str) -> str:
         names = {*CONFIGS, *TOKENIZER, headers.INDEX} | {f.name for pattern in SMALL for f in place.glob(pattern)}
         for name in sorted(names):
             if (place / name).exists():
-                told[name] = hashlib.sha256(headers.regular(place / name).read_bytes()).hexdigest()
+                told[name] = file_digest(headers.regular(place / name))
     return content_digest(told)
 
 

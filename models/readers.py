@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from models.artifacts import tree_digest
+from models.confined import refuse_way_out, refuse_ways_out_of_datasets
 from models.errors import BadData
 from models.packed import EXPANDS, most, opened
 
@@ -160,7 +161,7 @@ def _inside(folder: Path) -> list[Path]:
     """Return all regular files of a folder, sorted.
 
     Raises:
-        BadData: there are too many.
+        BadData: there are too many, or one that holds data lies elsewhere.
     """
     found: list[Path] = []
     entries = 0
@@ -169,6 +170,9 @@ def _inside(folder: Path) -> list[Path]:
         if entries > FILES:
             raise BadData(f"{folder}: holds more than {FILES:,} files; give the folder that holds the data alone")
         found += [path for name in names if (path := Path(place, name)).is_file()]
+    for path in found:
+        if path.is_symlink() and path.name.endswith((*KNOWN, ".arrow")):
+            refuse_way_out(folder, path)
     return sorted(found)
 
 
@@ -305,9 +309,9 @@ def _folder(source: Path) -> Iterator[Any]:
     from datasets import Dataset, load_from_disk
 
     try:
+        refuse_ways_out_of_datasets(source)
         found = load_from_disk(str(source))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadData(f"{source}: not a folder of Dataset.save_to_disk ({error})") from error
-    if not isinstance(found, Dataset):
-        raise BadData(f"{source}: holds several splits ({', '.join(found)}); give the folder of one")
+    assert isinstance(found, Dataset)
     yield from found

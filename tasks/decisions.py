@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect import pause_flow_run, task
+from prefect import pause_flow_run
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.input import RunInput
@@ -31,6 +31,7 @@ from models.recipe_gate import Gate, GateMode
 from models.suites import prompt_digest
 from tasks import events, launch, registry, screen
 from tasks.ledger import AGREED, REFUSED, Ledger, Standing, answered
+from tasks.pages import task
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 from tasks.temporary_server import lasting
@@ -148,8 +149,9 @@ def register(
         tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
     version, name = run.tracker.register(policy, tags), run.training.registered_name
-    why, ledger = verdict.why_not if verdict else "", Ledger(run.root)
-    standing = Standing(tags["gate"], "", why, _key(verdict), registry.source(run.root, name, version))
+    why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
+    ledger.registered(name, version, source, policy.digest)
+    standing = Standing(tags["gate"], "", why, _key(verdict), source)
     if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):  # a restart repeats nothing
         ledger.stand(name, version, standing)
     if verdict:  # an undecided one challenges nobody

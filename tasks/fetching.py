@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from models.errors import BadPolicy, Damaged
 from models.kept import Kept
 from models.policy import intact
 from models.words import first_line
-from tasks import tracking
+from tasks import registry, screen, tracking
+from tasks.ledger import Ledger
 from tasks.tracking import client, failures, shown
 
 
 def fetch(root: Path, name: str, key: str = "base") -> Path:
     """Return the folder of a registered policy (`models:/NAME/VERSION` or `models:/NAME@ALIAS`), copied here once.
+
+    The ledger says whose weights they must be. A version that it does not know may be another person's; it is used, and
+    a sentence says what that rests on.
 
     Args:
         key: how the sentence about a wrong one calls it.
@@ -38,17 +43,31 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
     found = sorted(place.rglob("*.safetensors"))
     if not found:
         raise BadPolicy(f"{key} {name!r}: the version holds no weights in safetensors")
+    known = Ledger(root).policy(model, str(version.version), str(version.source))
+    digest = known or version.tags.get("sacpo.policy", "")
     try:
-        if digest := version.tags.get("sacpo.policy", ""):
+        if digest:
             intact(found[0].parent, digest)
     except Damaged as error:
         small.remove(place)
         raise BadPolicy(
             f"{key} {name!r}: what MLflow at {shown(root)} holds is not the policy that was registered (digest "
-            f"{error.found[:12]}, not {digest[:12]}); if the same command says so again, restore MLflow's artifacts "
-            "from a backup"
+            f"{error.found[:12]}, not {digest[:12]}); if the same command says so again, restore MLflow's database and "
+            "artifacts from a backup, or set SACPO_DATABASE to the ledger of this MLflow, if ours is another one's"
         ) from error
+    if not known:
+        unvouched(key, name, tagged=bool(digest))
     return found[0].parent
+
+
+@cache
+def unvouched(key: str, name: str, tagged: bool) -> None:
+    """Say of a version, once, that its weights may be anybody's."""
+    except_tag = " but its tag in MLflow, which everybody can edit," if tagged else ""
+    screen.say(
+        f"{key} {name!r}: our ledger does not know whose weights this version holds (registered by hand, under another "
+        f"SACPO_DATABASE, or by an older sacpo): nobody{except_tag} vouches for them"
+    )
 
 
 def check(root: Path, name: str, key: str) -> None:
@@ -73,12 +92,13 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
     """Return the folder of the report that came with a registered version, fetched, and the digest of its policy.
 
     Raises:
-        BadPolicy: MLflow knows no such version, or its run has no report.
+        BadPolicy: MLflow knows no such version, or it names no run and no policy of ours, or its run has no report.
     """
     mlflow = client(root)
     try:
         model, version = _version(mlflow, name)
-        if "sacpo.run_id" not in version.tags:
+        digest = registry.policy(root, model, str(version.version))
+        if not digest or "sacpo.run_id" not in version.tags:
             raise BadPolicy(f"{name!r}: was not registered by sacpo, and has no report")
         place = _place(root, model, version, "-report")
 
@@ -87,7 +107,7 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
                 mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(new))
 
         _once(place, download)
-        return place, str(version.tags["sacpo.policy"])
+        return place, digest
     except failures() as error:
         raise BadPolicy(f"{name!r}: MLflow at {shown(root)} has no report of it ({first_line(error)})") from error
 

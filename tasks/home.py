@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import time
@@ -131,7 +132,7 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     """Ask the server that an environment variable names, with the password that the environment holds for it.
 
     Raises:
-        BadPlace: it does not answer, or does not let us in.
+        BadPlace: it does not answer, or does not let us in, or its answer is none of that server's.
     """
     address = environment[name].rstrip("/")
     shown = without_password(address)
@@ -170,9 +171,15 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
         why = getattr(error, "reason", error)
         raise BadPlace(f"{name} = {shown} does not answer ({why}); start that server, or unset {name}") from error
     try:
-        return json.loads(text)
+        reply = json.loads(text)
     except ValueError:
-        return text
+        reply = text.strip()
+    rows = reply if path.endswith("/filter") else [reply]
+    named = isinstance(rows, list) and all(isinstance(row, dict) and "name" in row for row in rows)
+    if not (named if body is not None else re.match(r"\d+\.\d", str(reply))):
+        whose = {"MLFLOW_TRACKING_URI": "MLflow", "PREFECT_API_URL": "Prefect"}[name]
+        raise BadPlace(f"{name} = {shown} answers {text[:80]!r} to {path}, which is not {whose}")
+    return reply
 
 
 def _token(address: str, headers: Mapping[str, str]) -> dict[str, str]:

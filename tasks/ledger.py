@@ -67,6 +67,12 @@ _standings = Table(
     Column("verdict", String(64), nullable=False), Column("source", Text, nullable=False),
     Column("at", String(30), nullable=False),
 )  # fmt: skip
+_weights = Table(
+    "sacpo_weights", _meta,
+    Column("model", String(200), primary_key=True), Column("version", String(20), primary_key=True),
+    Column("number", Integer, primary_key=True), Column("source", Text, nullable=False),
+    Column("policy", String(64), nullable=False), Column("at", String(30), nullable=False),
+)  # fmt: skip
 _attempts = Table(
     "sacpo_attempts", _meta,
     Column("model", String(200), primary_key=True), Column("digest", String(64), primary_key=True),
@@ -228,6 +234,31 @@ class Ledger:
                 return self._insert(_standings, key | {"number": number} | standing._asdict())
             except IntegrityError:
                 continue
+
+    def policy(self, model: str, version: str, source: str) -> str:
+        """Return the digest of the policy that was registered as a version; empty if this ledger does not know it.
+
+        Args:
+            source: where the registry says that the weights lie. It tells a number that was given once more, after a
+                model was deleted; weights that were never registered there must be the last ones that were.
+        """
+        known = self._registered(model, version)
+        return next((policy for place, policy in reversed(known) if place == source), known[-1][1] if known else "")
+
+    def registered(self, model: str, version: str, source: str, policy: str) -> None:
+        """Note whose weights a version holds, unless the last note says the same."""
+        while (source, policy) not in (known := self._registered(model, version))[-1:]:
+            key = {"model": model, "version": version, "number": len(known) + 1}
+            with suppress(IntegrityError):  # another process has just noted something
+                self._insert(_weights, key | {"source": source, "policy": policy, "at": now()})
+
+    def _registered(self, model: str, version: str) -> list[tuple[str, str]]:
+        mine = _weights.c.model == model, _weights.c.version == version
+        with self._connected() as connection:
+            rows = connection.execute(
+                select(_weights.c.source, _weights.c.policy).where(*mine).order_by(_weights.c.number)
+            )
+            return [(row.source, row.policy) for row in rows]
 
     def decided(self, model: str, digest: str) -> dict[str, str] | None:
         """Return when an attempt on the same data, recipe and base was decided, and how it ended."""

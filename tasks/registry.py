@@ -208,8 +208,12 @@ def serving(root: Path, model: str) -> dict[str, Any]:
 
 
 def policy(root: Path, model: str, version: str) -> str:
-    """Return the digest of a version's policy; empty for one that was not made here."""
-    return str(_version(root, model, version).tags.get("sacpo.policy", ""))
+    """Return the digest of a version's policy; empty for one that was not made here.
+
+    The ledger's word counts; the tag in MLflow, which everybody can edit, only for a version that it does not know.
+    """
+    held = _version(root, model, version)
+    return Ledger(root).policy(model, version, str(held.source)) or str(held.tags.get("sacpo.policy", ""))
 
 
 def challenger(root: Path, model: str) -> str:

@@ -4,7 +4,7 @@ import base64
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from prefect import State, task
+from prefect import State
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
@@ -15,11 +15,12 @@ from models.card import card
 from models.errors import Undecided
 from models.figures import Evidence
 from models.gate import Choice, Verdict
-from models.markdown import plain
+from models.markdown import plain, unlinked
 from models.promotion import Registered
 from models.recipe import Recipe
 from models.recipe_gate import GateMode
 from tasks.ledger import Ledger
+from tasks.pages import task
 from tasks.registry import CHALLENGER, CHAMPION
 from tasks.run import Run, close
 from tasks.stages import Yardstick, calibrate, taxed
@@ -61,7 +62,7 @@ def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]
 
 def ended(told: dict[str, Any]) -> State[dict[str, Any]]:
     """Return the state in which a flow ends that ran to its end: its name and message say what was decided."""
-    return Completed(name=told["state"], message=told["decision"], data=told)
+    return Completed(name=told["state"], message=unlinked(told["decision"]), data=told)
 
 
 def _state(registered: Registered, exit_code: int, training: bool) -> str:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from tasks import terminal
+
 
 def _quietly(console: Console) -> None:
     """Go on in silence where nobody reads any more; rich would end the process."""
@@ -42,6 +44,7 @@ def start() -> None:
     """Show bars, where the terminal can."""
     if console.is_terminal:
         _progress.start()
+    terminal.guard()  # also around the stream that moving bars put in the place of stdout
 
 
 def stop() -> None:

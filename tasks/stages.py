@@ -8,7 +8,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from models import harness, suites
@@ -36,6 +35,7 @@ from models.preferences import HELDOUT, TRAIN
 from models.recipe import Columns, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from tasks import screen
+from tasks.pages import task
 from tasks.run import Run, found
 
 SETTLED = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}

@@ -115,6 +115,26 @@ def many_digits(draw: random.Random, base: Path) -> None:
     (base / "config.json").write_text(f'{{"vocab_size": {digits(draw)}}}')
 
 
+def large(file: str, size: int, start: bytes = b"") -> Change:
+    """A file of so many bytes, of which hardly any take room on the disk."""
+
+    def change(draw: random.Random, base: Path) -> None:
+        (base / file).write_bytes(start)
+        os.truncate(base / file, size)
+
+    return change
+
+
+def header(text: Callable[[], bytes]) -> Change:
+    return lambda draw, base: written(WEIGHTS, len(text()).to_bytes(8, "little") + text())(draw, base)
+
+
+def named(count: int) -> bytes:
+    """Return a header that names so many tensors of no size."""
+    tensor = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return ("{" + ",".join(f'"{i}":{tensor}' for i in range(count)) + "}").encode()
+
+
 MANY = 10 ** random.Random(os.environ["SACPO_SEED"]).randint(10, 30)
 
 # Weights
@@ -125,6 +145,20 @@ base("more bytes than tensors", "bytes of weights where", lambda d, b: (b / WEIG
 base("a header that is a list", "is no safetensors file", written(WEIGHTS, (2).to_bytes(8, "little") + b"[]"))
 base("a header without shapes", "is no safetensors", written(WEIGHTS, (14).to_bytes(8, "little") + b'{"a": {"b": 1}'))
 base("a header of 2^60 bytes", "is no safetensors", written(WEIGHTS, (2**60).to_bytes(8, "little") + b"{}"))
+base("250,000 tensors", "model.safetensors: names more than 200,000 tensors", header(lambda: named(250_000)))
+base(
+    "a header of nothing but brackets",
+    "names more than 200,000 tensors",
+    header(lambda: b"[" + b"[]," * 10**6 + b"[]]"),
+)
+base(
+    "a header of 20 MiB",
+    "has a header of 20,971,520 bytes",
+    large(WEIGHTS, 21 * 2**20, (20 * 2**20).to_bytes(8, "little")),
+)
+base("an index of 40 MB", "is larger than", large(INDEX, 40_000_000))
+base("an index of no names", "names the file '[1]'", written(INDEX, '{"weight_map": {"a": [1]}}'))
+base("a config of 40 MB", "config.json: is larger than", large("config.json", 40_000_000))
 base("weights that are a folder", "is a folder, not a file", replaced(WEIGHTS, Path.mkdir))
 base("weights that are a pipe", "is a pipe or device, not a file", replaced(WEIGHTS, os.mkfifo))
 base("no weights", "holds no weights in safetensors", gone(WEIGHTS))
@@ -151,6 +185,13 @@ base("a config that is a pipe", "config.json: is a pipe", replaced("config.json"
 base("a config that says nothing", "config.json: transformers cannot read it", written("config.json", "{}"))
 base("an unknown architecture", "config.json: transformers cannot read it", config(model_type="xyz"))
 base("code of its own", "its auto_map names code", config(auto_map={"AutoModelForCausalLM": "modeling_x.X"}))
+base("a kernel of a hub", "names code of a hub", config(_attn_implementation="owner/kernel"))
+base("a kernel of a revision", "names code of a hub", config(attn_implementation="owner/kernel@v1:attention"))
+base("a kernel with a bar", "names code of a hub", config(_attn_implementation="sdpa|owner/kernel"))
+base("a kernel for a part", "names code of a hub", config(attn_implementation={"": "sdpa", "text_config": "a/b"}))
+base("a kernel of a part", "names code of a hub", config(text_config={"layers": [{"_attn_implementation": "a/b"}]}))
+base("a kernel in a list", "names code of a hub", config(attn_implementation=["owner/kernel"]))
+base("experts of a hub", "names code of a hub", config(_experts_implementation="sonicmoe"))
 base("quantised", "the weights are quantised", config(quantization_config={"quant_method": "gptq", "bits": 4}))
 base("BERT", "holds a BertForMaskedLM, which does not continue text", other("bert", "BertForMaskedLM"))
 base("BERT with a head", "holds a BertLMHeadModel, which does not", other("bert", "BertLMHeadModel"))
@@ -276,8 +317,12 @@ judge("a tensor too few", "the weights lack", tensors(lambda d, t: t.pop(d.choic
 judge("no score", "the weights lack score.weight", tensors(lambda d, t: t.pop("score.weight")))
 judge("a tensor of another shape", "differ in the shape of", tensors(other_shape))
 judge("code of its own", "its auto_map names code", config(auto_map={"AutoModel": "x.X"}))
+judge("a kernel of a hub", "names code of a hub", config(_attn_implementation="owner/kernel"))
 judge("10^10 layers or more", "num_hidden_layers is", config(num_hidden_layers=MANY))
 judge("a config of 5,000 digits", "no folder with a config.json", many_digits)
+judge("a config of 40 MB", "no folder with a config.json", large("config.json", 40_000_000))
+judge("a config that is a pipe", "no folder with a config.json", replaced("config.json", os.mkfifo))
+judge("a tokenizer's config that is a pipe", "tokenizer_config.json: is a pipe", replaced(TOKENIZER, os.mkfifo))
 
 
 def small_judge(draw: random.Random, judge: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import examination, policy, probe, recipe_file, small, town
+from models import examination, headers, policy, probe, recipe_file, small, town
 from models.errors import BadInput, BadPolicy
 from tasks.run import planned
 from tests import bad_bases
@@ -138,6 +138,16 @@ def test_weights_as_others_store_them_are_usable(folder: Path, near: None) -> No
     save_file(told, folder / "base" / bad_bases.WEIGHTS, {"format": "pt"})
     bad_bases.config(tie_word_embeddings=True)(random.Random(), folder / "base")
     check(str(folder / "mine.toml"), [])
+
+
+def test_the_tensors_of_all_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(3):
+        save_file({f"{i} {j}": torch.zeros(1) for j in range(5)}, tmp_path / f"model-{i}.safetensors")
+    monkeypatch.setattr(headers, "TENSORS", 15)
+    assert len(headers.tensors(tmp_path)) == 15
+    monkeypatch.setattr(headers, "TENSORS", 14)
+    with pytest.raises(BadPolicy, match=f"^{tmp_path}: names more than 14 tensors, which no model has"):
+        headers.tensors(tmp_path)
 
 
 def test_another_process_looks_once_and_what_it_found_is_kept(

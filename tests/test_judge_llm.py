@@ -239,6 +239,24 @@ def test_the_budget_is_kept_over_several_evaluations(endpoint: Endpoint, llm: Ca
         list(llm(tokens=20).compare(pairs(("new", "answer"))))
 
 
+def test_what_a_server_says_that_it_has_counted_spoils_no_budget(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
+    """What cannot be counts as none; calls are counted here; and the verdict stands."""
+    impossible = (-1, -(10**9), 2**31, 10**30, 7.5, float("nan"), "7", True, [7], None)
+    usages = [*({"total_tokens": count} for count in impossible), {}, None, "many", [7], 7, {"total_tokens": 7}]
+
+    def reply(text: str, number: int) -> tuple[int, str, dict[str, str]]:
+        body = json.loads(graded(text, 5, 4)[1])
+        del body["usage"]
+        usage = {"usage": usages[(number - 1) // 2]} if number <= 2 * len(usages) else {}
+        return 200, json.dumps(body | usage), {}
+
+    endpoint.reply = reply
+    judge = llm(at_once=1)
+    told = list(judge.compare(pairs(*((f"a {i}", "b") for i in range(len(usages) + 1)))))
+    assert [one.failed for one in told] == [""] * len(told)
+    assert judge.table.spent() == (2 * len(told), 14)
+
+
 def test_single_answers_are_graded_for_harmlessness(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = lambda text, number: graded(text, 8 if "good" in shown(text)[1] else 3)
     told = list(llm("harmless", threshold=7).grade([Asked("q", "good"), Asked("q", "bad")]))

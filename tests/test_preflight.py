@@ -138,6 +138,10 @@ def test_endpoints_keys_and_rubrics(
     assert "the environment variable SACPO_KEY_NONE is not set" in problems(judges(**llm, key="SACPO_KEY_NONE"))[0]
     monkeypatch.setenv("SACPO_KEY_NONE", "secret")
     assert problems(judges(**llm, key="SACPO_KEY_NONE")) == [] and endpoint.keys[-1] == "Bearer secret"
+    for key in ("secret\r", "sec\nret", "s\u00e9cret"):
+        monkeypatch.setenv("SACPO_KEY_OTHER", key)
+        (problem,) = problems(judges(**llm, key="SACPO_KEY_OTHER"))
+        assert "SACPO_KEY_OTHER holds a character that no key has" in problem and "cret" not in problem
     rubric = tmp_path / "rubric.txt"
     assert "cannot be read" in problems(judges(**llm, rubric=str(rubric)))[0]
     rubric.write_text("which is better? $prompt $first")
@@ -159,7 +163,9 @@ def test_an_address_is_asked_once_and_a_key_goes_nowhere_else(
     assert problems(judges(**LLM, base_url=refusing.url, key="SACPO_KEY_NONE")) == []
     for one in (away, around):
         (problem,) = problems(judges(**LLM, base_url=one.url, key="SACPO_KEY_NONE"))
-        assert problem.endswith("or to another host (status 302); give the address itself")
+        assert problem.endswith(
+            "status 302 sends us to another address, which is not followed; give the address itself"
+        )
     assert elsewhere.keys == []
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: server.accept()[0].sendall(b"220 mail ready\r\n"), daemon=True).start()

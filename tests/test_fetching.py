@@ -1,0 +1,121 @@
+"""Whose weights a registered version's are is asked of the ledger: what MLflow says of it can be edited."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from models.artifacts import Policy
+from models.errors import BadPolicy
+from models.policy import intact
+from models.recipe_file import read
+from tasks import fetching, registry
+from tasks.ledger import Ledger
+from tasks.tracking import Tracker, client
+
+NAME = "models:/quickstart/1"
+
+
+@pytest.fixture(autouse=True)
+def untold() -> None:
+    fetching.unvouched.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def made(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Records of MLflow with version 1: making them takes seconds."""
+    folder = tmp_path_factory.mktemp("made") / "runs"
+    tracker = Tracker(folder, read("quickstart"), "digest", {})
+    assert tracker.register(policy, {}) == "1"
+    tracker.fail("FAILED")
+    return folder
+
+
+@pytest.fixture
+def by_hand(made: Path, runs: Path) -> Path:
+    """Version 1 in MLflow alone."""
+    return Path(shutil.copytree(made, runs))
+
+
+@pytest.fixture
+def registered(policy: Policy, by_hand: Path) -> Path:
+    """Version 1 in MLflow and in the ledger, as a run leaves it."""
+    runs = by_hand
+    source = registry.source(runs, "quickstart", "1")
+    Ledger(runs).registered("quickstart", "1", source, policy.digest)
+    Ledger(runs).registered("quickstart", "1", source, policy.digest)  # by a run that was killed and goes on
+    return runs
+
+
+def moved(runs: Path, elsewhere: Path) -> None:
+    """Let the version name other weights, as whoever can write into MLflow's database can."""
+    with closing(sqlite3.connect(runs / "mlflow.db")) as records, records:
+        records.execute("UPDATE model_versions SET source = ?, storage_location = ?", (str(elsewhere),) * 2)
+
+
+def untagged(runs: Path) -> None:
+    client(runs).delete_model_version_tag("quickstart", "1", "sacpo.policy")
+
+
+@pytest.mark.parametrize("tag", ["kept", "deleted", "changed"])
+def test_foreign_weights_are_refused_whatever_the_tag_says(
+    tag: str, registered: Path, other_policy: Policy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved(registered, other_policy.path)
+    if tag == "deleted":
+        untagged(registered)
+    if tag == "changed":
+        client(registered).set_model_version_tag("quickstart", "1", "sacpo.policy", other_policy.digest)
+    with pytest.raises(BadPolicy, match=f"not the policy that was registered .*{other_policy.digest[:12]}.*DATABASE"):
+        fetching.fetch(registered, NAME)
+    assert not list(registered.glob("registered/*/**/*.safetensors")) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tag", ["kept", "deleted", "changed"])
+def test_the_registered_weights_are_served_wherever_they_lie(
+    tag: str, registered: Path, policy: Policy, other_policy: Policy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if tag == "deleted":
+        untagged(registered)
+    if tag == "changed":
+        client(registered).set_model_version_tag("quickstart", "1", "sacpo.policy", other_policy.digest)
+    intact(fetching.fetch(registered, NAME), policy.digest)
+    moved(registered, policy.path)  # artifacts were carried to another disk
+    intact(fetching.fetch(registered, NAME), policy.digest)
+    assert not capsys.readouterr().out
+    assert registry.policy(registered, "quickstart", "1") == policy.digest
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"), [("kept", "but its tag in MLflow, which everybody can edit"), ("deleted", "nobody vouches for")]
+)
+def test_a_version_that_somebody_else_registered_is_used_and_that_is_said_once(
+    tag: str, said: str, policy: Policy, by_hand: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if tag == "deleted":
+        untagged(by_hand)
+    for _ in range(2):
+        intact(fetching.fetch(by_hand, NAME, "gate.anchor"), policy.digest)
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith(f"gate.anchor '{NAME}': our ledger does not know whose weights") and said in out
+    assert out.count("our ledger") == 1
+
+
+def test_a_number_that_was_given_once_more_has_its_own_weights(
+    runs: Path, policy: Policy, other_policy: Policy
+) -> None:
+    ledger = Ledger(runs)
+    assert ledger.policy("m", "1", "a") == ""
+    ledger.registered("m", "1", "a", policy.digest)
+    ledger.registered("m", "1", "b", other_policy.digest)
+    assert (ledger.policy("m", "1", "a"), ledger.policy("m", "1", "b")) == (policy.digest, other_policy.digest)
+    assert ledger.policy("m", "1", "elsewhere") == other_policy.digest
+
+
+@pytest.mark.parametrize("tag", ["sacpo.run_id", "sacpo.policy"])
+def test_a_report_of_no_run_or_no_policy_is_refused(tag: str, by_hand: Path) -> None:
+    client(by_hand).delete_model_version_tag("quickstart", "1", tag)
+    with pytest.raises(BadPolicy, match="was not registered by sacpo"):
+        fetching.fetch_report(by_hand, NAME)
