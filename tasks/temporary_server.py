@@ -12,8 +12,10 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from models.kept import Kept
 from tasks import passwords, screen
@@ -25,6 +27,8 @@ REVIVALS = 5
 """How often one that dies is started again."""
 GRACE = 5.0
 """Seconds in which it writes what it still holds."""
+MAKING = 120.0
+"""Seconds to wait for another command that makes the database."""
 ONCE = 2.0
 """Seconds of one question whether it answers: nobody closes the socket of one that has died."""
 WAITING = 128
@@ -48,12 +52,14 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
     log, over = root / Kept.logs / "temporary-server.log", threading.Event()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
+    making = _turn(root / Kept.prefect)
     with socket.create_server(("127.0.0.1", 0), backlog=WAITING) as door:
         servers = [_start(door, environment, log)]
         keeper = threading.Thread(target=_keep, args=(servers, door, environment, log, over), daemon=True)
 
         def ready() -> None:
             until(servers[-1], _answers)
+            making.release()
             if not keeper.ident:
                 keeper.start()
 
@@ -62,6 +68,7 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
         try:
             yield ready
         finally:
+            making.release()
             over.set()
             if keeper.ident:
                 keeper.join()
@@ -81,6 +88,20 @@ def lasting() -> str:
 
     named = PREFECT_API_URL.value() or ""
     return "" if named == _address else named
+
+
+def _turn(home: Path) -> FileLock:
+    """Wait until nobody makes the database; return a lock, held where it has to be made.
+
+    Of several commands that begin in a new folder at once, two would make the same tables, and one of them fail.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home / "making.lock")
+    with suppress(Timeout):  # whoever holds it stands still
+        lock.acquire(timeout=MAKING)
+        if (home / "prefect.db").exists():
+            lock.release()
+    return lock
 
 
 def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Child:
