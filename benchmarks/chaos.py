@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("chaos.jsonl"))
     parser.add_argument("--minutes", type=float, default=float("inf"))
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts
     python = given.python.absolute()  # a virtual environment's is a link, which must not be followed
     end = time.monotonic() + 60 * given.minutes
     rows = [json.loads(line) for line in given.table.read_text().splitlines()] if given.table.exists() else []

@@ -3,10 +3,10 @@
     python benchmarks/crowd.py PYTHON [commands] [queue]
 
 `commands`: one small run alone, then eight at once, four of the same recipe and four that differ from it in the seed.
-All must end well, with the result of the same command alone; wall time over that of one alone, and the memory of all
+All must end, with the weights of the same command alone; wall time over that of one alone, and the memory of all
 processes together (proportional shares, so that what they share counts once) at its highest.
 
-`queue`: `sacpo up`, then fifty flow runs of five recipes into the queue of trainings; all must end as Completed.
+`queue`: `sacpo up`, then fifty flow runs of five recipes into the queue of trainings; all must end as completed.
 
 PYTHON is the interpreter of the installation.
 """
@@ -72,7 +72,7 @@ def commands(python: Path) -> None:
         codes = Counter(process.wait(LONGEST) for process in processes)
         whole = time.monotonic() - begun
         together = results(runs)
-        assert codes == {0: TOGETHER}, log(runs)
+        assert set(codes) <= {0, 3}, log(runs)  # 3: a seed that is no better than the champion of that moment
     same = sum(together.get(digest) == weights for digest, weights in alone.items())
     print(f"{TOGETHER} at once: {whole:.0f} s, {whole / seconds:.1f} times one alone; exit codes {dict(codes)}")
     print(f"highest memory of all processes together: {max(most) / 2**30:.1f} GiB")
@@ -93,15 +93,15 @@ def queue(python: Path) -> None:
         while time.monotonic() - begun < LONGEST:
             filtered = {"deployments": {"id": {"any_": [deployment["id"]]}}, "limit": 200}
             found = ask("PREFECT_API_URL", "/flow_runs/filter", environment, filtered)
-            now = Counter(one["state"]["name"] for one in found)
+            now = Counter(one["state"]["type"] for one in found)
             if now != states:
                 states = now
                 print(f"{time.monotonic() - begun:5.0f} s  {dict(states)}", flush=True)
-            if set(states) <= {"Completed", "Failed", "Crashed", "Cancelled"} and states.total() == QUEUED:
+            if set(states) <= {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} and states.total() == QUEUED:
                 break
             time.sleep(2)
         print(f"{QUEUED} queued flow runs of five recipes: {dict(states)} after {time.monotonic() - begun:.0f} s")
-        assert states == {"Completed": QUEUED}
+        assert states == {"COMPLETED": QUEUED}
         assert len(results(runs)) == 5
 
 

@@ -74,8 +74,6 @@ def prepare(
     refuse_contamination(became.get(INSIDE, 0), first, config)
     if not len(splits["train"]):
         raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")
-    if method == "kto":
-        refuse_one_kind(str(source), [one.desirable for one in judged(splits["train"].path)])
     content = content_digest({name: file_digest(splits[name].path) for name in SPLITS})
     lines = {name: len(splits[name]) for name in SPLITS}
     card = reading.card(source, lines, became, over)
@@ -96,11 +94,17 @@ def judged(path: Path) -> Iterator[Judged]:
     return (Judged(**row) for row in jsonl.read(path))
 
 
-def refuse_one_kind(source: str, labels: Sequence[bool]) -> None:
-    """Raise BadData if all answers are desirable, or all undesirable: KTO learns from the difference."""
+def refuse_one_kind(preferences: Preferences, labels: Sequence[bool] | None = None) -> None:
+    """Raise BadData if all answers to train on are desirable, or all undesirable: KTO learns from the difference.
+
+    Args:
+        labels: of the answers that are left of them; of all of them if none are given.
+    """
+    if labels is None:
+        labels = [answer.desirable for answer in judged(preferences.path / "train.jsonl")]
     if len(set(labels)) == 1:
         kind = "desirable" if labels[0] else "undesirable"
-        raise BadData(f"{source}: all {len(labels)} rows are {kind}; KTO needs answers of both kinds")
+        raise BadData(f"{preferences.metric}: all {len(labels)} rows are {kind}; KTO needs answers of both kinds")
 
 
 def split_of(prompt: list[Message], config: Data) -> str:

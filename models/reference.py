@@ -84,7 +84,7 @@ def score_unpaired(
     labels = [bool(row["label"]) for row in rows]
     if every and not rows:
         raise BadData(_too_long(preferences.metric, "answer", data))
-    refuse_one_kind(preferences.metric, labels)
+    refuse_one_kind(preferences, labels)
     pad = tokenizer.pad_token_id
     scored = [
         {**row, "ref_logps": logp}

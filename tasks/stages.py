@@ -31,7 +31,7 @@ from models.hub import local
 from models.kept import Kept
 from models.places import TOWN
 from models.policy import base_digest, called
-from models.preferences import HELDOUT, TRAIN
+from models.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.recipe import Columns, Method, Recipe, Step, kl_weight
 from models.recipe_evaluation import Judges
 from tasks import screen
@@ -70,7 +70,10 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     role = f"steps.{run.training.steps.index(step)}"
     given = {"sources": sources, "role": role, "metric": step.metric, "method": step.method.value}
     given |= {"label": step.label, "limit": step.pairs, "config": run.training.data_of(step)}
-    return run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
+    pairs = run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
+    if step.method is Method.kto:
+        refuse_one_kind(pairs)
+    return pairs
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from models import examination, headers, policy, probe, recipe_file, small, town
 from models.errors import BadInput, BadPolicy
 from tasks.run import planned
-from tests import bad_bases
+from tests import bad_bases, bad_gguf
 from tests.bad_input import KINDS, RECIPE, Kind
 
 SEED = int(os.environ["SACPO_SEED"])
@@ -123,7 +123,7 @@ def test_bad_input_is_refused_in_a_sentence(name: str, folder: Path, runs: Path,
 
 def test_a_gguf_and_several_templates_are_usable(folder: Path, near: None) -> None:
     """What is refused must be bad: these are not."""
-    bad_bases.small_gguf(folder / "x.gguf")
+    bad_gguf.small_gguf(folder / "x.gguf")
     check(str(folder / "mine.toml"), [f"base={folder}/x.gguf"])
     shipped = [recipe_file.read(name).template for name in recipe_file.shipped()]
     for text in [*bad_bases.USABLE.values(), *filter(None, shipped)]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +22,7 @@ from models.judges import Asked, Comparison
 from models.preflight import REPLY
 from models.recipe_evaluation import Judge
 from models.verdict_table import VerdictTable
+from tests.conftest import answering
 
 Reply = Callable[[str, int], tuple[int, str, dict[str, str]]]
 """(text of the question, number of the request) → status, body, headers."""
@@ -314,28 +314,17 @@ def test_an_answer_does_not_judge_itself_through_a_judge_that_echoes(
 
 
 def test_a_real_server_is_asked_and_what_it_rambles_is_no_verdict(
-    policy: Policy, port: int, llm: Callable[..., Llm]
+    policy: Policy, port: int, llm: Callable[..., Llm], tmp_path: Path
 ) -> None:
     """`transformers serve` with a tiny random policy: the protocol works, the replies are words of the town."""
     serve = [str(Path(sys.executable).parent / "transformers"), "serve", str(policy.path), "--device", "cpu"]
-    server = subprocess.Popen(
-        [*serve, "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    serve += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(serve, stdout=log, stderr=log, start_new_session=True)
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
-        where = {
-            "base_url": f"http://127.0.0.1:{port}/v1",
-            "model": str(policy.path),
-            "reply_tokens": 4,
-            "timeout": 120,
-        }
-        judge = llm(**where)
+        answering(f"http://127.0.0.1:{port}/health", tmp_path / "log")
+        where = f"http://127.0.0.1:{port}/v1"
+        judge = llm(base_url=where, model=str(policy.path), reply_tokens=4, timeout=120)
         told = list(judge.compare(pairs(("get the brush .", "sorry ."), ("same", "same"))))
         assert "unreadable reply" in told[0].failed and told[1] == Comparison(0.5)
         calls, tokens = judge.table.spent()

@@ -1,7 +1,9 @@
 """KTO as science.md check 22 asks: unpaired, shuffled, weighted once, mismatched by us."""
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -122,7 +124,16 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
 def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"all 1\d\d rows are desirable; KTO needs answers of both kinds"):
         scored(policy, compute, tmp_path, step(), safe=1.1)
-    assert not list((tmp_path / "scored").iterdir())  # refused with the data, before anything is trained
+
+
+def test_answers_of_one_kind_are_refused_before_anything_is_trained(
+    run: Callable[..., tuple[int, str]], runs: Path, tmp_path: Path
+) -> None:
+    pku(tmp_path, 1.1)
+    kto = ["steps.1.method=kto", f"steps.1.data={tmp_path / 'rows.jsonl'}", "steps.1.batch=8"]
+    code, out = run("run", "quickstart", changes=[*kto, "compute.processes=1"])
+    assert code == 2 and re.search(r"sacpo: harmless: all \d+ rows are desirable; KTO needs answers of both kinds", out)
+    assert not list(runs.glob("store/sft-*"))
 
 
 def test_answers_of_one_kind_that_are_short_enough_are_no_kto_data(

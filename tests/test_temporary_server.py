@@ -72,6 +72,7 @@ def test_ctrl_c_reaches_the_command_alone(
     start: Callable[..., "subprocess.Popen[str]"], runs: Path, small: list[str]
 ) -> None:
     """Else Prefect's client asks a server that the same keys have ended, for two and a half minutes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts
     process = start("run", "quickstart", changes=[*small, "sft.updates=1000"], PREFECT_API_URL="")
     end = time.monotonic() + 600
     while not any(path.stat().st_size for path in runs.glob("store/sft-*.partial/progress.jsonl")):
