@@ -3,7 +3,7 @@
     python benchmarks/crowd.py PYTHON [commands] [queue]
 
 `commands`: one small run alone, then eight at once, four of the same recipe and four that differ from it in the seed.
-All must end, with the weights of the same command alone; wall time over that of one alone, and the memory of all
+All must end, those that were overtaken after the same command again, with the weights of one alone; wall time over that of one alone, and the memory of all
 processes together (proportional shares, so that what they share counts once) at its highest.
 
 `queue`: `sacpo up`, then fifty flow runs of five recipes into the queue of trainings; all must end as completed.
@@ -71,10 +71,15 @@ def commands(python: Path) -> None:
         processes = [start(python, runs, seed) for seed in SEEDS]
         codes = Counter(process.wait(LONGEST) for process in processes)
         whole = time.monotonic() - begun
+        # 2: another one moved the champion while this one decided, and it says so; 3: no better than the champion
+        late = [seed for process, seed in zip(processes, SEEDS, strict=True) if process.returncode == 2]
+        again = Counter(start(python, runs, seed).wait(LONGEST) for seed in late)
         together = results(runs)
-        assert set(codes) <= {0, 3}, log(runs)  # 3: a seed that is no better than the champion of that moment
+        assert set(codes) <= {0, 2, 3} and set(again) <= {0, 3}, (codes, again, log(runs))
     same = sum(together.get(digest) == weights for digest, weights in alone.items())
-    print(f"{TOGETHER} at once: {whole:.0f} s, {whole / seconds:.1f} times one alone; exit codes {dict(codes)}")
+    print(
+        f"{TOGETHER} at once: {whole:.0f} s, {whole / seconds:.1f} times one alone; exit codes {dict(codes)}, again {dict(again)}"
+    )
     print(f"highest memory of all processes together: {max(most) / 2**30:.1f} GiB")
     print(f"same weights as alone: {same} of {len(alone)} recipes; {len(together)} reports")
     assert same == len(alone) == len(together)
@@ -83,7 +88,8 @@ def commands(python: Path) -> None:
 def queue(python: Path) -> None:
     """Let fifty flow runs wait for each other."""
     with folder() as runs, up(python, runs) as environment:
-        deployment = ask("PREFECT_API_URL", "/deployments/name/align/quickstart", environment)
+        named = {"deployments": {"name": {"any_": ["quickstart"]}}}
+        (deployment,) = ask("PREFECT_API_URL", "/deployments/filter", environment, named)
         begun = time.monotonic()
         for number in range(QUEUED):
             recipe = read("quickstart", [*SMALL, f"seed={number % 5}"])
@@ -174,8 +180,9 @@ def clean() -> dict[str, str]:
 
 
 def log(runs: Path) -> str:
-    """Return the end of what the commands said."""
-    return (runs.parent / "log.txt").read_text("utf-8", "replace")[-4000:]
+    """Return what the commands said of errors, and the end of the rest."""
+    text = (runs.parent / "log.txt").read_text("utf-8", "replace")
+    return "\n".join(line for line in text.splitlines() if "sacpo:" in line) + text[-2000:]
 
 
 @contextmanager
