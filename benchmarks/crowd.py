@@ -3,8 +3,9 @@
     python benchmarks/crowd.py PYTHON [commands] [queue]
 
 `commands`: one small run alone, then eight at once, four of the same recipe and four that differ from it in the seed.
-All must end, those that were overtaken after the same command again, with the weights of one alone; wall time over that of one alone, and the memory of all
-processes together (proportional shares, so that what they share counts once) at its highest.
+All must end, those that were overtaken after the same command again, with the weights of one alone. Printed: wall time
+over that of one alone, and the memory of all processes together (proportional shares, so that what they share counts
+once) at its highest.
 
 `queue`: `sacpo up`, then fifty flow runs of five recipes into the queue of trainings; all must end as completed.
 
@@ -77,9 +78,8 @@ def commands(python: Path) -> None:
         together = results(runs)
         assert set(codes) <= {0, 2, 3} and set(again) <= {0, 3}, (codes, again, log(runs))
     same = sum(together.get(digest) == weights for digest, weights in alone.items())
-    print(
-        f"{TOGETHER} at once: {whole:.0f} s, {whole / seconds:.1f} times one alone; exit codes {dict(codes)}, again {dict(again)}"
-    )
+    print(f"{TOGETHER} at once: {whole:.0f} s, {whole / seconds:.1f} times one alone")
+    print(f"exit codes {dict(codes)}, of those that were started again {dict(again)}")
     print(f"highest memory of all processes together: {max(most) / 2**30:.1f} GiB")
     print(f"same weights as alone: {same} of {len(alone)} recipes; {len(together)} reports")
     assert same == len(alone) == len(together)
