@@ -72,7 +72,7 @@ def html(
     judged = tree["candidates"][0]["metrics"]
     main = MAIN if WIN in judged else {name: key for name, key in MAIN.items() if key in judged} | _heldout(tree)
     categories = _categories(tree)
-    given = {
+    values = {
         "tree": tree,
         "decision": decision,
         "tested": bool(tested),
@@ -108,8 +108,8 @@ def html(
         "sha256": _sha256,
     }
     page, case = pages.get_template("page.html.j2"), pages.get_template("case.html.j2")
-    room = BYTES - len(page.render(given, cases=[]).encode()) - 100  # the counts of what is shown grow by some digits
-    return page.render(given, cases=list(_within(room, (Markup(case.render(case=told)) for told in known.telling()))))
+    room = BYTES - len(page.render(values, cases=[]).encode()) - 100  # the counts of what is shown grow by some digits
+    return page.render(values, cases=list(_within(room, (Markup(case.render(case=told)) for told in known.telling()))))
 
 
 def _within(room: int, cases: Iterable[Markup]) -> Iterator[Markup]:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import psutil
 from models.errors import BadPlace
 from models.kept import Kept
 
+CHECKOUT = Path(__file__).parent.parent
 MARK = "SACPO_UP"
 """In the environment of every child: `worker` or `server`, and the runs folder."""
 KINDS = ("run", "worker", "server")
@@ -121,6 +123,15 @@ def until(child: Child, ready: Callable[[], bool]) -> None:
         if time.monotonic() > end:
             raise BadPlace(f"{child.name} did not start, {child.how}")
         time.sleep(0.2)
+
+
+def answers(address: str, seconds: float = 5.0) -> bool:
+    """Whether a server answers there at once, and well."""
+    try:
+        urllib.request.urlopen(address, timeout=seconds).close()
+    except OSError:
+        return False
+    return True
 
 
 def listens(child: Child, port: int) -> bool:

@@ -44,11 +44,11 @@ class OwnPages:
                 MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
-        asked = Headers(scope=scope) if scope["type"] in ("http", "websocket") else None
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else None
         answer: Any = self.app
-        if asked and self.hosts and hostname(asked) not in self.hosts and "authorization" not in asked:
+        if headers and self.hosts and hostname(headers) not in self.hosts and "authorization" not in headers:
             answer = PlainTextResponse("Refused: this server has another name", 403)
-        elif asked and asked.get("service-worker") == "script":
+        elif headers and headers.get("service-worker") == "script":
             answer = Response(GONE, media_type="text/javascript")
         await answer(scope, receive, sending)
 

@@ -16,18 +16,18 @@ from prefect.logging.handlers import APILogHandler
 
 from models.markdown import unlinked
 
-_told, _sent = prefect.states.format_exception, APILogHandler.format
+_formatted_error, _formatted_record = prefect.states.format_exception, APILogHandler.format
 
 
-def _format_exception(*given: Any, **named: Any) -> str:
-    return unlinked(_told(*given, **named))
+def _format_exception(*values: Any, **named: Any) -> str:
+    return unlinked(_formatted_error(*values, **named))
 
 
 def _format(handler: APILogHandler, record: logging.LogRecord) -> str:
-    return unlinked(_sent(handler, record))
+    return unlinked(_formatted_record(handler, record))
 
 
 for _name, _module in list(sys.modules.items()):  # each of Prefect's engines may have imported it
-    if _name.startswith("prefect.") and getattr(_module, "format_exception", None) is _told:
+    if _name.startswith("prefect.") and getattr(_module, "format_exception", None) is _formatted_error:
         _module.format_exception = _format_exception  # type: ignore[attr-defined]
 APILogHandler.format = _format  # type: ignore[method-assign,assignment]

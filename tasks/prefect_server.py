@@ -36,20 +36,20 @@ def serve() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=4200)
     parser.add_argument("--temporary", action="store_true", help="no pages, and gone with the command that started it")
-    asked = parser.parse_args()
-    if asked.temporary:
+    options = parser.parse_args()
+    if options.temporary:
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.settings import get_current_settings
 
     settings = get_current_settings().server
-    app = create_app(ephemeral=asked.temporary, final=True)
+    app = create_app(ephemeral=options.temporary, final=True)
     app.add_middleware(OwnPages, headers=HEADERS, hosts=names(settings.api.cors_allowed_origins))
-    level = "error" if asked.temporary else settings.logging_level.lower()
+    level = "error" if options.temporary else settings.logging_level.lower()
     keep = settings.api.keepalive_timeout
-    config = uvicorn.Config(app, host=asked.host, port=asked.port, log_level=level, timeout_keep_alive=keep)
-    uvicorn.Server(config).run(None if asked.fd is None else [socket.socket(fileno=asked.fd)])
+    config = uvicorn.Config(app, host=options.host, port=options.port, log_level=level, timeout_keep_alive=keep)
+    uvicorn.Server(config).run(None if options.fd is None else [socket.socket(fileno=options.fd)])
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import secrets
 import signal
 import socket
 import sys
-import urllib.request
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,11 +21,10 @@ from filelock import FileLock, Timeout
 from models.errors import BadPlace
 from models.kept import Kept
 from tasks import children, health, passwords
-from tasks.children import Child
+from tasks.children import CHECKOUT, Child
 from tasks.home import VERSIONS, ask
 from tasks.wanted import Wanted, environment_of, listening, reachable
 
-CHECKOUT = Path(__file__).parent.parent
 POOL = "sacpo"
 SILENCE = 90
 """Seconds without a heartbeat after which a flow run counts as crashed; Prefect allows no beat under 30 s."""
@@ -135,10 +134,7 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
     if door:
         started.append(_prefect(root, wanted, environment, door))
     for child in started:
-        port = urlsplit(getattr(wanted, child.name)).port or 0
-        address = f"{getattr(wanted, child.name)}/health"
-        # another program that took the port answers too, and must not be sent the password
-        children.until(child, lambda p=port, a=address, c=child: children.listens(c, p) and _answers(a))  # type: ignore[misc]
+        children.until(child, partial(_healthy, child, getattr(wanted, child.name)))
         _greet(child.name, wanted, environment, say)
     _pool(environment)
     registering = _deploy(root, environment)
@@ -262,12 +258,9 @@ def _pool(environment: dict[str, str]) -> None:
             ask("PREFECT_API_URL", path, environment, made)
 
 
-def _answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(address, timeout=5).close()
-    except OSError:
-        return False
-    return True
+def _healthy(child: Child, address: str) -> bool:
+    """Whether a child answers: another program that took its port would too, and must not be sent the password."""
+    return children.listens(child, urlsplit(address).port or 0) and children.answers(f"{address}/health")
 
 
 def _tool(name: str) -> str:

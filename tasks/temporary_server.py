@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,9 +18,8 @@ from filelock import FileLock, Timeout
 
 from models.kept import Kept
 from tasks import passwords, screen
-from tasks.children import Child, until
+from tasks.children import CHECKOUT, Child, answers, until
 
-CHECKOUT = Path(__file__).parent.parent
 NAMED = "PREFECT_API_URL"
 REVIVALS = 5
 """How often one that dies is started again."""
@@ -58,7 +56,7 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
         keeper = threading.Thread(target=_keep, args=(servers, door, environment, log, over), daemon=True)
 
         def ready() -> None:
-            until(servers[-1], _answers)
+            until(servers[-1], lambda: answers(f"{_address}/health", ONCE))
             making.release()
             if not keeper.ident:
                 keeper.start()
@@ -132,14 +130,6 @@ def _keep(
             screen.say("Prefect's temporary server died; it is started again", "dim")
             servers.append(_start(door, environment, log))
     door.close()
-
-
-def _answers() -> bool:
-    try:
-        urllib.request.urlopen(f"{_address}/health", timeout=ONCE).close()
-    except OSError:
-        return False
-    return True
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
