@@ -5,7 +5,7 @@ for each step k with comparisons D_k and multipliers λ:
     π_k ← align π_{k−1} on D_k, with reference π_{k−1} and KL weight β/λ         (one policy per λ)
 π(q) ← q·π_K + (1−q)·π_{K−1}                                                    (P-SACPO, one per q)
 choose one candidate on validation prompts; test it once on test prompts; register it if the constraint holds;
-promote it if it also passes the gate beside the champion
+promote it if it also passes the gate beside the champion; if that has changed meanwhile, test beside the new one
 """
 
 from typing import Any
@@ -58,11 +58,16 @@ def align(recipe: Recipe) -> Any:
 
         candidates = stages.distinct([told.result() for told in evidence])
         choice = decisions.choose(run, candidates)
-        tested = decisions.test(run, choice, candidates, yardstick)
-        verdict = decisions.certify(run, tested)
-        registered = decisions.register(run, choice, verdict, candidates, sources)
-        found = Findings(candidates, choice, [verdict] if verdict else [], yardstick, tested)
-        if decisions.waits(run, registered, verdict):
-            reporting.show(run, found, registered)
-        registered = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
-        return reporting.ended(reporting.publish(run, found, registered))
+        promoted = None
+        while promoted is None:  # once more where another version became the champion since the test beside the former
+            with decisions.turn(run):
+                tested = decisions.test(run, choice, candidates, yardstick)
+                verdict = decisions.certify(run, tested)
+                registered = decisions.register(run, choice, verdict, candidates, sources)
+                found = Findings(candidates, choice, [verdict] if verdict else [], yardstick, tested)
+                asks = decisions.waits(run, registered, verdict)
+                promoted = None if asks else decisions.promote(run, registered, verdict)
+            if asks:  # for days, perhaps: nobody waits for this run meanwhile
+                reporting.show(run, found, registered)
+                promoted = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
+        return reporting.ended(reporting.publish(run, found, promoted))

@@ -4,12 +4,13 @@ A decision on test prompts is written down before anything follows from it (ledg
 again finds it there, with what served when it was taken, and goes on to the same end.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
 from prefect import pause_flow_run
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -64,6 +65,25 @@ def choose(run: Run, candidates: list[Evidence]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
     told = [replace(figures.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
+
+
+@contextmanager
+def turn(run: Run) -> Iterator[None]:
+    """Of the runs of one folder that would promote to one model, let one at a time test, decide and promote.
+
+    Without it all but the first would have compared with a champion of the past, and have spent error on the prompts.
+    """
+    model = run.training.registered_name
+    lock = FileLock(run.root / f"deciding-{content_digest(model)[:16]}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        screen.say(f"another run decides which version of {model} serves; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
@@ -185,16 +205,13 @@ def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
     return bool(wanted) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
 
 
-def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval | None:
-    """Wait on the flow run's page for a person, and write the answer down; none where nobody has to agree.
+def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval:
+    """Wait on the flow run's page for a person, and write the answer down.
 
     The ledger has it before anything else: a death, or an MLflow that does not answer, loses no refusal. Without a
     server nobody could answer: the version then waits for `sacpo promote`.
     """
-    version = registered.version
-    if not waits(run, registered, verdict):
-        return None
-    ledger = Ledger(run.root)
+    version, ledger = registered.version, Ledger(run.root)
     last = ledger.standings(registered.name, version)[-1]
     if last.state in (AGREED, REFUSED):  # to an attempt that died before it followed; a new verdict would stand last
         return _obeyed(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
@@ -207,11 +224,12 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     pages: list[tuple[str, str]] = []
     with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
         pages = run.tracker.pages(registered)
-    launch.stop()  # it may take days, and what is left to do needs no worker: nor memory, nor a GPU
+    launch.rest()
     form = Approval.with_initial_data(description=question(registered, verdict, pages))
-    # a key of its own for every attempt: a retry of a run that died while it waited could not ask again
+    # a key of its own for every question: Prefect asks once under each, also in a retry after a death
+    key = f"approval-{len(ledger.standings(registered.name, version))}"
     with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
-        said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=f"approval-{flow_run.run_count}")
+        said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=key)
     ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
     return _obeyed(run, registered, said)
 
@@ -234,11 +252,13 @@ def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[
 
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
-def promote(run: Run, registered: Registered, verdict: Verdict | None, approval: Approval | None) -> Registered:
+def promote(
+    run: Run, registered: Registered, verdict: Verdict | None, approval: Approval | None = None
+) -> Registered | None:
     """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
 
-    Raises:
-        Stale: somebody else moved the champion since the gate compared with it.
+    None if somebody else moved the champion since the gate compared with it: the verdict is about a champion of the
+    past, and the run decides again beside the new one.
     """
     if not registered.version:
         return registered
@@ -251,8 +271,9 @@ def promote(run: Run, registered: Registered, verdict: Verdict | None, approval:
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
             registry.promote(root, model, version, why, seen)
         except Stale:
-            _place(run).unlink()  # the next run compares with the new champion
-            raise
+            _place(run).unlink()
+            screen.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
+            return None
     registry.follow(root, model)
     line = line_of_champions(registry.log(root, model))
     if version in line:

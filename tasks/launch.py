@@ -43,6 +43,7 @@ rounds instead; on cores that others want too, they burn the time that the threa
 GRACE = 10.0
 """Seconds for all workers together to write their checkpoints."""
 
+_compute: Compute | None = None  # inside `workers`
 _pool: Executor | None = None
 _stopped = False  # the workers were told to end: they did not die
 _logs = Path()
@@ -54,8 +55,8 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
 
     Inside another `workers` this does nothing: the command line starts them before Prefect, a deployed flow does not.
     """
-    global _pool, _logs, _stopped
-    if _pool is not None:
+    global _compute, _pool, _logs, _stopped
+    if begun():
         yield
         return
     _stopped = False
@@ -66,27 +67,42 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
         os.environ.setdefault(name, value)
     # OpenMP reads these when torch is imported, so they are set before the worker exists
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
-    if compute.processes:
-        context = multiprocessing.get_context("spawn")
-        given = (os.getpid(), str(_logs), compute.threads, context.Value("i", 0))
-        _pool = ProcessPoolExecutor(compute.processes, context, _settle, given)
-    else:
-        _pool = ThreadPoolExecutor(1, initializer=_alone, initargs=(compute.threads,))
     try:
-        for _ in range(max(1, compute.processes)):  # all of them now: importing torch and trl takes seconds
-            _pool.submit(_ready)
+        _compute, _pool = compute, _begin(compute)
         yield
     except BaseException:
         stop()
         raise
     finally:
-        _pool.shutdown(cancel_futures=True)
-        _pool = None
+        if _pool is not None:
+            _pool.shutdown(cancel_futures=True)
+        _compute = _pool = None
+
+
+def _begin(compute: Compute) -> Executor:
+    """Start all the workers now: importing torch and trl takes them seconds."""
+    pool: Executor
+    if compute.processes:
+        context = multiprocessing.get_context("spawn")
+        settings = (os.getpid(), str(_logs), compute.threads, context.Value("i", 0))
+        pool = ProcessPoolExecutor(compute.processes, context, _settle, settings)
+    else:
+        pool = ThreadPoolExecutor(1, initializer=_alone, initargs=(compute.threads,))
+    for _ in range(max(1, compute.processes)):
+        pool.submit(_ready)
+    return pool
 
 
 def begun() -> bool:
     """Return whether workers were started already: the command line starts them once it has checked the recipe."""
-    return _pool is not None
+    return _compute is not None
+
+
+def rest() -> None:
+    """End the workers until a stage needs them: a run that waits for a person for days keeps no memory and no GPU."""
+    global _pool, _stopped
+    stop()
+    _pool, _stopped = None, False
 
 
 def stop() -> None:
@@ -114,11 +130,13 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
     Raises:
         SacpoError: the stage failed, or its process was killed.
     """
+    global _pool
     found = store.find(root, stage)
     if found is not None:
         return found
-    if _pool is None:
+    if _compute is None:
         raise RuntimeError("launch.run needs launch.workers around it")
+    _pool = _pool or _begin(_compute)
     progress = stage.partial(root) / "progress.jsonl"
     try:
         future = _pool.submit(_work, root, stage)

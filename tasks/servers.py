@@ -134,7 +134,7 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
     if door:
         started.append(_prefect(root, wanted, environment, door))
     for child in started:
-        children.until(child, partial(_healthy, child, getattr(wanted, child.name)))
+        _answering(child, wanted)
         _greet(child.name, wanted, environment, say)
     _pool(environment)
     registering = _deploy(root, environment)
@@ -256,6 +256,20 @@ def _pool(environment: dict[str, str]) -> None:
     ):
         if made["name"] not in [one["name"] for one in ask("PREFECT_API_URL", look, environment, {})]:
             ask("PREFECT_API_URL", path, environment, made)
+
+
+def _answering(child: Child, wanted: Wanted) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        BadPlace: it does not; if another program took MLflow's port after we looked, which one.
+    """
+    try:
+        children.until(child, partial(_healthy, child, getattr(wanted, child.name)))
+    except BadPlace:
+        if child.door is None and child.process.poll() is not None:  # it opens its port itself
+            listening(wanted.mlflow_port, "--mlflow-port").close()
+        raise
 
 
 def _healthy(child: Child, address: str) -> bool:

@@ -100,3 +100,29 @@ def test_a_refusal_binds(
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
     code, out = run("promote", "quickstart", "2", "--force", changes=[])
     assert code == 0 and registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "2"]
+
+
+def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
+    prefect: str,
+    start: Callable[..., "subprocess.Popen[str]"],
+    run: Callable[..., tuple[int, str]],
+    runs: Path,
+    small: list[str],
+) -> None:
+    """It keeps nobody from deciding meanwhile, and its workers, which have ended, come back for the second test."""
+    with SyncPrefectClient(prefect) as client:
+        process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
+        answer_first = paused(client, process, runs)
+        code, out = run("run", "quickstart", changes=[*small, "gate.margin=0.5", "seed=1"])
+        assert code == 0 and registry.line_of_champions(registry.log(runs, "quickstart")) == ["2"], out
+        answer(client, answer_first, agreed=True)
+        again = paused(client, process, runs)
+        asked_about = [standing.state for standing in Ledger(runs).standings("quickstart", "1")]
+        answer(client, again, agreed=True)
+        out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, out
+    assert "another version of quickstart serves since this one was tested" in " ".join(out.split())
+    assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["2", "1"]
+    assert asked_about == ["pass", "waits for approval", "agreed", "pass", "waits for approval"]
+    checks = tags(runs, "1").keys()
+    assert "gate.helpful against the champion" in checks

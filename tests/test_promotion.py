@@ -11,9 +11,11 @@ from flows import operations
 from models.errors import BadInput, BadPlace, Stale
 from models.gate import Candidate, Facts, decide
 from models.promotion import Entry, line_of_champions, rolled_back
+from models.recipe_file import read
 from models.recipe_gate import Constraint, Gate
-from tasks import registry
+from tasks import decisions, registry
 from tasks.ledger import Ledger, Standing
+from tasks.run import Run
 from tasks.tracking import client
 
 
@@ -170,6 +172,27 @@ def test_who_decides_on_what_is_no_longer_true_is_refused(versions: Path) -> Non
     assert aliases(versions) == {"champion": "1"}
     registry.promote(versions, "m", "2", "", seen=1)
     assert aliases(versions) == {"champion": "2", "previous": "1"}
+
+
+def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -> None:
+    """Else all but the first would have spent error on a comparison with a champion of the past."""
+    runs.mkdir()
+    first, second = (Run(runs, read("quickstart", [f"seed={n}"]), f"{n}" * 64, None) for n in (1, 2))  # type: ignore[arg-type]
+    other = Run(runs, read("quickstart", ["registry.name=another"]), "3" * 64, None)  # type: ignore[arg-type]
+    decided: list[str] = []
+
+    def decide_second() -> None:
+        with decisions.turn(second):
+            decided.append("second")
+
+    thread = threading.Thread(target=decide_second)
+    with decisions.turn(first), decisions.turn(other):
+        thread.start()
+        thread.join(1)
+        assert thread.is_alive()
+        decided.append("first")
+    thread.join(600)
+    assert decided == ["first", "second"]
 
 
 def test_a_half_moved_alias_is_repaired(versions: Path) -> None:

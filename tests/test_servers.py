@@ -243,6 +243,16 @@ def test_a_program_that_took_the_port_of_a_server_is_not_taken_for_it(tmp_path: 
             listening(port, "--x")
 
 
+def test_a_port_that_is_taken_while_the_server_starts_is_named(tmp_path: Path) -> None:
+    child = children.start(tmp_path, "server", "mlflow", ["sh", "-c", "echo bye; exit 1"], os.environ, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        with pytest.raises(BadPlace, match=f"^port {port} is taken by another program; choose one with --mlflow-port"):
+            servers._answering(child, Wanted(mlflow_port=port))
+    with pytest.raises(BadPlace, match=r"^mlflow did not start, exit code 1: bye"):
+        servers._answering(child, Wanted(mlflow_port=port))
+
+
 def test_one_password_for_a_folder_whoever_asks_first(runs: Path) -> None:
     with ThreadPoolExecutor(8) as several:
         (made,) = {*several.map(passwords.password, [runs] * 32)}

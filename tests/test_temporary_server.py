@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from models.errors import BadPlace
 from tasks import home, temporary_server
@@ -66,6 +68,24 @@ def test_it_ends_with_its_command_however_that_ends(runs: Path) -> None:
     process, address = holding()
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait(600) == -signal.SIGKILL and silent(address)
+
+
+def test_one_command_makes_the_database_and_the_others_wait(tmp_path: Path) -> None:
+    """Two that make the same tables at the same moment would both fail."""
+    home = tmp_path / "prefect"
+    first = temporary_server._turn(home)
+    locks: list[FileLock] = []
+    others = [threading.Thread(target=lambda: locks.append(temporary_server._turn(home))) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(0.5)
+        assert other.is_alive() and first.is_locked
+    (home / "prefect.db").touch()
+    first.release()
+    for other in others:
+        other.join(600)
+    assert len(locks) == 3 and not any(lock.is_locked for lock in locks)
 
 
 def test_ctrl_c_reaches_the_command_alone(
