@@ -13,6 +13,8 @@ from models.record import flat
 
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 JUDGED = ("metric", "status", "score", "good", "label", "why")
+LARGEST_TABLE = 64 * 2**20
+"""Bytes of answers of which MLflow gets a table: its pages load all of a table at once, and so do we."""
 
 
 def where(wanted: dict[str, str]) -> str:
@@ -120,10 +122,15 @@ def curve(mlflow: Any, run_id: str, path: Path) -> None:
 
 
 def table(mlflow: Any, run_id: str, folder: Path) -> None:
-    """Log answers with their verdicts as one MLflow table, which its pages show row by row; once per run."""
+    """Log answers with their verdicts as one MLflow table, which its pages show row by row; once per run.
+
+    Of more than `LARGEST_TABLE` none is logged: the same rows lie in MLflow as `tables/answers.jsonl`.
+    """
     import pandas
 
     name = "answers_and_verdicts.json"
+    if (folder / "answers.jsonl").stat().st_size > LARGEST_TABLE:
+        return
     if any(held.path == name for held in mlflow.list_artifacts(run_id)):
         return  # logged again, the rows would be there twice
     answers = pandas.DataFrame(jsonl.read(folder / "answers.jsonl"))

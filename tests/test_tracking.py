@@ -176,3 +176,17 @@ def test_a_killed_run_whose_folder_was_moved_goes_on_under_its_own_parent(tmp_pa
     settled(moved)
     assert not moved._out.missed and moved._parent == killed._parent
     assert tracking.client(tmp_path).get_run(moved._parent).data.params["gate.anchor"] == "/one/anchor"
+
+
+def test_a_table_that_no_page_could_load_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = {"candidate": "a", "split": "test", "suite": "harmless", "prompt": "p", "sample": 0}
+    (tmp_path / "answers.jsonl").write_text(json.dumps({**key, "answer": "x"}) + "\n")
+    (tmp_path / "scores.jsonl").write_text(json.dumps({**key, "metric": "harmless", "status": "ok"}) + "\n")
+    mlflow = tracking.client(tmp_path)
+    run = mlflow.create_run(mlflow.create_experiment("tables")).info.run_id
+    monkeypatch.setattr(records, "LARGEST_TABLE", 10)
+    records.table(mlflow, run, tmp_path)
+    assert not mlflow.list_artifacts(run)
+    monkeypatch.undo()
+    records.table(mlflow, run, tmp_path)
+    assert [held.path for held in mlflow.list_artifacts(run)] == ["answers_and_verdicts.json"]
