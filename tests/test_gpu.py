@@ -45,8 +45,9 @@ def test_every_part_runs_on_this_machine(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_hangs_or_has_no_time_left_is_a_result(tmp_path: Path) -> None:
     code, lines, _ = gpu(tmp_path, "--minutes", "0.1", "--parts", "town,answers")
-    assert code == len(lines) and not any(line["ok"] for line in lines)
-    assert "stopped after" in lines[0]["error"] and lines[1]["error"] == "not started: the time is up"
+    failed = [line for line in lines if not line["ok"]]  # the first stages of a fast machine end in time
+    assert code == len(failed) and "stopped after" in failed[0]["error"]
+    assert len(failed) > 1 and {line["error"] for line in failed[1:]} == {"not started: the time is up"}
     assert "stopped after" in (tmp_path / "summary.md").read_text("utf-8")
 
 
