@@ -39,6 +39,8 @@ BROKE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """What is said of a connection that a proxy or a restart cut, where somebody listens."""
 RETRIES = "6"
 """Of Prefect's client, each after twice the pause: two minutes, in which a temporary server that died starts again."""
+VERSION_WAIT, DATABASE_WAIT = 30.0, 90.0
+"""Seconds for an answer; one that needs Prefect's database may wait there for a minute: sqlite has one writer."""
 LAST_BREAK = 2
 """Seconds of the last pause after which such a connection is tried again."""
 VERSIONS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
@@ -144,12 +146,12 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
         headers["Authorization"] = f"Basic {base64.b64encode(given.encode()).decode()}"
     if body is not None and name == "PREFECT_API_URL":
         headers |= _token(address, headers)
-    data = None if body is None else json.dumps(body).encode()
+    data, patient = (None, VERSION_WAIT) if body is None else (json.dumps(body).encode(), DATABASE_WAIT)
     request = urllib.request.Request(address + path, data, headers)
     try:
         for patience in (1, 2, 4, 8, 0):
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=patient) as answer:
                     text = answer.read().decode()
                 break
             except urllib.error.HTTPError as error:
@@ -187,7 +189,7 @@ def _token(address: str, headers: Mapping[str, str]) -> dict[str, str]:
     client = str(uuid4())
     try:
         request = urllib.request.Request(f"{address}/csrf-token?client={client}", headers=dict(headers))
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=DATABASE_WAIT) as response:
             return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(response)["token"]}
     except (OSError, ValueError, KeyError, TypeError):  # what is wrong with the server is said by the request itself
         return {}
