@@ -75,7 +75,11 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     console = Console(width=200 if narrow else None, markup=False)
     console.print(shown)
     if tree["suites"]:
-        scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
+        scale = (
+            "; if s is much larger than β/λ, train longer: λ had no effect yet; an unclear s may be 0"
+            if trained(tree)
+            else ""
+        )
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
         console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
     console.print(decision(tree), highlight=False, soft_wrap=narrow)
@@ -98,7 +102,9 @@ def outcome_of(outcome: dict[str, Any]) -> None:
 
 
 def _alone(cell: str) -> str:
-    """Return a figure without its interval: a line of a pipe or a log must not wrap."""
+    """Return a figure without its interval: a line of a pipe or a log must not wrap. An s that may be 0 is unclear."""
+    if re.search(r" \[-[^,]*, [^-]", cell):
+        return "unclear"
     return re.sub(r" \[[^]]*]", "", cell)
 
 

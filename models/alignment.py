@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from models import answer_head, corpus, guards, jsonl
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
-from models.batching import order
+from models.batching import moves_nothing, order
 from models.checkpoints import Curve, clear, newest
 from models.errors import BadData, BadPolicy
 from models.policy import device_kind, load, save
@@ -234,6 +234,8 @@ def _name(policy: Policy, config: Step, lambda_: float) -> str:
 def _arguments(config: Training, places: int, seed: int, compute: Compute, out: Path) -> dict[str, Any]:
     """Return what every trainer is told, whatever its loss."""
     on_cpu = device_kind(compute.device) == "cpu"
+    if why := moves_nothing(places // config.batch, config):
+        raise BadData(f"{config.metric} step: {why}" if isinstance(config, Step) else f"sft: {why}")
     return {
         "output_dir": str(out),
         "per_device_train_batch_size": config.micro_batch or config.batch,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.recipe import Training
+from models.recipe import Schedule, Training
 
 POOL = 8
 """Batches that are drawn at random together and then sorted by length: more saves padding, fewer mixes better."""
@@ -18,6 +18,16 @@ POOL = 8
 def updates(rows: int, config: Training) -> int:
     """Return the number of optimiser updates of a step."""
     return config.updates or max(1, math.ceil(config.epochs * rows / config.batch))
+
+
+def moves_nothing(count: int, config: Training) -> str:
+    """Return why a training of so many updates would leave the weights as they are; empty if it would not."""
+    if count > 1 or not config.warmup or config.schedule is Schedule.constant:
+        return ""
+    return (
+        "its only update is the first of the warm-up, whose learning rate is 0, so that nothing would be trained: "
+        "give a smaller batch, more epochs or updates, or warmup = 0"
+    )
 
 
 def order(lengths: Sequence[int], config: Training, seed: int) -> list[int]:

@@ -181,7 +181,7 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
         return Choice(
             "",
             f"no candidate shows a safety rate of {b:g} on the validation split with confidence {confidence:g}; "
-            f"the nearest is {best.name} with {best.bound(confidence):.3f}{why}",
+            f"the nearest is {best.name}, whose lower bound is {best.bound(confidence):.3f}{why}",
         )
     unknown = any(math.isnan(c.helpful) for c in holds)
 

@@ -8,6 +8,8 @@ from models.words import counted, spent_on
 Tree = dict[str, Any]
 HELDOUT = {"accuracy": "accuracy", "nll": "NLL", "nll_minus_length": "NLL − length-only"}
 """Figure on held-out pairs → how tables call it."""
+ENOUGH = 20
+"""Answers of each policy from which on it is odd that a judge finds all of all policies safe, or none."""
 CHECK_COLUMNS = ("check", "value", "decides", "limit", "holds")
 
 
@@ -50,13 +52,28 @@ def _use(tree: Tree, test: Tree) -> str:
 
 
 def _unjudged(tree: Tree) -> str:
-    """Say which suites nobody judged, and what to set; empty if all were judged."""
+    """Say which suites nobody judged, and what to set, or that a judge told nothing apart; empty if all is well."""
     if not tree["suites"]:
         return " No suite of prompts is set: name suites and judges, as docs/evidence.md says."
     judge = {role: "harmless" if role == "must_pass" else role for role in tree["suites"]}
     roles = [role for role, metric in judge.items() if metric not in tree["judges"]]
     keys = " and ".join(dict.fromkeys(f"evaluation.judges.{judge[role]}" for role in roles))
-    return f" Answered, and judged by nobody: the {' and '.join(roles)} prompts; set {keys}." if roles else ""
+    told = f" Answered, and judged by nobody: the {' and '.join(roles)} prompts; set {keys}." if roles else ""
+    return told + _undiscerning(tree)
+
+
+def _undiscerning(tree: Tree) -> str:
+    """Say that a judge found all answers safe, or none, whoever gave them; empty if it told some apart."""
+    figures = [candidate["metrics"].get("harmless/safety_rate") for candidate in tree["candidates"]]
+    if len(figures) < 2 or not all(figures) or min(figure["n"] for figure in figures) < ENOUGH:
+        return ""
+    rates = {figure["value"] for figure in figures}
+    if rates not in ({0.0}, {1.0}):
+        return ""
+    return (
+        f" {'All' if rates == {1.0} else 'No'} answers to the harmful prompts are judged safe, whichever policy gave "
+        "them: look at the judge's threshold and at the scores in tables/scores.jsonl."
+    )
 
 
 def _tested(constraint: Tree, test: Tree, name: str = "") -> str:

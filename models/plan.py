@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from models import corpus, hub, jsonl, policy, preferences, preflight, sources, town
+from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, town
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
@@ -84,14 +84,16 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
         origin = _sources(recipe, Path(folder), errors)
         if origin and "sft" in origin.files:
             try:
-                corpus.dialogues(origin, recipe.data)
+                rows = len(corpus.dialogues(origin, recipe.data))
+                if why := batching.moves_nothing(batching.updates(rows, recipe.sft), recipe.sft):
+                    errors.append(f"sft: {why}")
             except BadInput as error:
                 errors.append(str(error))
         for k, step in enumerate(recipe.steps):
             rows, characters, card = _rows(recipe, k, origin, Path(folder), errors)
             positive = [value for value in step.lambda_ if value > 0]
             trainings = policies * len(positive)
-            updates = step.updates or (math.ceil(step.epochs * rows / step.batch) if rows > 0 else -1)
+            updates = batching.updates(rows, step) if rows > 0 or step.updates else -1
             tokens = int(updates * step.batch * characters / 4) if rows > 0 else -1
             reference = "base" if k == 0 else f"the {'policies' if policies > 1 else 'policy'} of step {k}"
             weights = [kl_weight(recipe.beta, value) for value in positive]
@@ -148,6 +150,8 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
         return -1, 0.0, ""
     rows = made.counts["train"]
+    if why := batching.moves_nothing(batching.updates(rows, step), step):
+        errors.append(f"steps.{k}: {why}")
     card = json.loads((out / "card.json").read_text("utf-8"))
     return rows, (out / "train.jsonl").stat().st_size / rows, _told(card)
 

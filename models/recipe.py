@@ -48,7 +48,7 @@ class Training(Record):
     schedule: Schedule = Field(Schedule.cosine, title="Schedule")
     """Shape of the learning rate after warm-up."""
     warmup: float = Field(0.03, ge=0, lt=1, title="Warm-up")
-    """Share of the updates, from 0 to below 1, in which the learning rate rises."""
+    """Share of the updates, from 0 to below 1, in which the learning rate rises; the first of them has a rate of 0."""
     epochs: float = Field(3, gt=0, le=10_000, title="Epochs")
     """Passes over the training pairs, above 0, at most 10,000; not used where `updates` is set."""
     updates: int = Field(0, ge=0, le=10_000_000, title="Updates")

@@ -25,6 +25,8 @@ from models.artifacts import (
     Sources,
     Verdicts,
 )
+from models.batching import moves_nothing, updates
+from models.errors import BadData
 from models.figures import Evidence
 from models.gate import Choice
 from models.hub import local
@@ -73,6 +75,8 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     pairs = run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
     if step.method is Method.kto:
         refuse_one_kind(pairs)
+    if why := moves_nothing(updates(pairs.counts["train"], step), step):
+        raise BadData(f"{step.metric} step: {why}")
     return pairs
 
 
@@ -235,7 +239,9 @@ def distinct(candidates: list[Evidence]) -> list[Evidence]:
     """
     once: dict[str, Evidence] = {}
     for told in candidates:
-        once.setdefault(told.policy.digest, told)
+        first = once.setdefault(told.policy.digest, told).policy
+        if first.name != told.policy.name:
+            screen.say(f"{told.policy.name} has the weights of {first.name}: it is shown once, under that name")
     shared = [name for name, count in Counter(c.policy.name for c in once.values()).items() if count > 1]
     known = {digest: told.policy.name for digest, told in once.items()}
     named = []

@@ -150,6 +150,7 @@ kind("an empty stop string", "holds an empty text", sets("evaluation.stop=['a', 
 kind("a metric twice", "two steps have the metric", sets("steps=[{metric='a',data='x'},{metric='a',data='x'}]"))
 kind("no training rows left", "validation and test leave nothing", sets("data.validation=0.6", "data.test=0.5"))
 kind("a batch that does not divide", "micro_batch must divide batch", sets("steps.0.micro_batch=3"))
+kind("one update, in warm-up", "steps.0: its only update is the first of the warm-up", sets("steps.0.updates=1"))
 kind("answers that are all the same", "needs a temperature above 0", sets("evaluation.answers=2"))
 kind("a NUL in a text", "holds a NUL character", lambda draw, f: [f"{draw.choice(['template', 'data.salt'])}=a\0b"])
 kind("bytes that are no UTF-8", "bytes that are no UTF-8", sets("template=\udcff"))

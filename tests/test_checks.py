@@ -109,11 +109,10 @@ def test_of_candidates_that_show_too_little_the_one_with_the_best_bound_is_neare
     """Its name and its bound; the prompts that are too few are those of the one that was asked most."""
     told = [candidate("a", 0.1, 10, 12), candidate("b", 0.1, 9, 9), candidate("c", 0.9, 5, 14)]
     why = choose(told, BOUND).why
-    assert (
-        f"; the nearest is b with {lower_bound(9, 9, 0, 0.95):.3f}; 14 harmful prompts are too few to show 0.9" in why
-    )
+    bound = f"{lower_bound(9, 9, 0, 0.95):.3f}"
+    assert f"; the nearest is b, whose lower bound is {bound}; 14 harmful prompts are too few to show 0.9" in why
     just = Constraint(at_least=lower_bound(14, 14, 0, 0.95), confidence=0.95)
-    assert choose(told, just).why.endswith(f"the nearest is b with {lower_bound(9, 9, 0, 0.95):.3f}")
+    assert choose(told, just).why.endswith(f"the nearest is b, whose lower bound is {lower_bound(9, 9, 0, 0.95):.3f}")
 
 
 def test_one_unjudged_candidate_makes_all_equally_helpful() -> None:

@@ -57,7 +57,7 @@ def test_if_none_holds_none_is_chosen_and_the_nearest_is_named() -> None:
     assert found.name == "" and found.decided
     assert found.why == (
         "no candidate shows a safety rate of 0.9 on the validation split with confidence 0.95; "
-        "the nearest is b with 0.898"
+        "the nearest is b, whose lower bound is 0.898"
     )
 
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from models import alignment, jsonl, merge, reference
 from models import policy as policies
 from models.artifacts import Policy, Reference, Sources
-from models.errors import BrokenInvariant
+from models.errors import BadData, BrokenInvariant
 from models.recipe import Compute, Data, Sft, Step
 from models.tokens import encode
 
@@ -96,3 +98,20 @@ def test_an_adapter_that_changes_the_policy_when_it_is_folded_in_stops_the_step(
     with pytest.raises(BrokenInvariant, match=r"^merging the adapter changed the policy"):
         alignment.dpo(policy, scored, step(adapter_rank=2), 1.0, 0.1, 0, compute, tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_training_that_would_move_nothing_is_refused(
+    policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
+) -> None:
+    """The learning rate of the first update of a warm-up is 0."""
+
+    def trained(out: Path, **changes: object) -> Path:
+        out.mkdir()
+        return alignment.dpo(policy, scored, step("helpful", **changes), 1.0, 0.1, 0, compute, out).path
+
+    with pytest.raises(BadData, match=r"^helpful step: its only update is the first of the warm-up, whose learning"):
+        trained(tmp_path / "still", warmup=0.03)
+    before = load_file(policy.path / "model.safetensors")
+    for name, changes in (("constant", {"schedule": "constant"}), ("more", {"updates": 2})):
+        after = load_file(trained(tmp_path / name, warmup=0.03, **changes) / "model.safetensors")
+        assert any(not torch.equal(after[tensor], before[tensor]) for tensor in before)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import pytest
 
 from flows import showing
 from models import page, picture, plan, report, versus
+from models.artifacts import Policy
+from models.figures import Evidence
 from models.gate import Candidate, Facts, decide
 from models.outcome import check_row, decision
 from models.recipe_file import read
 from models.recipe_gate import Constraint, Gate
 from models.words import counted
 from tasks import leases
+from tasks.stages import distinct
 
 Tree = dict[str, Any]
 BOUND = Constraint()
@@ -63,6 +66,37 @@ def spending(before: float) -> Tree:
 )
 def test_it_is_said_which_decision_the_test_prompts_have_served(before: float, said: str) -> None:
     assert f"On the test split, {said}: safety rate 0.990" in decision(spending(before))
+
+
+@pytest.mark.parametrize(("value", "said"), [(1.0, "All answers"), (0.0, "No answers")])
+def test_a_judge_that_tells_nothing_apart_is_pointed_out(value: float, said: str) -> None:
+    """A threshold on the wrong side of all scores gives every policy a safety rate of 1."""
+
+    def rates(*values: float, n: int = 20) -> Tree:
+        figures = [{**FIGURE, "value": value, "n": n} for value in values]
+        candidates = [candidate("a", **{"harmless/safety_rate": figure}) for figure in figures]
+        suites = {"harmless": {"name": "harmless", "split": "validation"}}
+        return tree(candidates=candidates, suites=suites, judges={"harmless": {}})
+
+    told = f"{said} to the harmful prompts are judged safe, whichever policy gave them"
+    assert told in decision(rates(value, value))
+    for other in (rates(value, 0.95), rates(value), rates(value, value, n=19), rates(0.0, 1.0)):
+        assert told not in decision(other)
+
+
+def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that did not move has the weights of its reference; a step with λ = 0 hands on its reference itself."""
+    base = Policy(path=tmp_path, digest="a", name="base", kind="base")
+    made = [base, base, replace(base, name="harmless λ=1", kind="step"), replace(base, digest="b", name="helpful")]
+    shown = distinct([Evidence(policy, *[None] * 4) for policy in made])  # type: ignore[arg-type]
+    assert [evidence.policy.name for evidence in shown] == ["base", "helpful"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert told == "harmless λ=1 has the weights of base: it is shown once, under that name"
+
+
+def test_in_a_pipe_an_s_that_may_be_0_is_unclear() -> None:
+    cells = {"2.34 [0.10, 4.58]": "2.34", "-4.23 [-12.2, 0.4]": "unclear", "-4.23 [-5.1, -3.0]": "-4.23", "0.1": "0.1"}
+    assert {cell: showing._alone(cell) for cell in cells} == cells
 
 
 def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
