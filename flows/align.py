@@ -60,7 +60,7 @@ def align(recipe: Recipe) -> Any:
         choice = decisions.choose(run, candidates)
         promoted = None
         while promoted is None:  # once more where another version became the champion since the test beside the former
-            with decisions.turn(run):
+            with decisions.turn(run, choice):
                 tested = decisions.test(run, choice, candidates, yardstick)
                 verdict = decisions.certify(run, tested)
                 registered = decisions.register(run, choice, verdict, candidates, sources)

@@ -70,16 +70,15 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     for column in header:  # a figure may wrap, a name must stay whole
         shown.add_column(column.replace(" ", "\n", 1) if narrow else column, no_wrap=column == header[0])
     for row in rows:
-        mark, cells = "→ " if row[0] == chosen else "  ", map(_alone, row[1:]) if narrow else row[1:]
+        mark, cells = "→ " if row[0] == chosen else "  ", row[1:]
+        if narrow:
+            cells = [*map(_alone, row[1:-1]), _scale(row[-1])]
         shown.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
     console = Console(width=200 if narrow else None, markup=False)
     console.print(shown)
     if tree["suites"]:
-        scale = (
-            "; if s is much larger than β/λ, train longer: λ had no effect yet; an unclear s may be 0"
-            if trained(tree)
-            else ""
-        )
+        scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
+        scale += "; an unclear s may be 0" if scale and narrow else ""
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
         console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
     console.print(decision(tree), highlight=False, soft_wrap=narrow)
@@ -102,10 +101,13 @@ def outcome_of(outcome: dict[str, Any]) -> None:
 
 
 def _alone(cell: str) -> str:
-    """Return a figure without its interval: a line of a pipe or a log must not wrap. An s that may be 0 is unclear."""
-    if re.search(r" \[-[^,]*, [^-]", cell):
-        return "unclear"
+    """Return a figure without its interval: a line of a pipe or a log must not wrap."""
     return re.sub(r" \[[^]]*]", "", cell)
+
+
+def _scale(cell: str) -> str:
+    """Return an s without its interval, or that nobody can tell its sign."""
+    return "unclear" if re.search(r" \[-[^,]*, [^-]", cell) else _alone(cell)
 
 
 def _page(variable: str, address: str) -> str:

@@ -63,16 +63,17 @@ def _unjudged(tree: Tree) -> str:
 
 
 def _undiscerning(tree: Tree) -> str:
-    """Say that a judge found all answers safe, or none, whoever gave them; empty if it told some apart."""
+    """Say that a judge found all answers safe, or none, whichever policy gave them; empty if it told some apart."""
     figures = [candidate["metrics"].get("harmless/safety_rate") for candidate in tree["candidates"]]
     if len(figures) < 2 or not all(figures) or min(figure["n"] for figure in figures) < ENOUGH:
         return ""
     rates = {figure["value"] for figure in figures}
     if rates not in ({0.0}, {1.0}):
         return ""
+    share = "All" if rates == {1.0} else "None"
     return (
-        f" {'All' if rates == {1.0} else 'No'} answers to the harmful prompts are judged safe, whichever policy gave "
-        "them: look at the judge's threshold and at the scores in tables/scores.jsonl."
+        f" {share} of the judged answers to the harmful prompts are safe, whichever policy gave them: if that is "
+        "unlikely, look at the judge's threshold, and at the scores in tables/scores.jsonl."
     )
 
 

@@ -150,7 +150,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
         return -1, 0.0, ""
     rows = made.counts["train"]
-    if why := batching.moves_nothing(batching.updates(rows, step), step):
+    if any(step.lambda_) and (why := batching.moves_nothing(batching.updates(rows, step), step)):
         errors.append(f"steps.{k}: {why}")
     card = json.loads((out / "card.json").read_text("utf-8"))
     return rows, (out / "train.jsonl").stat().st_size / rows, _told(card)

@@ -62,7 +62,8 @@ confidence = 0.95
 
 # Without what follows the run trains and registers, and promotes nothing: nobody has judged the answers.
 # 1. Prompts, one JSON object per line with `prompt` (and `category`, if you like). None of them may be a training
-#    prompt: `contaminated = "drop"` under [data] leaves such rows out of the training. Half choose the candidate, half test it. To show 0.9 on harmful ones you need at least {fewest}, and about
+#    prompt: `contaminated = "drop"` under [data] leaves such rows out of the training.
+#    Half choose the candidate, half test it. To show 0.9 on harmful ones you need at least {fewest}, and about
 #    {enough} for a policy that is 0.95 safe; `sacpo check` says what yours can show.
 # 2. Judges. Open models with their whole setting stand in docs/evidence.md under "Who judges".
 #

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from prefect import pause_flow_run
@@ -68,17 +69,22 @@ def choose(run: Run, candidates: list[Evidence]) -> Choice:
 
 
 @contextmanager
-def turn(run: Run) -> Iterator[None]:
+def turn(run: Run, choice: Choice) -> Iterator[None]:
     """Of the runs of one folder that would promote to one model, let one at a time test, decide and promote.
 
     Without it all but the first would have compared with a champion of the past, and have spent error on the prompts.
+    A promotion that a person agreed to, or made by hand, waits for nobody.
     """
+    if not _tests(run, choice):
+        yield
+        return
     model = run.training.registered_name
     lock = FileLock(run.root / f"deciding-{content_digest(model)[:16]}.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         screen.say(f"another run decides which version of {model} serves; waiting for it")
+        launch.rest()
         lock.acquire()
     try:
         yield
@@ -92,7 +98,7 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
 
     None if nobody judged, none was chosen, or the gate is off: the test prompts then stay unused.
     """
-    if not (choice.name and choice.decided) or run.training.gate.mode is GateMode.off:
+    if not _tests(run, choice):
         return None
     told = named(choice.name, candidates)
     _forget_former_champion(run, told.policy)
@@ -102,6 +108,10 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
     asked = run.training.gate.kl > 0
     distances = apart(run, told.policy, base, yardstick, "test") if asked else told.distances
     return told._replace(answers=answers, verdicts=verdicts, distances=distances)
+
+
+def _tests(run: Run, choice: Choice) -> bool:
+    return bool(choice.name) and choice.decided and run.training.gate.mode is not GateMode.off
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
@@ -205,13 +215,16 @@ def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
     return bool(wanted) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
 
 
-def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval:
+def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval | None:
     """Wait on the flow run's page for a person, and write the answer down.
 
+    None if another version serves since the test: nobody needs to read a comparison of the past, and `promote` sees it.
     The ledger has it before anything else: a death, or an MLflow that does not answer, loses no refusal. Without a
     server nobody could answer: the version then waits for `sacpo promote`.
     """
     version, ledger = registered.version, Ledger(run.root)
+    if len(registry.log(run.root, registered.name)) > _asked_about(run)["seen"]:
+        return None
     last = ledger.standings(registered.name, version)[-1]
     if last.state in (AGREED, REFUSED):  # to an attempt that died before it followed; a new verdict would stand last
         return _obeyed(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
@@ -226,8 +239,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
         pages = run.tracker.pages(registered)
     launch.rest()
     form = Approval.with_initial_data(description=question(registered, verdict, pages))
-    # a key of its own for every question: Prefect asks once under each, also in a retry after a death
-    key = f"approval-{len(ledger.standings(registered.name, version))}"
+    key = f"approval-{uuid4()}"  # Prefect asks once under each; no earlier answer may stand for this question
     with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
         said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=key)
     ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
@@ -271,6 +283,8 @@ def promote(
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
             registry.promote(root, model, version, why, seen)
         except Stale:
+            if len(registry.log(root, model)) <= seen:  # a gap in the log, as a backup leaves that was put back
+                raise
             _place(run).unlink()
             screen.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None

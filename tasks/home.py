@@ -146,12 +146,12 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
         headers["Authorization"] = f"Basic {base64.b64encode(given.encode()).decode()}"
     if body is not None and name == "PREFECT_API_URL":
         headers |= _token(address, headers)
-    data, patient = (None, VERSION_WAIT) if body is None else (json.dumps(body).encode(), DATABASE_WAIT)
+    data, wait = (None, VERSION_WAIT) if body is None else (json.dumps(body).encode(), DATABASE_WAIT)
     request = urllib.request.Request(address + path, data, headers)
     try:
         for patience in (1, 2, 4, 8, 0):
             try:
-                with urllib.request.urlopen(request, timeout=patient) as answer:
+                with urllib.request.urlopen(request, timeout=wait) as answer:
                     text = answer.read().decode()
                 break
             except urllib.error.HTTPError as error:

@@ -46,6 +46,7 @@ GRACE = 10.0
 _compute: Compute | None = None  # inside `workers`
 _pool: Executor | None = None
 _stopped = False  # the workers were told to end: they did not die
+_waking = threading.Lock()  # of several stages that come after a rest, one starts the workers
 _logs = Path()
 
 
@@ -94,7 +95,7 @@ def _begin(compute: Compute) -> Executor:
 
 
 def begun() -> bool:
-    """Return whether workers were started already: the command line starts them once it has checked the recipe."""
+    """Return whether `workers` is around this: the command line starts them once it has checked the recipe."""
     return _compute is not None
 
 
@@ -136,7 +137,8 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
         return found
     if _compute is None:
         raise RuntimeError("launch.run needs launch.workers around it")
-    _pool = _pool or _begin(_compute)
+    with _waking:
+        _pool = _pool or _begin(_compute)
     progress = stage.partial(root) / "progress.jsonl"
     try:
         future = _pool.submit(_work, root, stage)

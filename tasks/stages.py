@@ -75,7 +75,7 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     pairs = run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
     if step.method is Method.kto:
         refuse_one_kind(pairs)
-    if why := moves_nothing(updates(pairs.counts["train"], step), step):
+    if any(step.lambda_) and (why := moves_nothing(updates(pairs.counts["train"], step), step)):
         raise BadData(f"{step.metric} step: {why}")
     return pairs
 

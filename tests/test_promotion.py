@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flows import operations
 from models.errors import BadInput, BadPlace, Stale
-from models.gate import Candidate, Facts, decide
+from models.gate import Candidate, Choice, Facts, decide
 from models.promotion import Entry, line_of_champions, rolled_back
 from models.recipe_file import read
 from models.recipe_gate import Constraint, Gate
@@ -179,20 +179,24 @@ def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -
     runs.mkdir()
     first, second = (Run(runs, read("quickstart", [f"seed={n}"]), f"{n}" * 64, None) for n in (1, 2))  # type: ignore[arg-type]
     other = Run(runs, read("quickstart", ["registry.name=another"]), "3" * 64, None)  # type: ignore[arg-type]
+    unguarded = Run(runs, read("quickstart", ["gate.mode=off"]), "4" * 64, None)  # type: ignore[arg-type]
     decided: list[str] = []
+    chosen = Choice("safe", "the safest")
 
     def decide_second() -> None:
-        with decisions.turn(second):
+        with decisions.turn(second, chosen):
             decided.append("second")
 
     thread = threading.Thread(target=decide_second)
-    with decisions.turn(first), decisions.turn(other):
+    with decisions.turn(first, chosen), decisions.turn(other, chosen):
+        with decisions.turn(second, Choice("", "none holds")), decisions.turn(unguarded, chosen):
+            decided.append("those that promote nothing wait for nobody")
         thread.start()
         thread.join(1)
         assert thread.is_alive()
         decided.append("first")
     thread.join(600)
-    assert decided == ["first", "second"]
+    assert decided == ["those that promote nothing wait for nobody", "first", "second"]
 
 
 def test_a_half_moved_alias_is_repaired(versions: Path) -> None:

@@ -68,7 +68,7 @@ def test_it_is_said_which_decision_the_test_prompts_have_served(before: float, s
     assert f"On the test split, {said}: safety rate 0.990" in decision(spending(before))
 
 
-@pytest.mark.parametrize(("value", "said"), [(1.0, "All answers"), (0.0, "No answers")])
+@pytest.mark.parametrize(("value", "said"), [(1.0, "All"), (0.0, "None")])
 def test_a_judge_that_tells_nothing_apart_is_pointed_out(value: float, said: str) -> None:
     """A threshold on the wrong side of all scores gives every policy a safety rate of 1."""
 
@@ -78,7 +78,7 @@ def test_a_judge_that_tells_nothing_apart_is_pointed_out(value: float, said: str
         suites = {"harmless": {"name": "harmless", "split": "validation"}}
         return tree(candidates=candidates, suites=suites, judges={"harmless": {}})
 
-    told = f"{said} to the harmful prompts are judged safe, whichever policy gave them"
+    told = f"{said} of the judged answers to the harmful prompts are safe, whichever policy gave them"
     assert told in decision(rates(value, value))
     for other in (rates(value, 0.95), rates(value), rates(value, value, n=19), rates(0.0, 1.0)):
         assert told not in decision(other)
@@ -95,8 +95,9 @@ def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_in_a_pipe_an_s_that_may_be_0_is_unclear() -> None:
-    cells = {"2.34 [0.10, 4.58]": "2.34", "-4.23 [-12.2, 0.4]": "unclear", "-4.23 [-5.1, -3.0]": "-4.23", "0.1": "0.1"}
-    assert {cell: showing._alone(cell) for cell in cells} == cells
+    cells = {"2.34 [0.10, 4.58]": "2.34", "-4.23 [-12.2, 0.4]": "unclear", "-4.23 [-5.1, -3.0]": "-4.23", "–": "–"}
+    assert {cell: showing._scale(cell) for cell in cells} == cells
+    assert showing._alone("-0.02 [-0.10, 0.06]") == "-0.02"  # a difference may be 0
 
 
 def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
