@@ -8,9 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import operations
+from models import small
 from models.errors import BadInput, BadPlace, Stale
 from models.gate import Candidate, Choice, Facts, decide
-from models.promotion import Entry, line_of_champions, rolled_back
+from models.promotion import Entry, Registered, line_of_champions, rolled_back
 from models.recipe_file import read
 from models.recipe_gate import Constraint, Gate
 from tasks import decisions, registry
@@ -197,6 +198,31 @@ def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -
         decided.append("first")
     thread.join(600)
     assert decided == ["those that promote nothing wait for nobody", "first", "second"]
+
+
+def test_a_log_with_a_gap_is_said_and_not_tried_for_ever(versions: Path) -> None:
+    """A backup that was put back while a run waited can leave one: the next number is taken, whoever counts lines."""
+    run = Run(versions, read("quickstart", ["registry.name=m"]), "1" * 64, None)  # type: ignore[arg-type]
+    passes = decide(Candidate("safe", 0.5, 400, 400, 0), Facts(), Constraint(), Gate(margin=0.5))
+    assert passes.passes
+    for number, version in ((1, "1"), (3, "2")):
+        Ledger(versions).promote("m", Entry(number, "promote", "", version, "me", "now", ""))
+    run.folder.mkdir(parents=True)
+    small.write(run.folder / "rivals.json", decisions.Served(seen=2, champion="models:/m/2", anchor=""))
+    with pytest.raises(Stale, match=r"entry 3 of the promotion log is taken"):
+        decisions.promote.fn(run, Registered("m", "4", ""), passes)
+    small.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
+    assert decisions.promote.fn(run, Registered("m", "4", ""), passes) is None  # overtaken: it decides again
+    assert not (run.folder / "rivals.json").exists()
+
+
+def test_nobody_is_asked_about_a_comparison_of_the_past(versions: Path) -> None:
+    run = Run(versions, read("quickstart", ["registry.name=m"]), "1" * 64, None)  # type: ignore[arg-type]
+    run.folder.mkdir(parents=True)
+    small.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
+    registry.promote(versions, "m", "1", "by hand, while the report was made")
+    assert decisions.approve(run, Registered("m", "2", "challenger"), None) is None
+    assert [standing.state for standing in Ledger(versions).standings("m", "2")] == ["pass"]
 
 
 def test_a_half_moved_alias_is_repaired(versions: Path) -> None:
