@@ -58,8 +58,8 @@ def _unjudged(tree: Tree) -> str:
     judge = {role: "harmless" if role == "must_pass" else role for role in tree["suites"]}
     roles = [role for role, metric in judge.items() if metric not in tree["judges"]]
     keys = " and ".join(dict.fromkeys(f"evaluation.judges.{judge[role]}" for role in roles))
-    told = f" Answered, and judged by nobody: the {' and '.join(roles)} prompts; set {keys}." if roles else ""
-    return told + _undiscerning(tree)
+    sentence = f" Answered, and judged by nobody: the {' and '.join(roles)} prompts; set {keys}." if roles else ""
+    return sentence + _undiscerning(tree)
 
 
 def _undiscerning(tree: Tree) -> str:

@@ -94,6 +94,8 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
             positive = [value for value in step.lambda_ if value > 0]
             trainings = policies * len(positive)
             updates = batching.updates(rows, step) if rows > 0 or step.updates else -1
+            if rows > 0 and positive and (why := batching.moves_nothing(updates, step)):
+                errors.append(f"steps.{k}: {why}")
             tokens = int(updates * step.batch * characters / 4) if rows > 0 else -1
             reference = "base" if k == 0 else f"the {'policies' if policies > 1 else 'policy'} of step {k}"
             weights = [kl_weight(recipe.beta, value) for value in positive]
@@ -150,8 +152,6 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
         return -1, 0.0, ""
     rows = made.counts["train"]
-    if any(step.lambda_) and (why := batching.moves_nothing(batching.updates(rows, step), step)):
-        errors.append(f"steps.{k}: {why}")
     card = json.loads((out / "card.json").read_text("utf-8"))
     return rows, (out / "train.jsonl").stat().st_size / rows, _told(card)
 

@@ -238,10 +238,11 @@ def distinct(candidates: list[Evidence]) -> list[Evidence]:
     name, and then say which parent they come from.
     """
     once: dict[str, Evidence] = {}
-    for told in candidates:
-        first = once.setdefault(told.policy.digest, told).policy
-        if first.name != told.policy.name:
-            screen.say(f"{told.policy.name} has the weights of {first.name}: it is shown once, under that name")
+    for candidate in candidates:
+        policy = candidate.policy
+        first = once.setdefault(policy.digest, candidate).policy
+        if first.name != policy.name:
+            screen.say(f"{policy.name} has the weights of {first.name}: it is shown once, under that name")
     shared = [name for name, count in Counter(c.policy.name for c in once.values()).items() if count > 1]
     known = {digest: told.policy.name for digest, told in once.items()}
     named = []

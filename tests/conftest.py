@@ -32,8 +32,10 @@ from models import policy as policies
 from models import small as small_files
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.recipe import Compute, Data
+from models.recipe_file import read
 from tasks import children
 from tasks.home import VERSIONS
+from tasks.run import Run
 
 SMALL = [
     "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
@@ -93,6 +95,11 @@ def port() -> int:
 def small() -> list[str]:
     """Changes that make the quickstart a matter of seconds."""
     return list(SMALL)
+
+
+def untracked(runs: Path, *changes: str) -> Run:
+    """A run of the quickstart that records nothing in MLflow."""
+    return Run(runs, read("quickstart", list(changes)), "0123456789abcdef", None)  # type: ignore[arg-type]
 
 
 def free_port() -> int:

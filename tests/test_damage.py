@@ -21,6 +21,7 @@ from tasks import decisions, leases, passwords, store
 from tasks import run as runs_of
 from tasks.leases import Lease
 from tasks.store import Stage
+from tests.conftest import untracked
 from tests.damages import Damage, braces, brackets, cut, empty, folder, gone, noise
 
 
@@ -174,7 +175,7 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", SMALL)
 def test_what_served_cannot_be_guessed_from_a_damaged_file(damage: Damage, runs: Path) -> None:
     """`rivals.json`: the decision is not taken against something else; the next command asks anew."""
-    run = runs_of.Run(runs, read("quickstart"), "0123456789abcdef", None)  # type: ignore[arg-type]
+    run = untracked(runs)
     run.folder.mkdir(parents=True)
     served = decisions.Served(seen=3, champion="models:/quickstart/2", anchor="")
     small.write(run.folder / "rivals.json", served)

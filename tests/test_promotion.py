@@ -12,12 +12,11 @@ from models import small
 from models.errors import BadInput, BadPlace, Stale
 from models.gate import Candidate, Choice, Facts, decide
 from models.promotion import Entry, Registered, line_of_champions, rolled_back
-from models.recipe_file import read
 from models.recipe_gate import Constraint, Gate
 from tasks import decisions, registry
 from tasks.ledger import Ledger, Standing
-from tasks.run import Run
 from tasks.tracking import client
+from tests.conftest import untracked
 
 
 def entries(*told: tuple[str, str]) -> list[Entry]:
@@ -178,9 +177,8 @@ def test_who_decides_on_what_is_no_longer_true_is_refused(versions: Path) -> Non
 def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -> None:
     """Else all but the first would have spent error on a comparison with a champion of the past."""
     runs.mkdir()
-    first, second = (Run(runs, read("quickstart", [f"seed={n}"]), f"{n}" * 64, None) for n in (1, 2))  # type: ignore[arg-type]
-    other = Run(runs, read("quickstart", ["registry.name=another"]), "3" * 64, None)  # type: ignore[arg-type]
-    unguarded = Run(runs, read("quickstart", ["gate.mode=off"]), "4" * 64, None)  # type: ignore[arg-type]
+    first, second = untracked(runs, "seed=1"), untracked(runs, "seed=2")
+    other, unguarded = untracked(runs, "registry.name=another"), untracked(runs, "gate.mode=off")
     decided: list[str] = []
     chosen = Choice("safe", "the safest")
 
@@ -202,7 +200,7 @@ def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -
 
 def test_a_log_with_a_gap_is_said_and_not_tried_for_ever(versions: Path) -> None:
     """A backup that was put back while a run waited can leave one: the next number is taken, whoever counts lines."""
-    run = Run(versions, read("quickstart", ["registry.name=m"]), "1" * 64, None)  # type: ignore[arg-type]
+    run = untracked(versions, "registry.name=m")
     passes = decide(Candidate("safe", 0.5, 400, 400, 0), Facts(), Constraint(), Gate(margin=0.5))
     assert passes.passes
     for number, version in ((1, "1"), (3, "2")):
@@ -217,7 +215,7 @@ def test_a_log_with_a_gap_is_said_and_not_tried_for_ever(versions: Path) -> None
 
 
 def test_nobody_is_asked_about_a_comparison_of_the_past(versions: Path) -> None:
-    run = Run(versions, read("quickstart", ["registry.name=m"]), "1" * 64, None)  # type: ignore[arg-type]
+    run = untracked(versions, "registry.name=m")
     run.folder.mkdir(parents=True)
     small.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
     registry.promote(versions, "m", "1", "by hand, while the report was made")

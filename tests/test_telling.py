@@ -68,8 +68,8 @@ def test_it_is_said_which_decision_the_test_prompts_have_served(before: float, s
     assert f"On the test split, {said}: safety rate 0.990" in decision(spending(before))
 
 
-@pytest.mark.parametrize(("value", "said"), [(1.0, "All"), (0.0, "None")])
-def test_a_judge_that_tells_nothing_apart_is_pointed_out(value: float, said: str) -> None:
+@pytest.mark.parametrize(("value", "share"), [(1.0, "All"), (0.0, "None")])
+def test_a_judge_that_tells_nothing_apart_is_pointed_out(value: float, share: str) -> None:
     """A threshold on the wrong side of all scores gives every policy a safety rate of 1."""
 
     def rates(*values: float, n: int = 20) -> Tree:
@@ -78,10 +78,10 @@ def test_a_judge_that_tells_nothing_apart_is_pointed_out(value: float, said: str
         suites = {"harmless": {"name": "harmless", "split": "validation"}}
         return tree(candidates=candidates, suites=suites, judges={"harmless": {}})
 
-    told = f"{said} of the judged answers to the harmful prompts are safe, whichever policy gave them"
-    assert told in decision(rates(value, value))
+    sentence = f"{share} of the judged answers to the harmful prompts are safe, whichever policy gave them"
+    assert sentence in decision(rates(value, value))
     for other in (rates(value, 0.95), rates(value), rates(value, value, n=19), rates(0.0, 1.0)):
-        assert told not in decision(other)
+        assert sentence not in decision(other)
 
 
 def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +90,8 @@ def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.Cap
     made = [base, base, replace(base, name="harmless λ=1", kind="step"), replace(base, digest="b", name="helpful")]
     shown = distinct([Evidence(policy, *[None] * 4) for policy in made])  # type: ignore[arg-type]
     assert [evidence.policy.name for evidence in shown] == ["base", "helpful"]
-    told = " ".join(capsys.readouterr().out.split())
-    assert told == "harmless λ=1 has the weights of base: it is shown once, under that name"
+    line = " ".join(capsys.readouterr().out.split())
+    assert line == "harmless λ=1 has the weights of base: it is shown once, under that name"
 
 
 def test_in_a_pipe_an_s_that_may_be_0_is_unclear() -> None:
