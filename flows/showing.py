@@ -18,6 +18,8 @@ from models.report import table
 from tasks.home import VERSIONS, ask
 from tasks.tracking import SERVER, without_password
 
+UNCLEAR = "unclear"
+
 
 def plan_of(recipe: Recipe, planned: Plan) -> None:
     """Print the plan of `sacpo check`."""
@@ -65,7 +67,7 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     tree = json.loads((folder / "report.json").read_text("utf-8"))
     chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
     header, *rows = table(tree)
-    narrow = not sys.stdout.isatty()
+    narrow, unclear = not sys.stdout.isatty(), False
     shown = Table(box=None, pad_edge=False)
     for column in header:  # a figure may wrap, a name must stay whole
         shown.add_column(column.replace(" ", "\n", 1) if narrow else column, no_wrap=column == header[0])
@@ -73,12 +75,13 @@ def outcome_of(outcome: dict[str, Any]) -> None:
         mark, cells = "→ " if row[0] == chosen else "  ", row[1:]
         if narrow:
             cells = [*map(_alone, row[1:-1]), _scale(row[-1])]
+            unclear = unclear or cells[-1] == UNCLEAR
         shown.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
     console = Console(width=200 if narrow else None, markup=False)
     console.print(shown)
     if tree["suites"]:
         scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
-        scale += "; an unclear s may be 0" if scale and narrow else ""
+        scale += "; an unclear s may be 0" if unclear else ""
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
         console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
     console.print(decision(tree), highlight=False, soft_wrap=narrow)
@@ -107,7 +110,7 @@ def _alone(cell: str) -> str:
 
 def _scale(cell: str) -> str:
     """Return an s without its interval, or that nobody can tell its sign."""
-    return "unclear" if re.search(r" \[-[^,]*, [^-]", cell) else _alone(cell)
+    return UNCLEAR if re.search(r" \[-[^,]*, [^-]", cell) else _alone(cell)
 
 
 def _page(variable: str, address: str) -> str:
