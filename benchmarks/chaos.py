@@ -56,20 +56,21 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts
     python = given.python.absolute()  # a virtual environment's is a link, which must not be followed
     end = time.monotonic() + 60 * given.minutes
-    rows = [json.loads(line) for line in given.table.read_text().splitlines()] if given.table.exists() else []
-    if not rows:
-        rows.append(append(given.table, undisturbed(python)))
+    if not given.table.exists():
+        append(given.table, undisturbed(python))
+    rows = read(given.table)
     whole = rows[0]
     print(f"undisturbed: {whole['seconds']:.0f} s, {len(whole['ended']['weights'])} policies", flush=True)
-    tried = {(row["seed"], row["trial"]) for row in rows[1:]}
     trial = 0
     while min(counts(rows).get(kind, 0) for kind in KINDS) < given.n and time.monotonic() < end:
         kind = KINDS[trial % len(KINDS)]
+        tried = {(row["seed"], row["trial"]) for row in rows[1:]}
         if (given.seed, trial) not in tried and counts(rows).get(kind, 0) < given.n:
             lately = [row["seconds"] for row in rows if "seconds" in row][-1]
             found = one(python, kind, given.seed, trial, whole, lately)
-            rows.append(append(given.table, {"seed": given.seed, "trial": trial, **found}))
-            print(json.dumps({key: value for key, value in rows[-1].items() if key != "ended"}), flush=True)
+            append(given.table, {"seed": given.seed, "trial": trial, **found})
+            print(json.dumps(found | {"ended": ""}), flush=True)
+            rows = read(given.table)  # somebody with another seed may gather beside us
         trial += 1
     bad = [row for row in rows[1:] if not row["good"]]
     print(f"{counts(rows)}: {len(bad)} with another result")
@@ -81,11 +82,15 @@ def counts(rows: list[Row]) -> Counter[str]:
     return Counter(row["kind"] for row in rows[1:] if row["counts"])
 
 
-def append(table: Path, row: Row) -> Row:
+def read(table: Path) -> list[Row]:
+    """Return the undisturbed run, and one line for each signal."""
+    return [json.loads(line) for line in table.read_text().splitlines()]
+
+
+def append(table: Path, row: Row) -> None:
     """Append a line."""
     with table.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    return row
 
 
 def undisturbed(python: Path) -> Row:

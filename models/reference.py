@@ -14,7 +14,7 @@ from models.policy import frozen, load, project
 from models.preferences import TRAIN, judged, pairs, refuse_one_kind
 from models.recipe import Compute, Data, Step
 from models.shared_prompt import Group, states, tokens
-from models.tokens import encode
+from models.tokens import Message, encode
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,8 @@ Row = dict[str, Any]
 Unpaired: prompt_ids, completion_ids, label, ref_logps, and the mismatched KL_completion_ids, ref_KL_logps."""
 Tokens = tuple[list[int], list[int]]
 """(prompt ids, answer ids)."""
+NAMED = ("line", "tokens", "prompt")
+"""Of a row in `too_long.jsonl`, beside its split."""
 
 
 def score(
@@ -35,7 +37,7 @@ def score(
 ) -> Reference:
     """Tokenise the pairs of these splits for this policy, add its log-probs, and write one JSONL per split.
 
-    `card.json` says how many tokens the rows have, and how many were too long.
+    `card.json` says how many tokens the rows have, `too_long.jsonl` which were too long.
 
     Raises:
         BadData: no pair fits into `data.max_tokens`; held-out pairs are scored first, before anything is trained.
@@ -43,9 +45,10 @@ def score(
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
     lengths = {}
+    left_out: list[Row] = []
     for split in splits:
         rows, long = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
-        counts["dropped"] += len(long)
+        left_out += [{"split": split} | {key: row[key] for key in NAMED} for row in long]
         counts[split] = len(rows)
         lengths[split] = {
             side: histogram(len(row[f"{side}_ids"]) for row in rows + long) for side in ("prompt", "chosen", "rejected")
@@ -56,9 +59,10 @@ def score(
             for row, (chosen, rejected) in zip(rows, logps, strict=True)
         ]
         jsonl.write(out / f"{split}.jsonl", scored)
-    if counts["dropped"] and not sum(counts[split] for split in splits):
+    if left_out and not sum(counts.values()):
         raise BadData(_too_long(preferences.metric, "pair", data))
-    _card(out, preferences, data, lengths, counts)
+    counts["dropped"] = len(left_out)
+    _card(out, preferences, data, lengths, left_out)
     return _described(policy, preferences, splits, counts, out)
 
 
@@ -80,7 +84,13 @@ def score_unpaired(
         {"prompt_ids": prompt, "completion_ids": answer, "label": row.desirable}
         for row, (prompt, (answer,)) in zip(found, encoded, strict=True)
     ]
-    rows = [row for row in every if len(row["prompt_ids"]) + len(row["completion_ids"]) <= data.max_tokens]
+    sizes = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in every]
+    rows = [row for row, size in zip(every, sizes, strict=True) if size <= data.max_tokens]
+    left_out = [
+        {"split": TRAIN[0]} | _named(line, size, row.prompt)
+        for line, (row, size) in enumerate(zip(found, sizes, strict=True), 1)
+        if size > data.max_tokens
+    ]
     labels = [bool(row["label"]) for row in rows]
     if every and not rows:
         raise BadData(_too_long(preferences.metric, "answer", data))
@@ -102,23 +112,27 @@ def score_unpaired(
     jsonl.write(
         out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)]
     )
-    counts = Counter(train=len(rows), dropped=len(every) - len(rows), desirable=sum(labels))
+    counts = Counter(train=len(rows), dropped=len(left_out), desirable=sum(labels))
     lengths = {side: histogram(len(row[f"{side}_ids"]) for row in every) for side in ("prompt", "completion")}
-    _card(out, preferences, data, {"train": lengths}, counts)
+    _card(out, preferences, data, {"train": lengths}, left_out)
     return _described(policy, preferences, list(TRAIN), counts, out)
 
 
 def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) -> tuple[list[Row], list[Row]]:
     """Return the token ids of a split: the pairs that are used, and those longer than `max_tokens`, which are not.
 
-    A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and counted.
+    A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and named.
     """
     found = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
     fit: list[Row] = []
     long: list[Row] = []
-    for prompt, (chosen, rejected) in encode(tokenizer, found):
+    for line, (prompt, (chosen, rejected)) in enumerate(encode(tokenizer, found), 1):
         row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
-        (fit if len(prompt) + max(len(chosen), len(rejected)) <= max_tokens else long).append(row)
+        size = len(prompt) + max(len(chosen), len(rejected))
+        if size <= max_tokens:
+            fit.append(row)
+        else:
+            long.append(row | _named(line, size, found[line - 1][0]))
     return fit, long
 
 
@@ -193,11 +207,21 @@ def _too_long(metric: str, unit: str, data: Data) -> str:
     return f"no {unit} of {metric} fits into data.max_tokens = {data.max_tokens}; raise it, or give shorter rows"
 
 
+def _named(line: int, size: int, prompt: list[Message]) -> Row:
+    """Return by what a user finds a row that is too long: its line in the split's file, its tokens, its question."""
+    return dict(zip(NAMED, (line, size, prompt[-1]["content"][:200]), strict=True))
+
+
 def _card(
-    out: Path, preferences: Preferences, data: Data, lengths: dict[str, dict[str, dict[str, int]]], counts: Counter[str]
+    out: Path,
+    preferences: Preferences,
+    data: Data,
+    lengths: dict[str, dict[str, dict[str, int]]],
+    left_out: list[Row],
 ) -> None:
-    told = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}
-    (out / "card.json").write_text(json.dumps(told | {"dropped_as_too_long": counts["dropped"]}, indent=1))
+    card = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}
+    (out / "card.json").write_text(json.dumps(card | {"dropped_as_too_long": len(left_out)}, indent=1))
+    jsonl.write(out / "too_long.jsonl", left_out)
 
 
 def _described(

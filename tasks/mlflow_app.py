@@ -40,9 +40,13 @@ class SameOrigin:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass the request on, or answer 403."""
-        if scope["type"] in ("http", "websocket") and not allowed(Headers(scope=scope)):
+        """Pass the request on, or answer 403; 401 where the password comes in a way that MLflow cannot read."""
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else Headers()
+        if not allowed(headers):
             await PlainTextResponse("Refused: another page asks", 403)(scope, receive, send)
+        elif not headers.get("authorization", "basic").lower().startswith("basic"):
+            asks = {"WWW-Authenticate": 'Basic realm="mlflow"'}
+            await PlainTextResponse("Needs name and password (Basic)", 401, asks)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

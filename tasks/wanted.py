@@ -133,7 +133,7 @@ def listening(port: int, option: str) -> socket.socket:
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        raise BadPlace(f"port {port} is taken by another program; choose one with {option}") from error
+        raise BadPlace(f"port {port} is taken already; choose another with {option}") from error
 
 
 def _named(name: str) -> str:

@@ -104,6 +104,7 @@ def spoil(one: Kind, name: str, folder: Path) -> tuple[str, list[str]]:
 
 def test_the_recipe_that_is_spoilt_is_usable(folder: Path, near: None) -> None:
     check(str(folder / "mine.toml"), [])
+    check(str(folder / "mine.toml"), ["steps.0.updates=1", "steps.0.lambda=[0]"])  # λ = 0 trains nothing, and means to
 
 
 @pytest.mark.parametrize("name", KINDS)

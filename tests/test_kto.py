@@ -121,6 +121,12 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
     assert made[2, 0.1].digest == made[1, 0.05].digest != made[1, 0.1].digest
 
 
+def test_a_kto_training_that_would_move_nothing_is_refused(policy: Policy, compute: Compute, tmp_path: Path) -> None:
+    rows = scored(policy, compute, tmp_path, step())
+    with pytest.raises(BadData, match=r"^harmless step: its only update is the first of the warm-up"):
+        alignment.kto(policy, rows, step(updates=1), 1, 0.1, 0, compute, tmp_path)
+
+
 def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"all 1\d\d rows are desirable; KTO needs answers of both kinds"):
         scored(policy, compute, tmp_path, step(), safe=1.1)

@@ -51,6 +51,18 @@ def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path, monkeypatch: pytest
     assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", log.read_text()) == ["0"]
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_stage_runs_after_a_rest_too(processes: int, tmp_path: Path) -> None:
+    """While a person is asked there is no worker; the next stage starts one again."""
+    with launch.workers(Compute(device="cpu", processes=processes, threads=1), tmp_path):
+        for number in range(2):
+            settings = {"files": {"sft": "town"}, "sha256": {}, "seed": number}
+            stage = Stage("gather", "data", 1, "models.sources:gather", Sources, settings)
+            assert (launch.run(tmp_path, stage, lambda *_: None).path / "manifest.json").exists()
+            launch.rest()
+            assert launch._pool is None
+
+
 def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> None:
     """The queue is emptied: a grid of trainings ends with the first that fails."""
     begun: list[int] = []

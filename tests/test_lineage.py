@@ -111,6 +111,11 @@ def test_a_training_that_would_move_nothing_is_refused(
 
     with pytest.raises(BadData, match=r"^helpful step: its only update is the first of the warm-up, whose learning"):
         trained(tmp_path / "still", warmup=0.03)
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"prompt": "how ?", "completion": "get the brush ."}) + "\n")
+    sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
+    with pytest.raises(BadData, match=r"^sft: its only update is the first of the warm-up"):
+        supervised = Sft.model_validate(SETTINGS | {"warmup": 0.03})
+        alignment.sft(policy, sources, supervised, Data(), 0, compute, tmp_path / "supervised")
     before = load_file(policy.path / "model.safetensors")
     for name, changes in (("constant", {"schedule": "constant"}), ("more", {"updates": 2})):
         after = load_file(trained(tmp_path / name, warmup=0.03, **changes) / "model.safetensors")

@@ -152,6 +152,9 @@ def test_one_person_from_up_to_a_restored_backup(
         (f"{second.mlflow}/version", "admin:battery-staple"),
     ):
         assert [code(address, given) for given in (user, user + "?", "")] == [200, 401, 401]
+    foreign = urllib.request.Request(f"{second.mlflow}/version", headers={"Authorization": "Bearer x"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(foreign, timeout=30)
     for name, address in second.addresses.items():
         refused = sacpo("run", "quickstart", **{name: address, "PREFECT_API_AUTH_STRING": "team:wrong"}, **elsewhere)
         assert refused.returncode == 2 and re.match(
@@ -239,7 +242,7 @@ def test_a_program_that_took_the_port_of_a_server_is_not_taken_for_it(tmp_path: 
             assert children.listens(child, int(written)) and not children.listens(child, port)
         finally:
             os.killpg(child.process.pid, 9)
-        with pytest.raises(BadPlace, match=f"port {port} is taken by another program; choose one with --x"):
+        with pytest.raises(BadPlace, match=f"port {port} is taken already; choose another with --x"):
             listening(port, "--x")
 
 
@@ -247,7 +250,7 @@ def test_a_port_that_is_taken_while_the_server_starts_is_named(tmp_path: Path) -
     child = children.start(tmp_path, "server", "mlflow", ["sh", "-c", "echo bye; exit 1"], os.environ, tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        with pytest.raises(BadPlace, match=f"^port {port} is taken by another program; choose one with --mlflow-port"):
+        with pytest.raises(BadPlace, match=f"^port {port} is taken already; choose another with --mlflow-port"):
             servers._answering(child, Wanted(mlflow_port=port))
     with pytest.raises(BadPlace, match=r"^mlflow did not start, exit code 1: bye"):
         servers._answering(child, Wanted(mlflow_port=port))

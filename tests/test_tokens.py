@@ -181,7 +181,7 @@ def test_a_uniform_policy_gives_minus_t_ln_v(policy: Policy, compute: Compute) -
     assert found == pytest.approx([-t * math.log(len(tokenizer)) for t in (1, 2, 7)], rel=1e-6)
 
 
-def test_a_pair_that_is_too_long_is_dropped_whole_and_counted(
+def test_a_pair_that_is_too_long_is_dropped_whole_and_named(
     policy: Policy, dialogues: Dialogues, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
     pairs = Preferences(path=scored.path.parent / "pairs", digest="x", metric="harmless", counts={})
@@ -191,6 +191,12 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_counted(
     kept = reference.score(policy, pairs, ["train"], Data(max_tokens=most), compute, tmp_path)
     fit = sum(n <= most for n in tokens)
     assert kept.counts == {"train": fit, "dropped": len(tokens) - fit} and 0 < fit < len(tokens)
+    prompts = [row["prompt"][-1]["content"] for row in jsonl.read(pairs.path / "train.jsonl")]
+    assert list(jsonl.read(tmp_path / "too_long.jsonl")) == [
+        {"split": "train", "line": line, "tokens": n, "prompt": prompts[line - 1]}
+        for line, n in enumerate(tokens, 1)
+        if n > most
+    ]
     assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
         reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
