@@ -16,7 +16,8 @@ from models.plan import Plan
 from models.recipe import Recipe
 from models.report import table
 from tasks.home import VERSIONS, ask
-from tasks.tracking import SERVER, without_password
+from tasks.run import root
+from tasks.tracking import SERVER, uri, without_password
 
 UNCLEAR = "unclear"
 
@@ -94,7 +95,8 @@ def outcome_of(outcome: dict[str, Any]) -> None:
         name, version = tree["registry"]["name"], tree["registry"]["version"]
         console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
     prefect = os.environ.get("PREFECT_API_URL", "")
-    named = {"MLflow": _page("MLFLOW_TRACKING_URI", SERVER), "Prefect": _page("PREFECT_API_URL", prefect)}
+    mlflow = uri(root()) if SERVER else ""
+    named = {"MLflow": _page("MLFLOW_TRACKING_URI", mlflow), "Prefect": _page("PREFECT_API_URL", prefect)}
     if not any(named.values()):
         named = {"Pages": f"{here}/sacpo up"}
     for name, place in named.items():

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from prefect import pause_flow_run
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import FlowPauseTimeout
 from prefect.input import RunInput
 from prefect.runtime import flow_run
 from pydantic import Field
@@ -223,15 +224,16 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     server nobody could answer: the version then waits for `sacpo promote`.
     """
     version, ledger = registered.version, Ledger(run.root)
-    if len(registry.log(run.root, registered.name)) > _asked_about(run)["seen"]:
+    if len(registry.log(run.root, registered.name)) != _asked_about(run)["seen"]:
         return None
     last = ledger.standings(registered.name, version)[-1]
     if last.state in (AGREED, REFUSED):  # to an attempt that died before it followed; a new verdict would stand last
         return _obeyed(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
     ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
+    by_hand = f"sacpo promote {registered.name} {version} --why …"
     if not lasting():
-        screen.say(f"waits for approval: sacpo promote {registered.name} {version} --why …")
+        screen.say(f"waits for approval: {by_hand}")
         return Approval(agreed=False)
     screen.say(f"{registered.name} version {version} waits for approval on the page of this run")
     pages: list[tuple[str, str]] = []
@@ -240,8 +242,12 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     launch.rest()
     form = Approval.with_initial_data(description=question(registered, verdict, pages))
     key = f"approval-{uuid4()}"  # Prefect asks once under each; no earlier answer may stand for this question
-    with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
-        said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=key)
+    try:
+        with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
+            said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=key)
+    except FlowPauseTimeout:
+        screen.say(f"nobody answered in {PATIENCE // 86400} days; it waits: {by_hand}")
+        return Approval(agreed=False)
     ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
     return _obeyed(run, registered, said)
 
@@ -283,7 +289,7 @@ def promote(
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
             registry.promote(root, model, version, why, seen)
         except Stale:
-            if len(registry.log(root, model)) <= seen:  # a gap in the log, as a backup leaves that was put back
+            if len(registry.log(root, model)) == seen:  # the same would be tried for ever
                 raise
             _place(run).unlink()
             screen.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
@@ -327,8 +333,10 @@ def _forget_former_champion(run: Run, challenger: Policy) -> None:
     served = small.read(_place(run), Served)
     if served:
         model = run.training.registered_name
-        later = {entry.version_to for entry in registry.log(run.root, model)[served["seen"] :]}
-        if later and challenger.digest not in (registry.policy(run.root, model, version) for version in later):
+        log = registry.log(run.root, model)
+        later = {entry.version_to for entry in log[served["seen"] :]}
+        moved = later and challenger.digest not in (registry.policy(run.root, model, version) for version in later)
+        if moved or len(log) < served["seen"]:  # fewer lines: a backup was put back
             _place(run).unlink()
 
 
@@ -370,7 +378,8 @@ def _facts(tested: Evidence, rivals: Rivals, spent: Mapping[str, float]) -> Fact
     verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
     wins = {}
-    for name in rivals.policies or ["base"]:  # the first challenger must not help less than what it started from
+    first = not rivals.seen or not rivals.policies  # it must not help less than what it started from
+    for name in [*(["base"] if first else []), *rivals.policies]:
         compared = figures.comparisons(verdicts, "helpful", name)
         wins[name] = figures.at_worst(compared, lambda row: row["win"], 0.0)
     return Facts(

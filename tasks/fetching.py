@@ -16,7 +16,7 @@ from models.policy import intact
 from models.words import first_line
 from tasks import registry, screen, tracking
 from tasks.ledger import Ledger
-from tasks.tracking import client, failures, shown
+from tasks.tracking import client, failures, moving, shown
 
 
 def fetch(root: Path, name: str, key: str = "base") -> Path:
@@ -37,7 +37,8 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
         model, version = _known(root, name, key)
         place = _place(root, model, version)
         address = f"models:/{model}/{version.version}"
-        _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
+        with moving():
+            _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
     except failures() as error:
         raise BadPolicy(f"{key} {name!r}: cannot be had from MLflow at {shown(root)} ({first_line(error)})") from error
     found = sorted(place.rglob("*.safetensors"))

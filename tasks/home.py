@@ -52,6 +52,16 @@ PASSWORDS = {
 """What lets us in, where a server asks for it."""
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nobody."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+DIRECT = urllib.request.build_opener(_Stay)
+
+
 def settle() -> None:
     """Give Prefect and MLflow a home in the runs folder, closed and quiet; what the user set stays.
 
@@ -151,7 +161,7 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     try:
         for patience in (1, 2, 4, 8, 0):
             try:
-                with urllib.request.urlopen(request, timeout=wait) as answer:
+                with DIRECT.open(request, timeout=wait) as answer:
                     text = answer.read().decode()
                 break
             except urllib.error.HTTPError as error:
@@ -167,6 +177,8 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
             raise BadPlace(f"{name} = {shown} refuses us; set {' and '.join(PASSWORDS[name])}") from error
         if error.code == 404 and name == "PREFECT_API_URL" and not address.endswith("/api"):
             raise BadPlace(f"{name} = {shown} is not Prefect's API; it ends in /api: {shown}/api") from error
+        if 300 <= error.code < 400:  # the password would go along to any host that an answer names
+            raise BadPlace(f"{name} = {shown} sends us to another address; give the one that answers itself") from error
         told = error.read().decode("utf-8", "replace")[:200]
         raise BadPlace(f"{name} = {shown} answers {error.code} to {path}: {told}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -189,7 +201,7 @@ def _token(address: str, headers: Mapping[str, str]) -> dict[str, str]:
     client = str(uuid4())
     try:
         request = urllib.request.Request(f"{address}/csrf-token?client={client}", headers=dict(headers))
-        with urllib.request.urlopen(request, timeout=DATABASE_WAIT) as response:
+        with DIRECT.open(request, timeout=DATABASE_WAIT) as response:
             return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(response)["token"]}
     except (OSError, ValueError, KeyError, TypeError):  # what is wrong with the server is said by the request itself
         return {}

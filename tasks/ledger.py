@@ -29,6 +29,7 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    make_url,
     select,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
@@ -252,6 +253,17 @@ class Ledger:
             with suppress(IntegrityError):  # another process has just noted something
                 self._insert(_weights, key | {"source": source, "policy": policy, "at": now()})
 
+    def note_logged(self, model: str, source: str, policy: str) -> None:
+        """Note whose weights lie where, before they become a version: whoever may write to MLflow can edit its tags."""
+        self.registered(model, "", source, policy)
+
+    def logged(self, model: str) -> dict[str, str]:
+        """Return address → digest of the policies that were logged, to become versions of a model."""
+        mine = _weights.c.model == model
+        with self._connected() as connection:
+            rows = connection.execute(select(_weights.c.source, _weights.c.policy).where(mine).order_by(_weights.c.at))
+            return {row.source: row.policy for row in rows}
+
     def _registered(self, model: str, version: str) -> list[tuple[str, str]]:
         mine = _weights.c.model == model, _weights.c.version == version
         with self._connected() as connection:
@@ -335,8 +347,17 @@ def _make(engine: Engine) -> None:
             connection.execute(CreateTable(table, if_not_exists=True))
 
 
+def secret(address: str) -> bool:
+    """Whether a password stands in an address of a database or a server; in one that cannot be read, it may."""
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        return True
+    return bool(url.password or "password" in url.query)
+
+
 def _unusable(address: str, error: Exception) -> BadPlace:
-    place = address.rpartition("@")[2]  # without user and password
+    place = address.rpartition("@")[2].partition("?")[0]  # without user and password
     why = "" if isinstance(error, (ArgumentError, ValueError)) else f": {str(error).splitlines()[0]}"
     return BadPlace(
         f"SACPO_DATABASE at {place} cannot be used{why or '; give postgresql+psycopg://user@host:port/name'}"

@@ -131,16 +131,24 @@ def noted(root: Path) -> dict[str, Any]:
     return dict(tree) if alive else {}
 
 
+def numbered(root: Path, name: str, address: str) -> str:
+    """Return the address of a server of this folder that is up now by its number, another one as it is.
+
+    `localhost` may lead to another user's program on IPv6, while our servers listen on 127.0.0.1.
+    """
+    ours = noted(root).get("addresses", {}).get(name, "")
+    return ours if address.rstrip("/").replace("//localhost:", "//127.0.0.1:") == ours else address
+
+
 def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that let us into the servers which the environment names, as far as they are ours.
 
-    The address of such a server is among them: `localhost` may lead to another user's program on IPv6, while our
-    servers listen on 127.0.0.1.
+    The address of such a server is among them, with its number.
     """
     tree = noted(root)
     found: dict[str, str] = {}
     for name, ours in tree.get("password opens", {}).items():
-        named = environment.get(name, "").rstrip("/").replace("//localhost:", "//127.0.0.1:")
+        named = numbered(root, name, environment.get(name, "").rstrip("/"))
         if named != ours or any(map(environment.get, SET_BY_USER[name])):
             continue
         found[name] = ours

@@ -22,6 +22,8 @@ from tasks.tracking import client, failures, shown
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 LEDGER = "sacpo.ledger"
 """Tag of a registered model: the ledger that its aliases follow."""
+MOST = 1000
+"""Registered models that are looked at; MLflow gives no more at once."""
 
 
 def log(root: Path, model: str) -> list[Entry]:
@@ -48,7 +50,9 @@ def claim(root: Path, model: str) -> None:
     """Let this ledger be the one that moves the aliases of a model; the first one to ask is.
 
     Raises:
-        BadPlace: another one is. Two would move them to and fro, and neither would know of the other's decisions.
+        BadPlace: another one is: two would move them to and fro, and neither would know of the other's decisions. Or
+            the model is new, and every other one of this server follows another ledger than ours, which is nobody's
+            choice: what a team's decisions have spent of its prompts stands in there.
     """
     mlflow, mine = client(root), Ledger(root).identity()
     try:
@@ -59,12 +63,29 @@ def claim(root: Path, model: str) -> None:
             theirs = mlflow.get_registered_model(model).tags.get(LEDGER, "")
     except failures() as error:
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            return
+            return _no_stranger(root, model, mine)
         raise _silent(root, error) from error
     if theirs != mine:
         raise BadPlace(
             f"{model}: its promotions are written down in another database than ours; set SACPO_DATABASE to that one, "
             f"as `sacpo up` prints it (or take the tag {LEDGER} from the registered model, if that database is lost)"
+        )
+
+
+def _no_stranger(root: Path, model: str, mine: str) -> None:
+    """Refuse a ledger that nobody chose on a server whose models all follow other ones."""
+    if os.environ.get("SACPO_DATABASE"):
+        return
+    try:
+        held = client(root).search_registered_models(max_results=MOST)
+    except failures() as error:
+        raise _silent(root, error) from error
+    theirs = {found.tags[LEDGER]: found.name for found in held if LEDGER in found.tags}
+    if theirs and mine not in theirs:
+        raise BadPlace(
+            f"{model}: MLflow at {shown(root)} has models (as {min(theirs.values())}) whose decisions are written down "
+            "in another database than ours; set SACPO_DATABASE to that one, as `sacpo up` prints it, or, if this model "
+            "has nothing to do with those, to one of its own (sqlite:////a/path/operations.db)"
         )
 
 
@@ -75,14 +96,14 @@ def promote(
 
     Args:
         version: number, or empty for the challenger.
-        seen: number of the log's last line when the decision was taken; none means now.
+        seen: how many lines the log had when the decision was taken; none means now.
         force: also a version that did not pass the gate.
         who: the person who decided, where that is not the user of this process.
 
     Raises:
         BadInput: no such version, it serves already, it did not pass the gate, a person refused it, or the ledger does
             not know it. What the registry's tags say of it counts for nothing: everybody can edit them.
-        Stale: somebody else moved the champion since `seen`.
+        Stale: somebody else moved the champion since `seen`, or a backup of the log was put back.
     """
     told = log(root, model)
     version = version or challenger(root, model)
@@ -96,8 +117,15 @@ def promote(
         raise BadInput(f"{model} version {version} is the champion already")
     if not force:
         _may_serve(root, model, version, lies)
-    number = 1 + (len(told) if seen is None else seen)
-    entry = _entry(number, "promote", line[-1] if line else "", version, why + (" (forced)" if force else ""), who)
+    if seen is not None and seen != len(told):
+        taken = "a backup was put back"
+        if seen < len(told):
+            taken = f"entry {told[seen].number} of the promotion log is taken"
+        raise Stale(
+            f"{model}: somebody else moved the champion meanwhile ({taken}); look at `sacpo champion` and decide again"
+        )
+    old = line[-1] if line else ""
+    entry = _entry(_next(told), "promote", old, version, why + (" (forced)" if force else ""), who)
     return _moved(root, model, entry)
 
 
@@ -145,7 +173,7 @@ def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from error
     _version(root, model, before)  # it must still be there
-    return _moved(root, model, _entry(len(told) + 1, "rollback", serves, before, why, who))
+    return _moved(root, model, _entry(_next(told), "rollback", serves, before, why, who))
 
 
 def follow(root: Path, model: str) -> list[str]:
@@ -270,6 +298,11 @@ def _point(root: Path, model: str, alias: str, version: str) -> str:
 
 def _silent(root: Path, error: Exception) -> BadPlace:
     return BadPlace(f"MLflow at {shown(root)} does not answer ({first_line(error)}); start it")
+
+
+def _next(told: list[Entry]) -> int:
+    """Return the number after the last one; not their count: a backup that was put back may lack some in between."""
+    return 1 + (told[-1].number if told else 0)
 
 
 def _entry(number: int, action: str, old: str, new: str, why: str, who: str = "") -> Entry:

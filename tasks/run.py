@@ -55,6 +55,8 @@ VERSIONS = {
     "harness.measure": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
+LOOKS = 5.0
+"""Seconds between two looks at whether the run that is waited for asks a person."""
 SHOWN = ("report.*", "tables/*.jsonl")
 """What the command line, the pages and `diff` show of a run."""
 
@@ -262,11 +264,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        asked = asking(recipe)
-        if asked:  # for days, perhaps
-            raise Undecided(asked) from None
-        screen.say("another process runs this recipe on these data; waiting for it to end")
-        lock.acquire()
+        _wait_for(lock, recipe)
     small.remove(_question(where, recipe, name))  # of one that died while it waited
     try:
         for sentence in leases.sweep(where):
@@ -274,6 +272,24 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
         yield from _working(recipe, where, name)
     finally:
         lock.release()
+
+
+def _wait_for(lock: FileLock, recipe: Recipe | Assessment) -> None:
+    """Take the lock when the process that runs the same has ended.
+
+    Raises:
+        Undecided: that one asks a person, which may take days.
+    """
+    said = False
+    while True:
+        if question := asking(recipe):
+            raise Undecided(question)
+        if not said:
+            screen.say("another process runs this recipe on these data; waiting for it to end")
+            said = True
+        with suppress(Timeout):
+            lock.acquire(timeout=LOOKS)
+            return
 
 
 def asking(recipe: Recipe | Assessment) -> str:

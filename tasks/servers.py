@@ -23,6 +23,7 @@ from models.kept import Kept
 from tasks import children, health, passwords
 from tasks.children import CHECKOUT, Child
 from tasks.home import VERSIONS, ask
+from tasks.ledger import secret
 from tasks.wanted import Wanted, environment_of, listening, reachable
 
 POOL = "sacpo"
@@ -89,7 +90,7 @@ def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
         environment = environment_of(root, wanted)
         started = _start(root, wanted, environment, say)
         named = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
-        addresses = {name: address for name, address in named.items() if not urlsplit(address).password}
+        addresses = {name: address for name, address in named.items() if not secret(address)}
         passwords.note(root, addresses, wanted.started, os.environ)
         say("up:")
         _tell(addresses, say)

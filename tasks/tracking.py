@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from models.promotion import Registered
 from models.recipe import Recipe
 from models.words import first_line
 from tasks import outbox, passwords, records, store
+from tasks.ledger import Ledger
 from tasks.outbox import Outbox
 from tasks.records import where
 from tasks.store import Stage
@@ -37,11 +39,14 @@ EVERY = 10.0
 """Seconds between two looks at the curve of a running stage."""
 TRIES = 3
 """For the first call of all, on which a run begins or not."""
+ANSWERS, MOVES = "10", "3600"
+"""Seconds for an answer of MLflow, and for one that comes when a file of weights has been moved: a server that keeps
+artifacts elsewhere (S3) takes the whole file, copies it there, and answers then."""
 
 
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
-    return SERVER or f"sqlite:///{root / Kept.mlflow}"
+    return passwords.numbered(root, "MLFLOW_TRACKING_URI", SERVER) or f"sqlite:///{root / Kept.mlflow}"
 
 
 def shown(root: Path) -> str:
@@ -59,7 +64,7 @@ def client(root: Path) -> Any:
     """Return an MLflow client for this runs folder; importing mlflow takes seconds, so it happens here."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", ANSWERS)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -76,6 +81,18 @@ def client(root: Path) -> Any:
         database(root / Kept.mlflow)
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
+
+
+@contextmanager
+def moving() -> Iterator[None]:
+    """Give MLflow the time that weights take; a limit that the user has set stays."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name, ANSWERS)
+    os.environ[name] = MOVES if before == ANSWERS else before
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 def close_killed(root: Path, experiment: str, digest: str) -> None:
@@ -114,8 +131,9 @@ class Tracker:
         """Queue what a running stage has written of its curve, every EVERY seconds."""
         now = time.monotonic()
         if now >= self._next.get(stage.key, now):
-            self._next[stage.key] = math.inf  # until this is sent
-            self._out.send(stage.title, self._follow, stage)
+            self._next[stage.key] = math.inf  # until this is sent, or left out
+            record = self._out.send(stage.title, self._follow, stage)
+            record.add_done_callback(lambda _: self._next.update({stage.key: time.monotonic() + EVERY}))
 
     def record(self, stage: Stage, noun: Noun) -> None:
         """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""
@@ -265,7 +283,6 @@ class Tracker:
             if not finished:
                 self._running[stage.key] = run_id
                 records.curve(self._client(), run_id, path)
-        self._next[stage.key] = time.monotonic() + EVERY
 
     def _record(self, stage: Stage, noun: Noun) -> None:
         mlflow, parent = self._client(), self._open()
@@ -299,7 +316,9 @@ class Tracker:
             if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                 raise
         own = {"sacpo.policy": policy.digest, "sacpo.run_id": parent}
-        versions = mlflow.search_model_versions(where({"name": name, **own}))
+        known = Ledger(self.root).logged(name)  # everybody can edit tags: the ledger knows which weights are ours
+        found = mlflow.search_model_versions(where({"name": name, **own}))
+        versions = [version for version in found if known.get(str(version.source)) == policy.digest]
         if versions:  # by a run that was killed, or that compared with a champion of before
             version = str(versions[0].version)
             for key in {key for key in versions[0].tags if key.startswith("gate.")} - tags.keys():
@@ -307,20 +326,25 @@ class Tracker:
             for key, value in tags.items():
                 mlflow.set_model_version_tag(name, version, key, value)
         else:
-            address = self._logged(policy)
+            address = self._logged(name, policy, known)
             model_id = address.rpartition("/")[2]  # a server refuses the address without it
             made = mlflow.create_model_version(name, address, parent, tags=own | tags, model_id=model_id)
             version = str(made.version)
         return version
 
-    def _logged(self, policy: Policy) -> str:
-        """Log the weights with the code that serves them; return the address of the logged model."""
+    def _logged(self, name: str, policy: Policy, known: dict[str, str]) -> str:
+        """Log the weights with the code that serves them; return the address of the logged model.
+
+        Args:
+            name: of the registered model that it will be a version of.
+            known: address → policy of what the ledger says was logged.
+        """
         import mlflow as api
 
         mlflow, parent = self._client(), self._open()
         experiment = mlflow.get_run(parent).info.experiment_id
         for model in mlflow.search_logged_models([experiment], where({"source_run_id": parent})):
-            if model.tags.get("sacpo.weights") == policy.digest and model.status == "READY":
+            if known.get(str(model.model_uri)) == policy.digest and model.status == "READY":
                 return str(model.model_uri)
         try:
             intact(policy.path, policy.digest)
@@ -328,15 +352,16 @@ class Tracker:
             store.distrust(policy.path)
             raise
         decoding = self.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature", "stop"})
-        with api.start_run(run_id=parent):
+        with moving(), api.start_run(run_id=parent):
             logged = api.pyfunc.log_model(
                 name="policy",
                 python_model=str(CHAT_POLICY),
                 artifacts={"policy": str(policy.path)},
                 model_config={"decoding": decoding, "sha256": content(policy.path)},
-                pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in ("torch", "transformers")],
+                pip_requirements=[f"{one}=={installed(one).partition('+')[0]}" for one in ("torch", "transformers")],
                 tags={"sacpo.weights": policy.digest},
             )
+        Ledger(self.root).note_logged(name, str(logged.model_uri), policy.digest)
         return str(logged.model_uri)
 
     def _finish(self, report: Path, tags: dict[str, str]) -> None:

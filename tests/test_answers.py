@@ -61,6 +61,34 @@ def test_what_is_made_must_be_answered_with_it() -> None:
         servers._pool(names)
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])
+def test_a_password_goes_nowhere_that_an_answer_names(variable: str) -> None:
+    """As a server behind single sign-on, which sends everybody to its login."""
+    got: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            got.append(self.headers["Host"])
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/login")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        names = {variable: f"http://{host}", "MLFLOW_TRACKING_USERNAME": "ada", "PREFECT_API_AUTH_STRING": "ada:pw"}
+        for body in (None, {}):
+            with pytest.raises(BadPlace, match=r"sends us to another address; give the one that answers itself$"):
+                ask(variable, "/version", names, body)
+        server.shutdown()
+    assert {*got} == {host}
+
+
 @pytest.mark.parametrize(("text", "version"), [("3.17.0", "3.17.0"), ('"3.8.8+4.gabc"', "3.8.8+4.gabc")])
 def test_versions_are_told_as_they_are(text: str, version: str) -> None:
     with answering(text) as names:

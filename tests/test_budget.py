@@ -159,6 +159,27 @@ def at_once(ledger: Ledger, writers: int, round: int = 0) -> list[bool]:
     return taken
 
 
+def test_the_first_champion_is_compared_with_the_base_beside_an_anchor_too(tmp_path: Path) -> None:
+    """It loses every prompt to the base, and wins every one against the anchor that the recipe names."""
+    tested = evidence(tmp_path / "e", PROMPTS, "p")
+    rows = list(jsonl.read(tested.verdicts.path / "comparisons.jsonl"))
+    wins = {"base": 0.0, "anchor": 1.0}
+    jsonl.write(
+        tested.verdicts.path / "comparisons.jsonl",
+        [row | {"against": name, "win": win} for row in rows for name, win in wins.items()],
+    )
+    anchor = {"anchor": tested.policy}
+    for rivals, names in (
+        (Rivals(0, {}), ["base"]),
+        (Rivals(0, anchor), ["base", "anchor"]),
+        (Rivals(1, anchor), ["anchor"]),
+        (Rivals(1, {}), ["base"]),
+    ):
+        facts = decisions._facts(tested, rivals, {})
+        assert list(facts.wins) == names
+        assert decide(SAFE, facts, Constraint(at_least=0.6), Gate()).passes is ("base" not in names)
+
+
 def test_two_who_decide_in_the_same_moment_do_not_both_spend(runs: Path) -> None:
     ledger = Ledger(runs)
     assert sorted(at_once(ledger, 6)) == [False] * 5 + [True]

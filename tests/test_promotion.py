@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from flows import operations
 from models import small
+from models.artifacts import Policy
 from models.errors import BadInput, BadPlace, Stale
 from models.gate import Candidate, Choice, Facts, decide
 from models.promotion import Entry, Registered, line_of_champions, rolled_back
@@ -198,20 +199,29 @@ def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -
     assert decided == ["those that promote nothing wait for nobody", "first", "second"]
 
 
-def test_a_log_with_a_gap_is_said_and_not_tried_for_ever(versions: Path) -> None:
-    """A backup that was put back while a run waited can leave one: the next number is taken, whoever counts lines."""
+def test_a_backup_of_the_log_leaves_no_run_and_no_person_stuck(versions: Path) -> None:
+    """One was put back while a run waited: lines that it knows are gone, and a number may be missing in between."""
     run = untracked(versions, "registry.name=m")
     passes = decide(Candidate("safe", 0.5, 400, 400, 0), Facts(), Constraint(), Gate(margin=0.5))
     assert passes.passes
     for number, version in ((1, "1"), (3, "2")):
         Ledger(versions).promote("m", Entry(number, "promote", "", version, "me", "now", ""))
     run.folder.mkdir(parents=True)
-    small.write(run.folder / "rivals.json", decisions.Served(seen=2, champion="models:/m/2", anchor=""))
-    with pytest.raises(Stale, match=r"entry 3 of the promotion log is taken"):
-        decisions.promote.fn(run, Registered("m", "4", ""), passes)
-    small.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
-    assert decisions.promote.fn(run, Registered("m", "4", ""), passes) is None  # overtaken: it decides again
-    assert not (run.folder / "rivals.json").exists()
+    place = run.folder / "rivals.json"
+    for seen in (0, 3):  # overtaken, or of a future that is gone: it decides again
+        small.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
+        assert decisions.approve(run, Registered("m", "4", "challenger"), passes) is None
+        assert decisions.promote.fn(run, Registered("m", "4", ""), passes) is None
+        assert not place.exists()
+        small.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
+        decisions._forget_former_champion(run, Policy(path=versions, digest="another", name="p", kind="step"))
+        assert not place.exists()
+    with pytest.raises(Stale, match="a backup was put back"):
+        registry.promote(versions, "m", "4", "", seen=3)
+    small.write(place, decisions.Served(seen=2, champion="models:/m/2", anchor=""))
+    assert decisions.promote.fn(run, Registered("m", "4", ""), passes) == Registered("m", "4", "champion")
+    assert registry.rollback(versions, "m", "").version_to == "2"
+    assert [entry.number for entry in registry.log(versions, "m")] == [1, 3, 4, 5]
 
 
 def test_nobody_is_asked_about_a_comparison_of_the_past(versions: Path) -> None:
@@ -315,6 +325,20 @@ def test_another_ledger_moves_nothing(versions: Path, tmp_path: Path, monkeypatc
     assert aliases(versions) == {"champion": "2", "previous": "1"}
     monkeypatch.delenv("SACPO_DATABASE")
     assert registry.rollback(versions, "m", "ours").version_to == "1"
+
+
+def test_a_ledger_that_nobody_chose_is_refused_beside_models_that_follow_others(
+    versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a new name too, the colleague would get a fresh budget of error on the team's prompts."""
+    monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'team.db'}")
+    registry.claim(versions, "m")
+    registry.claim(versions, "new")  # the team's own ledger
+    monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'chosen.db'}")
+    registry.claim(versions, "new")
+    monkeypatch.delenv("SACPO_DATABASE")
+    with pytest.raises(BadPlace, match=r"^new: MLflow at .* has models \(as m\) whose decisions are .* SACPO_DATABASE"):
+        registry.claim(versions, "new")
 
 
 def test_who_served_challenges_no_more(versions: Path) -> None:

@@ -1,7 +1,11 @@
 """What MLflow is told while a stage runs, when it has ended, and when it was stopped."""
 
 import json
+import os
+import threading
 import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,8 @@ from models.artifacts import Policy, Sources
 from models.errors import BadInput, BadPlace
 from models.promotion import Registered
 from models.recipe_file import read
-from tasks import records, store, tracking
+from tasks import fetching, records, store, tracking
+from tasks.ledger import Ledger
 from tasks.store import Stage
 
 
@@ -73,10 +78,115 @@ def test_a_version_that_is_found_again_carries_the_newest_verdict(tmp_path: Path
     """Passed beside one champion, failed beside the next: who promotes by hand must read the second."""
     first = {"gate": "pass", "gate.helpful against the champion": "0.6"}
     version = tracker(tmp_path).register(policy, first)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == tracking.ANSWERS  # longer while weights are moved only
     again = {"gate": "fail", "gate.why_not": "helpful against the anchor"}
     assert tracker(tmp_path).register(policy, again) == version == "1"
     tags = tracking.client(tmp_path).get_model_version("quickstart", version).tags
     assert {key: value for key, value in tags.items() if key.startswith("gate")} == again
+
+
+def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, policy: Policy) -> None:
+    """A version, and a logged model, that somebody else made and that call themselves ours."""
+    told, mlflow = tracker(tmp_path), tracking.client(tmp_path)
+    run = told._open()
+    mlflow.create_registered_model("quickstart")
+    theirs = {"sacpo.policy": policy.digest, "sacpo.run_id": run}
+    mlflow.create_model_version("quickstart", "file:///their/weights", run, tags=theirs)
+    experiment = mlflow.get_run(run).info.experiment_id
+    logged = mlflow.create_logged_model(experiment, "policy", run, {"sacpo.weights": policy.digest})
+    mlflow.finalize_logged_model(logged.model_id, "READY")
+    version = told.register(policy, {})
+    assert version == "2"
+    source = mlflow.get_model_version("quickstart", version).source
+    assert source not in ("file:///their/weights", f"models:/{logged.model_id}")
+    assert tracker(tmp_path).register(policy, {}) == "2"  # found again
+    told.fail("KILLED")
+
+
+def test_what_a_kill_left_between_logging_and_registering_is_used(
+    tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tracker(tmp_path)
+    address = told._logged("quickstart", policy, {})
+    assert tracker(tmp_path).register(policy, {}) == "1"
+    assert tracking.client(tmp_path).get_model_version("quickstart", "1").source == address
+    told.fail("KILLED")
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Takes a file, and answers when it has copied it elsewhere."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(2)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_server_may_take_its_time_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow before S3 copies a file of 16 GB there before it answers."""
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    tracking.client(tmp_path)
+    monkeypatch.setattr(tracking, "ANSWERS", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "weights").write_bytes(b"x" * 1000)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/1"
+        with pytest.raises(tracking.failures()):
+            HttpArtifactRepository(place).log_artifact(str(tmp_path / "weights"))
+        with tracking.moving():
+            HttpArtifactRepository(place).log_artifact(str(tmp_path / "weights"))
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")  # what the user set stays
+        with tracking.moving():
+            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
+        server.shutdown()
+
+
+def test_weights_get_that_time(tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow as api
+
+    seen = []
+
+    def seeing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **named: Any) -> Any:
+            seen.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+            return call(*args, **named)
+
+        return called
+
+    told = tracker(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", tracking.ANSWERS)
+    monkeypatch.setattr(api.pyfunc, "log_model", seeing(api.pyfunc.log_model))
+    monkeypatch.setattr(api.artifacts, "download_artifacts", seeing(api.artifacts.download_artifacts))
+    told.register(policy, {})
+    Ledger(tmp_path).registered("quickstart", "1", "", policy.digest)
+    fetching.fetch(tmp_path, "models:/quickstart/1")
+    assert seen == [tracking.MOVES] * 2
+    told.fail("KILLED")
+
+
+def test_a_look_that_was_left_out_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent for a minute after a failure; the curve must go on after it."""
+    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    told = tracker(tmp_path)
+    progress = stage().partial(tmp_path) / "progress.jsonl"
+    progress.parent.mkdir(parents=True)
+    progress.write_text(line(1))
+    told._out.send("a record", lambda: 1 / 0)
+    told.follow(stage())
+    settled(told)
+    told._out._silent = 0.0  # the minute is over
+    told.follow(stage())
+    settled(told)
+    assert [point.step for point in known(tmp_path)["curve"]] == [1]
+    told.fail("KILLED")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
