@@ -55,6 +55,7 @@ class ChatPolicy(PythonModel):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.ends = _ends(self.tokenizer, self.model.generation_config.eos_token_id, self.decoding["stop"])
         self.model.generation_config = GenerationConfig()  # the certified settings, not what the base came with
         self.window = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
@@ -113,7 +114,7 @@ class ChatPolicy(PythonModel):
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=longest,
                 pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=self.ends,
                 **sampling,
             )[:, batch["input_ids"].shape[1] :].tolist()
         return [self._answer(length, row) for length, row in zip(lengths, written, strict=True)]
@@ -134,12 +135,30 @@ class ChatPolicy(PythonModel):
 
     def _answer(self, prompt_tokens: int, row: list[int]) -> Answer:
         """Return what was written, up to the end of the turn or the first stop string."""
-        eos = self.tokenizer.eos_token_id
-        tokens = row.index(eos) + 1 if eos in row else len(row)
+        end = next((place for place, token in enumerate(row) if token in self.ends), -1)
+        tokens = end + 1 if end >= 0 else len(row)
         text = whole = self.tokenizer.decode(row[:tokens], skip_special_tokens=True)
         for string in self.decoding["stop"]:
             text = text.partition(string)[0]
-        return Answer(text.strip(), prompt_tokens, tokens, eos in row or text != whole)
+        return Answer(text.strip(), prompt_tokens, tokens, end >= 0 or text != whole)
+
+
+def _ends(tokenizer: Any, own: Any, stop: list[str]) -> list[int]:
+    """Return the ids that end an answer, as where it was certified.
+
+    EOS, what the model's generation config names, what the template writes right after an answer, and stop strings that
+    are one special token.
+    """
+    special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    asks = [{"role": "user", "content": "Hello"}]
+    start = tokenizer.apply_chat_template(asks, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*asks, {"role": "assistant", "content": "Hi"}], tokenize=False)
+    after = whole.removeprefix(start).partition("Hi")[2].partition(tokenizer.eos_token)[0].strip()
+    first = tokenizer(after, add_special_tokens=False)["input_ids"][:1]
+    configured = own if isinstance(own, list) else [own] if own is not None else []
+    written = [i for i in first if i in special.values()]
+    stops = [special[one] for one in stop if one in special]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *configured, *written, *stops]))
 
 
 def _turns(row: Any) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from models import generate, generate_vllm, jsonl
 from models.answer_table import AnswerTable
 from models.artifacts import Answers, Memory, Policy, Preferences, Sources, file_digest
 from models.generate import Answer, Ask
-from models.policy import device_kind, load, load_tokenizer, precision
+from models.policy import device_kind, load, load_tokenizer, own_end, precision
 from models.preferences import pairs as read_pairs
 from models.recipe import Compute
 from models.recipe_evaluation import Engine, Evaluation
@@ -76,7 +76,9 @@ def answered(
     texts = prompt_texts(tokenizer, [turns for turns, _ in dialogues])
     wanted = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
     device = device_kind(compute.device)
-    setting = generate.decoding(config, seed, f"{device} {precision(device)}")
+    last = generate.ends(tokenizer, own_end(policy.path), config.stop)
+    ending = "" if last == [tokenizer.eos_token_id] else f" ends {last}"
+    setting = generate.decoding(config, seed, f"{device} {precision(device)}{ending}")
     table = AnswerTable(memory.path, policy.digest, setting)
     unique = list(dict.fromkeys(wanted))
     told = {unique[i]: one for i, one in table.known(unique).items()}

@@ -69,14 +69,13 @@ def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[li
     with frozen(policy), frozen(other):
         for prompt, answer in walks:
             ids = torch.tensor([prompt + answer], device=policy.device)
-            ours, theirs = (
-                project(
-                    model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
-                )
-                .double()
-                .log_softmax(-1)
+            hidden = [
+                model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
                 for model in (policy, other)
-            )
+            ]
+            logits = [project(model, states) for model, states in zip((policy, other), hidden, strict=True)]
+            words = min(one.shape[-1] for one in logits)  # one vocabulary may be padded further than the other
+            ours, theirs = (one[:, :words].double().log_softmax(-1) for one in logits)
             sums.append(float((ours.exp() * (ours - theirs)).sum()))
     return sums
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from models.artifacts import content_digest
 from models.policy import frozen
 from models.recipe_evaluation import Evaluation
+from models.tokens import messages, rendered
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 NEAR_TIE = 1e-4
 """Where the two largest logits are nearer than this, rounding decides, and another batch may decide otherwise."""
+ANSWER = "Hi"
+"""Stands for any answer where only what the template writes after it matters."""
 
 
 class Ask(NamedTuple):
@@ -35,7 +38,7 @@ class Answer(NamedTuple):
 
     text: str
     ids: list[int]
-    """Token ids, EOS included where the policy ended by itself."""
+    """Token ids, that of the end included where the policy ended by itself."""
     tie: int
     """First token at which the two largest logits nearly tied; −1 if none."""
 
@@ -59,8 +62,8 @@ def answer(
 ) -> Iterator[tuple[int, Answer]]:
     """Yield (index, answer), batch by batch, prompts of similar length together.
 
-    Left-padded; answers end at EOS, at one of `config.stop` (which is not part of the answer) or at `max_new_tokens`,
-    and are never cut at a blank line. Temperature 0 is greedy.
+    Left-padded; answers end at a token of `ends`, at one of `config.stop` (which is not part of the answer) or at
+    `max_new_tokens`, and are never cut at a blank line. Temperature 0 is greedy.
     """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
@@ -69,7 +72,7 @@ def answer(
         return
     ids = tokenizer([ask.prompt for ask in asked], add_special_tokens=False)["input_ids"]
     order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), asked[i]))
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    pad, last = tokenizer.pad_token_id, ends(tokenizer, model.generation_config.eos_token_id, config.stop)
     own, model.generation_config = model.generation_config, GenerationConfig()  # nothing that the base came with
     try:
         with frozen(model):
@@ -91,14 +94,34 @@ def answer(
                         [_stops(tokenizer, config.stop, width)] if config.stop else []
                     ),
                     pad_token_id=pad,
-                    eos_token_id=eos,
+                    eos_token_id=last,
                 )[:, width:].tolist()
                 near = torch.stack(pick.near, dim=1).tolist()
                 for i, row, ties in zip(block, written, near, strict=True):
-                    text, kept = ended(tokenizer, row, config.stop)
+                    text, kept = ended(tokenizer, row, config.stop, last)
                     yield i, Answer(text, kept, next((t for t, close in enumerate(ties[: len(kept)]) if close), -1))
     finally:  # also where the caller stops asking, or a batch fails
         model.generation_config = own
+
+
+def ends(tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop: list[str]) -> list[int]:
+    """Return the ids that end an answer, EOS first.
+
+    Of some models another token than EOS ends a turn (Gemma, Phi). It stands in their generation config, or right after
+    an answer as the template writes it. An aligned policy learnt to write EOS after it; the base and others did not,
+    and would go on with the next turns.
+
+    Args:
+        own: `eos_token_id` of the model's generation config.
+        stop: strings; one that is a single special token ends an answer too, though it is no part of the text.
+    """
+    special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    _, _, trained = rendered(tokenizer, messages("Hello"), ANSWER)
+    after = tokenizer(trained.partition(ANSWER)[2].strip(), add_special_tokens=False)["input_ids"][:1]
+    configured = own if isinstance(own, list) else [own] if own is not None else []
+    written = [i for i in after if i in special.values()]
+    stops = [special[one] for one in stop if one in special]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *configured, *written, *stops]))
 
 
 def noise_seed(seed: int, ask: Ask) -> int:
@@ -144,10 +167,15 @@ def _stops(tokenizer: "PreTrainedTokenizerBase", stop: list[str], width: int) ->
     return Stops()
 
 
-def ended(tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str]) -> tuple[str, list[int]]:
-    """Return the text and the ids of one answer, without what padded it and without the string that stopped it."""
-    eos = tokenizer.eos_token_id
-    end = row.index(eos) if eos in row else len(row)
+def ended(
+    tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str], last: list[int]
+) -> tuple[str, list[int]]:
+    """Return the text and the ids of one answer, without what padded it and without the string that stopped it.
+
+    Args:
+        last: the ids that end an answer.
+    """
+    end = next((place for place, token in enumerate(row) if token in last), len(row))
     while stop and end and row[end - 1] == tokenizer.pad_token_id:
         end -= 1
     text = tokenizer.decode(row[:end], skip_special_tokens=True)

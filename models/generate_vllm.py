@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import BadPolicy, SacpoError
-from models.generate import NEAR_TIE, Answer, Ask, ended, noise_seed
+from models.generate import NEAR_TIE, Answer, Ask, ended, ends, noise_seed
+from models.policy import own_end
 from models.recipe_evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ def answer(
     if not asked:
         return
     ids = tokenizer([ask.prompt for ask in asked], add_special_tokens=False)["input_ids"]
+    last = ends(tokenizer, own_end(folder), config.stop)
     settings = {
         "model": str(folder),
         "device": device,
         "memory": _free_memory(device),
         "window": _window(folder, max(map(len, ids)) + config.max_new_tokens),
-        "eos": tokenizer.eos_token_id,
+        "ends": last,
         **config.model_dump(include={"batch", "max_new_tokens", "temperature", "stop"}),
     }
     rows = [{"index": i, "ids": ids[i], "seed": noise_seed(seed, ask)} for i, ask in enumerate(asked)]
@@ -98,7 +100,7 @@ def answer(
             row = json.loads(line)
             if "error" in row:
                 raise BadPolicy(f"{folder}: vLLM cannot answer with it: {(row['error'].splitlines() or ['?'])[0]}")
-            text, kept = ended(tokenizer, row["ids"], config.stop)
+            text, kept = ended(tokenizer, row["ids"], config.stop, last)
             ties = (t for t, gap in enumerate(row["gaps"][: len(kept)]) if gap < NEAR_TIE)
             told += 1
             yield row["index"], Answer(text, kept, next(ties, -1))

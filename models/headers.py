@@ -39,16 +39,35 @@ def tensors(folder: Path) -> dict[str, Tensor]:
             index names is missing.
     """
     found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob(WEIGHTS)):
+    for file in weights(folder):
         found |= _header(file)
         _countable(folder, len(found))
     if (folder / INDEX).exists():
-        named = settings(folder / INDEX).get("weight_map")
-        files = sorted({*map(str, named.values())}) if isinstance(named, dict) else [""]
-        missing = next((name for name in files if not (folder / name).is_file()), None)
+        missing = next((name for name in _indexed(folder) if not (folder / name).is_file()), None)
         if missing is not None:
             raise BadPolicy(f"{folder / INDEX}: names the file {missing!r}, which is not there; {AGAIN}")
     return found
+
+
+def weights(folder: Path) -> list[Path]:
+    """Return the safetensors files that hold a folder's weights, by name: those that transformers would load.
+
+    Others may lie beside them, as `consolidated.safetensors` in Mistral's own folders, with the same weights under
+    other names.
+
+    Raises:
+        BadPolicy: the index cannot be read.
+    """
+    whole, files = folder / "model.safetensors", sorted(folder.glob(WEIGHTS))
+    if whole in files:
+        return [whole]
+    indexed = _indexed(folder) if (folder / INDEX).exists() else []
+    return [file for file in files if file.name in indexed] or files
+
+
+def _indexed(folder: Path) -> list[str]:
+    named = settings(folder / INDEX).get("weight_map")
+    return sorted({*map(str, named.values())}) if isinstance(named, dict) else [""]
 
 
 def settings(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.guards import PROBE
-from models.headers import WEIGHTS
+from models.headers import weights
 from models.policy import TOKENIZER, describe, intact
 
 
@@ -33,8 +33,8 @@ def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
         if name == PROBE:
             continue
         shutil.copyfile(safe.path / name, out / name)
-    files = sorted(path.name for path in safe.path.glob(WEIGHTS))
-    if files != sorted(path.name for path in reward.path.glob(WEIGHTS)):
+    files = [path.name for path in weights(safe.path)]
+    if files != [path.name for path in weights(reward.path)]:
         raise BadPolicy(f"merge: {safe.path} and {reward.path} are sharded differently; save one of them again")
     for name in files:
         header, start = _header(safe.path / name)

@@ -1,6 +1,7 @@
 """Weights and tokenizer, in and out; every policy is named by a digest of both."""
 
 import ctypes
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -153,8 +154,9 @@ def _link(folder: Path, out: Path) -> None:
     """Link the weights, which may be large, and write the tokenizer as every later step will write it."""
     from transformers import AutoTokenizer
 
+    held = headers.weights(folder)
     for file in folder.iterdir():
-        if file.match(WEIGHTS) or file.name in (*CONFIGS, "model.safetensors.index.json"):
+        if file in held or file.name in (*CONFIGS, "model.safetensors.index.json"):
             (out / file.name).unlink(missing_ok=True)
             (out / file.name).symlink_to(file)
     try:
@@ -179,6 +181,14 @@ def _dequantise(file: Path, out: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     save(model, tokenizer, out)
+
+
+def own_end(folder: Path) -> int | list[int] | None:
+    """Return `eos_token_id` of a policy's generation config, else of its config, as transformers reads them."""
+    for name in reversed(CONFIGS):
+        if (folder / name).exists():
+            return json.loads((folder / name).read_text("utf-8")).get("eos_token_id")  # type: ignore[no-any-return]
+    return None
 
 
 def load(policy: Policy, compute: Compute) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
@@ -255,7 +265,7 @@ def digest(path: Path) -> str:
 
 def content(path: Path) -> dict[str, str]:
     """Return the sha256 of each file of weights, vocabulary and template, by name."""
-    files = sorted([*path.glob(WEIGHTS), *(path / name for name in TOKENIZER if (path / name).exists())])
+    files = sorted([*headers.weights(path), *(path / name for name in TOKENIZER if (path / name).exists())])
     return {file.name: file_digest(headers.regular(file)) for file in files}
 
 

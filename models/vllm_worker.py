@@ -46,7 +46,7 @@ def answers(settings: Row, asked: list[Row]) -> Iterator[Row]:
                 seed=None if greedy else row["seed"],
                 max_tokens=settings["max_new_tokens"],
                 stop=stop,
-                stop_token_ids=[settings["eos"]],
+                stop_token_ids=settings["ends"],
                 ignore_eos=True,  # the line above is the only end
                 logprobs=2 if greedy else None,
                 detokenize=bool(stop),

@@ -106,8 +106,7 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
     rivals = _rivals(run, told.policy).policies
     base = {"base": yardstick.base}
     answers, verdicts = judged(run, told.policy, {**base, **rivals}, yardstick, "test")
-    asked = run.training.gate.kl > 0
-    distances = apart(run, told.policy, base, yardstick, "test") if asked else told.distances
+    distances = apart(run, told.policy, base, yardstick, "test") if run.training.gate.kl else told.distances
     return told._replace(answers=answers, verdicts=verdicts, distances=distances)
 
 
@@ -261,10 +260,8 @@ def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
 
 def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[str, str]]) -> str:
     """Return as Markdown what a person is asked; `pages` are (address, text)."""
-    shown = [
-        f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:",
-        "",
-    ]
+    asks = f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:"
+    shown = [asks, ""]
     shown += [f"- {plain(str(check))}" for check in verdict.checks] if verdict else []
     return "\n".join([*shown, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])
 
@@ -281,9 +278,9 @@ def promote(
     if not registered.version:
         return registered
     root, model, version = run.root, registered.name, registered.version
-    told = registry.log(root, model)
+    served = [entry.version_to for entry in registry.log(root, model)]
     may = _passes(run, verdict) and (approval is None or approval.agreed)
-    if may and version not in (entry.version_to for entry in told):  # once: a later champion is not pushed aside
+    if may and version not in served:  # once: a later champion is not pushed aside
         seen = _asked_about(run)["seen"]
         try:
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
@@ -380,8 +377,7 @@ def _facts(tested: Evidence, rivals: Rivals, spent: Mapping[str, float]) -> Fact
     wins = {}
     first = not rivals.seen or not rivals.policies  # it must not help less than what it started from
     for name in [*(["base"] if first else []), *rivals.policies]:
-        compared = figures.comparisons(verdicts, "helpful", name)
-        wins[name] = figures.at_worst(compared, lambda row: row["win"], 0.0)
+        wins[name] = figures.at_worst(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"], 0.0)
     return Facts(
         categories=tuple(
             figures.counts(category, [row for row in harmful if row["category"] == category])

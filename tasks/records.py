@@ -6,15 +6,33 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from models import jsonl
 from models.artifacts import Preferences
 from models.errors import BadInput
+from models.kept import Kept
 from models.record import flat
 
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 JUDGED = ("metric", "status", "score", "good", "label", "why")
 LARGEST_TABLE = 64 * 2**20
 """Bytes of answers of which MLflow gets a table: its pages load all of a table at once, and so do we."""
+
+
+def database(path: Path) -> None:
+    """Create MLflow's sqlite file under another name and rename it: a kill between two of its migrations breaks it."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with FileLock(path.with_name(path.name + ".lock")):
+        if path.exists():
+            return
+        new = path.with_name(path.name + ".new")
+        new.unlink(missing_ok=True)
+        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / Kept.artifacts).as_uri()).engine.dispose()
+        new.rename(path)
 
 
 def where(wanted: dict[str, str]) -> str:

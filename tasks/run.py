@@ -47,7 +47,7 @@ VERSIONS = {
     "alignment.kto": 1,
     "alignment.dpo": 2,
     "merge.interpolate": 1,
-    "answering.answer": 1,
+    "answering.answer": 2,
     "judging.judge": 2,
     "judging.calibrate": 1,
     "distance.measure": 2,

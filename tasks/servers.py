@@ -172,7 +172,7 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     if wanted.postgres:
         server["MLFLOW_BACKEND_STORE_URI"] = wanted.database("mlflow", "psycopg")
     else:
-        from tasks.tracking import database
+        from tasks.records import database
 
         database(root / Kept.mlflow)
         server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / Kept.mlflow}"

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock
-
 from models.artifacts import Noun, Policy, Preferences
 from models.assessment import Assessment
 from models.errors import BadPlace, Damaged
@@ -78,7 +76,7 @@ def client(root: Path) -> Any:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
         root.mkdir(parents=True, exist_ok=True)
-        database(root / Kept.mlflow)
+        records.database(root / Kept.mlflow)
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
 
@@ -382,21 +380,6 @@ class Tracker:
             mlflow.set_tag(parent, key, value)
         records.numbers(mlflow, parent, records.headline(tree))
         mlflow.set_terminated(parent)
-
-
-def database(path: Path) -> None:
-    """Create MLflow's sqlite file under another name and rename it: a kill between two of its migrations breaks it."""
-    if path.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with FileLock(path.with_name(path.name + ".lock")):
-        if path.exists():
-            return
-        new = path.with_name(path.name + ".new")
-        new.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / Kept.artifacts).as_uri()).engine.dispose()
-        new.rename(path)
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -41,6 +41,17 @@ def test_kl_is_the_sum_over_the_vocabulary_at_every_position(
     assert distance.kl(ours, ours, [(prompt, answer)]) == [pytest.approx(0, abs=1e-9)]
 
 
+def test_a_vocabulary_that_is_padded_further_changes_nothing(
+    policy: Policy, other_policy: Policy, compute: Compute
+) -> None:
+    """Qwen2.5 pads its 151,665 words to 151,936 rows or, from 7B on, to 152,064."""
+    ours, theirs = load(policy, compute)[0], load(other_policy, compute)[0]
+    walks = [([5, 6, 7], [8, 9])]
+    expected = distance.kl(ours, theirs, walks)
+    theirs.resize_token_embeddings(theirs.config.vocab_size + 8)
+    assert distance.kl(ours, theirs, walks) == pytest.approx(expected, rel=1e-5)
+
+
 def test_policies_of_other_words_have_no_kl(
     policy: Policy, other_policy: Policy, sources: Sources, compute: Compute, tmp_path: Path
 ) -> None:

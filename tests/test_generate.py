@@ -58,8 +58,34 @@ def test_an_answer_ends_before_a_stop_string_and_never_at_a_blank_line(policy: P
         assert stopped[i].ids == free[i].ids[: len(stopped[i].ids)]
     assert stopped[0].text != free[0].text and len(stopped[0].ids) == 4
     ids = tokenizer("clean\n\nlamp")["input_ids"]
-    text, kept = generate.ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [])
+    text, kept = generate.ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [], [tokenizer.eos_token_id])
     assert kept == [*ids, tokenizer.eos_token_id] and text == tokenizer.decode(ids)
+
+
+def test_an_answer_ends_where_the_model_and_its_template_end_a_turn(policy: Policy, compute: Compute) -> None:
+    """Of some models that is another token than EOS; who was not aligned here would go on with the next turns."""
+    asked, model, tokenizer = asks(policy, compute)
+    eos, unknown = tokenizer.eos_token_id, tokenizer.unk_token_id
+    config = Evaluation(max_new_tokens=24, batch=4)
+    free = dict(generate.answer(model, tokenizer, asked, config, 0))
+    word = free[0].ids[3]
+    for own, last in ((None, [eos]), (eos, [eos]), (word, [eos, word]), ([word, eos], [eos, word])):
+        assert generate.ends(tokenizer, own, []) == last
+        model.generation_config.eos_token_id = own
+        for i, one in generate.answer(model, tokenizer, asked, config, 0):
+            end = next((place for place, token in enumerate(free[i].ids) if token in last), len(free[i].ids))
+            assert one.ids == free[i].ids[: end + 1]
+            assert one.text == tokenizer.decode(free[i].ids[:end], skip_special_tokens=True).strip()
+    assert generate.ends(tokenizer, None, ["the", tokenizer.unk_token]) == [eos, unknown]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<unk> {% endfor %}"
+    assert generate.ends(tokenizer, None, []) == [eos, unknown]
+
+
+def test_where_a_turn_ends_is_read_from_the_folder_as_it_is_from_the_model(policy: Policy, tmp_path: Path) -> None:
+    for name, own in (("config.json", 7), ("generation_config.json", [1, 7])):
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": own}))
+        assert policies.own_end(tmp_path) == own
+    assert policies.own_end(tmp_path / "nothing") is None
 
 
 def test_samples_of_one_prompt_differ_and_do_not_depend_on_each_other(policy: Policy, compute: Compute) -> None:

@@ -166,7 +166,7 @@ def test_what_is_sent_and_what_is_made_of_the_reply(
     assert list(told) == [1, 0]
     assert told[1] == Answer("get the", [*words, eos][:4], 1) and told[0] == Answer("get the", words, -1)
     settings, *rows = [json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]
-    assert settings["window"] == 64 and settings["eos"] == eos and settings["stop"] == ["lever"]  # 64: the town's
+    assert settings["window"] == 64 and settings["ends"] == [eos] and settings["stop"] == ["lever"]  # 64: the town's
     assert rows == [
         {"index": i, "ids": tokenizer(ask.prompt)["input_ids"], "seed": generate.noise_seed(7, ask)}
         for i, ask in enumerate(asked[:2])

@@ -14,7 +14,7 @@ from werkzeug.serving import make_server
 from models.artifacts import Sources
 from models.errors import BadPlace
 from models.recipe_file import read
-from tasks import home, outbox, store, tracking
+from tasks import home, outbox, records, store, tracking
 from tasks.store import Stage
 
 STAGES = 10
@@ -43,7 +43,7 @@ class Slow:
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
     folder = tmp_path_factory.mktemp("slow")
-    tracking.database(folder / "mlflow.db")
+    records.database(folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlflow.server.handlers._tracking_store", None)
         patch.setattr("mlflow.server.handlers._model_registry_store", None)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from models import hub, preferences, reference
+from models import examination, hub, preferences, reference
 from models import policy as policies
 from models.artifacts import Policy, Sources
 from models.errors import BadInput, BadPolicy, BrokenInvariant
@@ -38,6 +39,24 @@ def test_a_base_in_hub_layout_keeps_its_vocabulary_through_a_save(policy: Policy
     policies.save(model, tokenizer, tmp_path / "again")
     assert policies.vocabulary_digest(tmp_path / "again") == base.vocabulary
     assert model.dtype is torch.float32 and tokenizer.chat_template
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_of_another_layout_beside_the_shards_are_left_alone(
+    sharded: bool, policy: Policy, tmp_path: Path
+) -> None:
+    """As `consolidated.safetensors` lies in Mistral's own folders: the same weights under other names."""
+    model, tokenizer = policies.load(policy, Compute(device="cpu"))
+    model.save_pretrained(tmp_path / "given", max_shard_size="100KB" if sharded else "1GB")
+    tokenizer.save_pretrained(tmp_path / "given")
+    assert (tmp_path / "given" / "model.safetensors.index.json").exists() is sharded
+    before = policies.digest(tmp_path / "given")
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, tmp_path / "given" / "consolidated.safetensors")
+    assert policies.digest(tmp_path / "given") == before
+    base = taken(str(tmp_path / "given"), tmp_path / "base")
+    assert not (base.path / "consolidated.safetensors").exists() and base.digest == policies.digest(base.path)
+    assert policies.parameters(tmp_path / "given") == policies.parameters(policy.path)
+    examination.examine(str(tmp_path / "given"), "")
 
 
 def test_a_hub_name_finds_what_the_hub_cache_holds(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
+from models import generate
 from models.artifacts import Policy
+from models.policy import load_tokenizer
 
 FILE = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
 ASKED = {"role": "user", "content": "how do i clean my lamp ?"}
@@ -18,16 +20,21 @@ SYSTEM = {"role": "system", "content": "my lamp"}
 Predict = Callable[[Any], Any]
 
 
-@pytest.fixture(scope="module")
-def predict(policy: Policy) -> Predict:
-    """`predict(request)`, as MLflow calls it after it has read the JSON: greedy, answers of 8 tokens."""
+def loaded() -> Any:
+    """The module as MLflow loads it: by its path."""
     spec = importlib.util.spec_from_file_location("chat_policy", FILE)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def predict(policy: Policy) -> Predict:
+    """`predict(request)`, as MLflow calls it after it has read the JSON: greedy, answers of 8 tokens."""
     decoding = {"max_new_tokens": 8, "temperature": 0.0, "stop": [" zzz"]}
     context = SimpleNamespace(artifacts={"policy": str(policy.path)}, model_config={"decoding": decoding})
-    served = module.ChatPolicy()
+    served = loaded().ChatPolicy()
     served.load_context(context)
     return lambda request: served.predict(context, request)
 
@@ -43,6 +50,17 @@ def test_both_shapes_get_the_same_answer(predict: Predict) -> None:
     usage = told["usage"]
     assert choice["finish_reason"] == ("length" if usage["completion_tokens"] == 8 else "stop")
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["prompt_tokens"] > 6
+
+
+def test_a_served_answer_ends_where_the_certified_one_did(policy: Policy) -> None:
+    """Wherever config, template or a stop string end it."""
+    chat_policy = loaded()
+    tokenizer = load_tokenizer(policy)
+    for template in (str(tokenizer.chat_template), str(tokenizer.chat_template).replace("}} ", "}}<unk> ")):
+        tokenizer.chat_template = template
+        for own in (None, 1, [1, 5]):
+            for stop in ([], ["the"], ["<unk>"]):
+                assert chat_policy._ends(tokenizer, own, stop) == generate.ends(tokenizer, own, stop)
 
 
 def turns(count: int) -> list[dict[str, str]]:
