@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from models.artifacts import content_digest
 from models.errors import BadRecipe
 from models.hub import local
-from models.judges import Asked, Grade
+from models.judges import SINGLE, Asked, Grade
 from models.policy import device_kind, frozen
 from models.recipe import Compute
 from models.recipe_evaluation import Better, Judge
@@ -14,6 +14,7 @@ from models.tokens import Message, messages
 from models.verdict_table import VerdictTable
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -64,7 +65,7 @@ class Classifier:
                     input_ids=torch.tensor(rows, device=model.device),
                     attention_mask=torch.tensor(mask, device=model.device),
                 ).logits.float()
-                scores = (logits.softmax(-1)[:, place] if place >= 0 else logits[:, 0]).tolist()
+                scores = (_probabilities(model, logits)[:, place] if place >= 0 else logits[:, 0]).tolist()
                 self.table.add([(list(missing[key]), score) for key, score in zip(block, scores, strict=True)])
                 told |= dict(zip(block, scores, strict=True))
         return told
@@ -120,7 +121,15 @@ class Classifier:
                 f"evaluation.judges.{self.metric}.label {wanted!r}: the judge has the classes "
                 f"{', '.join(labels.values())}"
             )
+        if len(labels) == 1:
+            raise BadRecipe(f"evaluation.judges.{self.metric}.label {wanted!r}: {SINGLE}")
         return int(found[0])
+
+
+def _probabilities(model: "PreTrainedModel", logits: "Tensor") -> "Tensor":
+    """Return the probability of each class (answers, classes); several may hold at once where the model says so."""
+    several = model.config.problem_type == "multi_label_classification"
+    return logits.sigmoid() if several else logits.softmax(-1)
 
 
 def _padding(tokenizer: "PreTrainedTokenizerBase", last: list[int]) -> int:

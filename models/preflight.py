@@ -9,7 +9,7 @@ from models import generate_vllm, harness, headers, policy, probe, sources, town
 from models.assessment import Assessment
 from models.errors import BadData, BadPolicy, BadRecipe
 from models.hub import is_name
-from models.judges import rubric_files
+from models.judges import SINGLE, rubric_files
 from models.places import TOWN
 from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
@@ -187,6 +187,8 @@ def _classifier(judge: Judge) -> str:
     names = ", ".join(classes.values())
     if judge.label and judge.label not in (*classes, *classes.values()):
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if classes else 'a single score'}"
+    if judge.label and len(classes) == 1:
+        return f"label {judge.label!r}: {SINGLE}"
     if not judge.label and len(classes) > 1:
         return f"label: the judge has the classes {names}; name the one whose probability is the score"
     templated = (folder / "chat_template.jinja").exists() or "chat_template" in tokenizer

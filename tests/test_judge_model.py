@@ -27,12 +27,12 @@ ANSWERS = [
 ]
 
 
-def save(folder: Path, labels: int, longest: int = 64) -> Path:
+def save(folder: Path, labels: int, longest: int = 64, problem: str | None = None) -> Path:
     tokenizer = town.tokenizer()
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=longest, num_labels=labels, initializer_range=0.5,
+        max_position_embeddings=longest, num_labels=labels, initializer_range=0.5, problem_type=problem,
         pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     if labels > 1:
@@ -98,6 +98,16 @@ def test_a_guard_gives_the_probability_of_a_class(
     )
 
 
+def test_a_guard_whose_classes_do_not_exclude_each_other_gives_the_probability_of_one_alone(
+    tmp_path: Path, classifier: Callable[..., Classifier]
+) -> None:
+    folder = save(tmp_path / "many", 3, problem="multi_label_classification")
+    told = list(classifier(folder, label="unsafe", better="low", threshold=0.5).grade(ANSWERS))
+    assert [0.5 - one.score for one in told] == pytest.approx(
+        [float(alone(folder, a).sigmoid()[2]) for a in ANSWERS], abs=1e-6
+    )
+
+
 def test_a_text_that_ends_with_its_padding_is_read_to_the_end(
     reward: Path, classifier: Callable[..., Classifier]
 ) -> None:
@@ -137,6 +147,7 @@ def test_a_judge_that_cannot_judge_is_refused(
         (policy.path, {}, "holds no weights for score.weight; its scores would be random"),
         (guard, {}, "the judge has the classes safe, rude, unsafe; name the one"),
         (guard, {"label": "bad"}, "label 'bad': the judge has the classes safe, rude, unsafe"),
+        (reward, {"label": "LABEL_0"}, "label 'LABEL_0': the judge has a single score"),
         (tmp_path / "nothing", {}, "is no sequence classifier"),
     ]:
         with pytest.raises(BadRecipe, match=said):
