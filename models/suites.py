@@ -55,7 +55,7 @@ def _rows(path: Path, role: str) -> Iterator[Row]:
         if {"type", "label"} <= row.keys() and role in XSTEST and label != XSTEST[role]:
             continue
         try:
-            told: Row = {"prompt": _prompt(row)}
+            told: Row = {"prompt": prompt_of(row)}
         except (BadData, Unusable) as error:
             raise BadData(f"{path}: row {number}: {error}") from error
         told["category"] = str(row.get("category") or row.get("type") or "")
@@ -82,7 +82,7 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
     if path.exists() and is_folder(path):
         raise BadData(f"{path}: a folder; incidents are added to a .jsonl file")
     try:
-        asked = _prompt({"prompt": prompt.strip()})
+        asked = prompt_of({"prompt": prompt.strip()})
         before = path.read_text("utf-8") if path.exists() else ""
         held = read(path, "must_pass") if before.strip() else []
         if any(_alike(row["prompt"]) == _alike(asked) for row in held):
@@ -110,7 +110,7 @@ def _alike(prompt: str | list[Message]) -> list[tuple[str, str]]:
     return [(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in messages(prompt)]
 
 
-def _prompt(row: Row) -> str | list[Message]:
+def prompt_of(row: Row) -> str | list[Message]:
     """Return text, or messages that end with the user's turn; text that holds messages in JSON is messages.
 
     Raises:
