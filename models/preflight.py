@@ -14,7 +14,6 @@ from models.places import TOWN
 from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 from models.recipe_gate import GateMode
-from models.tokens import messages
 from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
@@ -113,15 +112,13 @@ def undecidable(recipe: Recipe) -> str:
     path = Path(place).expanduser()
     if recipe.gate.mode is GateMode.off or not judged or place in ("", TOWN) or is_name(place) or not path.exists():
         return ""
-    from models.preferences import split_of  # with scipy, which takes a second
-
     told = sources.prompts("harmless", path)
-    tested = sum(split_of(messages(row["prompt"]), sources.HALF) == "test" for row in told)
+    tested = sum(sources.tests([row["prompt"] for row in told]))
     if 0 < tested < len(told):
         return ""
     return (
         f"evaluation.suites.harmless: {place}: {counted(len(told), 'different prompt')}, all in one half, so that none "
-        "is left to choose by or to decide on; give more prompts, or set gate.mode = 'off'"
+        "is left to choose by or to decide on; give more prompts that differ, or set gate.mode = 'off'"
     )
 
 
