@@ -14,8 +14,10 @@ from models import jsonl
 from models.errors import BadData
 from models.fields import truth
 from models.figures import by_prompt, per_prompt
-from models.readers import every
+from models.readers import Unusable, every
 from models.statistics import Estimate, bounded_mean, rate, win
+from models.suites import prompt_of
+from models.tokens import Message
 
 Row = dict[str, Any]
 DRAWS = 4000
@@ -82,18 +84,22 @@ def between(ours: Sequence[Row], theirs: Sequence[Row], value: Callable[[Row], A
     return rate(sum(value(a) == value(b) for a, b in judged), len(judged), len(both) - len(judged))
 
 
-def labels(path: Path) -> list[tuple[Any, str, bool]]:
+def labels(path: Path) -> list[tuple[str | list[Message], str, bool]]:
     """Return (prompt, answer, good) of every row of a labelled sample: JSON, JSONL, CSV or Parquet.
 
     Raises:
-        BadData: a row lacks `prompt`, `answer` or `good` (true, false, 1, 0, yes or no).
+        BadData: a row lacks `prompt` (as in a suite), `answer` or `good` (true, false, 1, 0, yes or no); names it.
     """
     found = []
     for number, row in every(path):
         good = truth(row.get("good"))
         if not row.get("prompt") or not isinstance(row.get("answer"), str) or good is None:
             raise BadData(f"{path}: row {number}: needs `prompt`, `answer` and `good` (true or false)")
-        found.append((row["prompt"], row["answer"], good))
+        try:
+            asked = prompt_of({"prompt": row["prompt"]})
+        except (BadData, Unusable) as error:
+            raise BadData(f"{path}: row {number}: {error}") from error
+        found.append((asked, row["answer"], good))
     return found
 
 

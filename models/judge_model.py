@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from models.artifacts import content_digest
 from models.errors import BadRecipe
 from models.hub import local
-from models.judges import Asked, Grade
+from models.judge_tokens import Unwritable, read_as
+from models.judges import SINGLE, Asked, Grade
 from models.policy import device_kind, frozen
 from models.recipe import Compute
 from models.recipe_evaluation import Better, Judge
@@ -14,6 +15,7 @@ from models.tokens import Message, messages
 from models.verdict_table import VerdictTable
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -45,14 +47,20 @@ class Classifier:
         import torch
 
         model, tokenizer = self._load()
-        longest = getattr(model.config, "max_position_embeddings", None) or 10**9
-        texts = {key: self._text(tokenizer, one) for key, one in missing.items()}
-        ids = {key: tokenizer(text, add_special_tokens=not self._templated)["input_ids"] for key, text in texts.items()}
-        told: dict[str, Any] = {
-            key: f"{len(row)} tokens, the judge reads {longest}" for key, row in ids.items() if len(row) > longest
-        }
+        longest = _longest(model, tokenizer)
+        ids: dict[str, list[int]] = {}
+        told: dict[str, Any] = {}
+        for key, one in missing.items():
+            turns = [*messages(one.prompt), Message(role="assistant", content=one.answer)]
+            try:
+                ids[key] = read_as(tokenizer, turns, self.judge.text)
+            except Unwritable as error:
+                told[key] = str(error)
+                continue
+            if len(ids[key]) > longest:
+                told[key] = f"{len(ids[key])} tokens, the judge reads {longest}"
         order = sorted((key for key in ids if key not in told), key=lambda key: len(ids[key]))
-        place, pad = self._place(model), _padding(tokenizer, [row[-1] for row in ids.values()])
+        place, pad = self._place(model), _padding(tokenizer, [row[-1] for row in ids.values() if row])
         model.config.pad_token_id = pad  # a decoder scores the last token that is not padding
         with frozen(model):
             for start in range(0, len(order), self.judge.at_once):
@@ -64,7 +72,7 @@ class Classifier:
                     input_ids=torch.tensor(rows, device=model.device),
                     attention_mask=torch.tensor(mask, device=model.device),
                 ).logits.float()
-                scores = (logits.softmax(-1)[:, place] if place >= 0 else logits[:, 0]).tolist()
+                scores = (_probabilities(model, logits)[:, place] if place >= 0 else logits[:, 0]).tolist()
                 self.table.add([(list(missing[key]), score) for key, score in zip(block, scores, strict=True)])
                 told |= dict(zip(block, scores, strict=True))
         return told
@@ -73,13 +81,6 @@ class Classifier:
     def _templated(self) -> bool:
         """The model's own chat template writes its special tokens itself."""
         return not self.judge.text
-
-    def _text(self, tokenizer: "PreTrainedTokenizerBase", one: Asked) -> str:
-        turns = [*messages(one.prompt), Message(role="assistant", content=one.answer)]
-        if self._templated:
-            return str(tokenizer.apply_chat_template(turns, tokenize=False))
-        asked = "\n\n".join(turn["content"] for turn in turns[:-1])
-        return self.judge.text.replace("{prompt}", asked).replace("{answer}", one.answer)
 
     def _load(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         import torch
@@ -120,7 +121,25 @@ class Classifier:
                 f"evaluation.judges.{self.metric}.label {wanted!r}: the judge has the classes "
                 f"{', '.join(labels.values())}"
             )
+        if len(labels) == 1:
+            raise BadRecipe(f"evaluation.judges.{self.metric}.label {wanted!r}: {SINGLE}")
         return int(found[0])
+
+
+def _probabilities(model: "PreTrainedModel", logits: "Tensor") -> "Tensor":
+    """Return the probability of each class (answers, classes); several may hold at once where the model says so."""
+    several = model.config.problem_type == "multi_label_classification"
+    return logits.sigmoid() if several else logits.softmax(-1)
+
+
+def _longest(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return how many tokens the judge reads; RoBERTa and its kin number positions from their padding on."""
+    places = getattr(model.config, "max_position_embeddings", None) or 10**9
+    numbering = [part for part in model.modules() if hasattr(part, "position_embeddings")]
+    offset = max(
+        (part.padding_idx + 1 for part in numbering if getattr(part, "padding_idx", None) is not None), default=0
+    )
+    return int(min(places - offset, tokenizer.model_max_length))
 
 
 def _padding(tokenizer: "PreTrainedTokenizerBase", last: list[int]) -> int:

@@ -19,6 +19,12 @@ RUBRICS = Path(__file__).parent / "rubrics"
 LLM_VERSION = 2
 """Raised when what a chat model is asked, or how its reply is read, changes outside the rubrics."""
 
+MODEL_VERSION = 3
+"""Raised when a sequence classifier is given other tokens for the same texts, or its logits are read otherwise."""
+SINGLE = (
+    "the judge has a single score, so its probability is always 1; leave `label` out, and say the score's threshold"
+)
+
 
 class Asked(NamedTuple):
     """One answer, and the prompt that it answers."""
@@ -117,7 +123,7 @@ def _described(metric: str, judge: Judge) -> dict[str, str]:
         if judge.kind is JudgeKind.model:
             weights = judge.model if is_name(judge.model) else tree_digest(local(judge.model, "model"))
             kept = judge.model_dump(mode="json", include={"text", "label", "better"})
-            return {"name": Path(judge.model).name, "version": content_digest([weights, kept])[:12]}
+            return {"name": Path(judge.model).name, "version": content_digest([MODEL_VERSION, weights, kept])[:12]}
         rubrics = {path.name: file_digest(path) for path in rubric_files(metric, judge)}
     except OSError as error:
         place = error.filename or judge.model

@@ -1,23 +1,23 @@
 """Which prompts say nearly the same? The Jaccard overlap of word triples, so that no test prompt is trained on.
 
-MinHash (Broder 1997) only proposes: what it proposes is compared exactly.
+The comparison is exact. What is compared is found by the rarest triples of each prompt: of two sets that overlap by t
+or more, the n − ⌈t·n⌉ + 1 first members of each, in one order of all, have one in common (Chaudhuri et al. 2006).
 """
 
+import math
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-
-from datasketch import MinHash, MinHashLSH
+from zlib import crc32
 
 from models.tokens import Message
 
-PERMUTATIONS = 64
-"""Hashes per prompt: the estimate of a similarity of 0.8 has a standard deviation of 0.05."""
-LOOSER = 0.625
-"""The index is asked for this share of the wanted similarity, since it misses half of what lies just above its own."""
-
-EMPTY = MinHash(num_perm=PERMUTATIONS)
-"""Copied for every prompt: making one draws the permutations again, which takes eight times as long."""
+BUCKETS = 2**20
+"""Counters of how often triples occur: several share one, which costs time only."""
+FAMILY = 100
+"""A triple that so many different prompts share proposes no more of them: it belongs to how people ask, and a table of
+prompts that overlap by a little less than the limit would take hours."""
 
 
 def text_of(prompt: list[Message]) -> str:
@@ -28,7 +28,7 @@ def text_of(prompt: list[Message]) -> str:
 class Neighbourhood:
     """Prompts that are kept apart from training, and the question whether another is one of them.
 
-    Only these prompts are held in memory, about 5 kB each; the prompts that are asked about are not.
+    Only these prompts are held in memory; the prompts that are asked about are not.
     """
 
     def __init__(self, prompts: Iterable[str], similarity: float) -> None:
@@ -36,20 +36,75 @@ class Neighbourhood:
         self.exact = set(prompts)
         self.index = None
         if similarity < 1:
-            self.index = MinHashLSH(threshold=LOOSER * similarity, num_perm=PERMUTATIONS)
-            self.similarity = similarity
+            self.index = _Index(self.exact, similarity)
             for text in self.exact:
-                self.index.insert(text, _hash(text), check_duplication=False)
+                self.index.add(text)
 
     def holds(self, text: str) -> bool:
         """Return whether this prompt, or nearly this prompt, is kept apart."""
-        return text in self.exact or self._near(text)
+        return text in self.exact or (self.index is not None and self.index.find(text) >= 0)
 
-    def _near(self, text: str) -> bool:
-        if self.index is None or not self.exact:
-            return False
+
+def leaders(prompts: Sequence[str], similarity: float) -> list[int]:
+    """Return for each prompt the place of one before it that it nearly repeats; its own place if there is none.
+
+    What is returned repeats nothing before it, so prompts of one leader are a family, and adding prompts at the end
+    changes nothing for those before.
+
+    Args:
+        prompts: as `text_of` returns them, in the order of their file.
+        similarity: least Jaccard overlap of word triples, above 0.
+    """
+    index = _Index(prompts, similarity)
+    places: list[int] = []  # of the leaders
+    found = []
+    for place, text in enumerate(prompts):
+        leader = index.find(text, most=FAMILY)
+        if leader < 0:
+            index.add(text)
+            places.append(place)
+        found.append(places[leader])
+    return found
+
+
+class _Index:
+    """Prompts by their rarest triples."""
+
+    def __init__(self, counted: Iterable[str], similarity: float) -> None:
+        """Count the triples of these prompts; none of them is in the index yet."""
+        self.similarity = similarity
+        self.texts: list[str] = []
+        self.holders: dict[str, list[int]] = {}
+        self.counts = array("L", bytes(array("L").itemsize * BUCKETS))
+        for text in counted:
+            for triple in _triples(text):
+                self.counts[_bucket(triple)] += 1
+
+    def add(self, text: str) -> None:
+        """Take a prompt into the index."""
+        for triple in self._rarest(text):
+            self.holders.setdefault(triple, []).append(len(self.texts))
+        self.texts.append(text)
+
+    def find(self, text: str, most: int = 0) -> int:
+        """Return the number of the first prompt added that this one nearly repeats; −1 if there is none.
+
+        Args:
+            most: prompts that one triple may propose; 0 means all.
+        """
         ours = _triples(text)
-        return any(_jaccard(ours, _triples(other)) >= self.similarity for other in self.index.query(_hash(text)))
+        proposed = {i for triple in self._rarest(text) for i in self.holders.get(triple, ())[: most or None]}
+        return next((i for i in sorted(proposed) if _jaccard(ours, _triples(self.texts[i])) >= self.similarity), -1)
+
+    def _rarest(self, text: str) -> list[str]:
+        """Return the triples of which a near prompt has one among its own."""
+        triples = _triples(text)
+        ordered = sorted(triples, key=lambda triple: (self.counts[_bucket(triple)], triple))
+        return ordered[: len(triples) - math.ceil(self.similarity * len(triples) - 1e-9) + 1]
+
+
+def _bucket(triple: str) -> int:
+    return crc32(triple.encode()) % BUCKETS
 
 
 def _jaccard(ours: frozenset[str], theirs: frozenset[str]) -> float:
@@ -62,11 +117,3 @@ def _triples(text: str) -> frozenset[str]:
     """Return the runs of three words; a prompt of fewer words is one run."""
     words = text.split()
     return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
-
-
-@lru_cache(maxsize=1)
-def _hash(text: str) -> MinHash:
-    """Return the hash of a prompt; two neighbourhoods are asked about it, and its answers follow one another."""
-    minhash = EMPTY.copy()
-    minhash.update_batch([run.encode() for run in _triples(text)])
-    return minhash

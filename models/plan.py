@@ -6,13 +6,15 @@ import re
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, town
+from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, suites, town
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
@@ -102,7 +104,7 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
             title = f"{k + 1}. {step.metric} · {step.method}{' · LoRA' if step.adapter_rank else ''}"
             steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates, card))
             policies *= len(step.lambda_)
-        evidence = _evidence(recipe, origin)
+        evidence = [*_evidence(recipe, origin), *_noticed(recipe)]
         errors += [why] if origin and (why := preflight.undecidable(recipe)) else []
     errors += preflight.missing(recipe.evaluation) + preflight.problems(recipe.evaluation.judges)
     trained = sum(step.trainings for step in steps)
@@ -223,17 +225,25 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
             "no judge of harmlessness: the run ends undecided, and its policy is registered without an alias; set "
             "evaluation.judges.harmless, for instance to one of the open models in docs/evidence.md (`Who judges`)"
         ]
-    suites = origin.suites("test") if origin else {}
-    if "harmless" not in suites:
+    tested = origin.suites("test") if origin else {}
+    if "harmless" not in tested:
         return [
             "no suite of harmful prompts: the constraint cannot be tested; name a file of them in "
             "evaluation.suites.harmless"
         ]
-    prompts = {role: list(jsonl.read(path)) for role, path in suites.items()}
+    prompts = {role: list(jsonl.read(path)) for role, path in tested.items()}
     categories = Counter(row.get("category", "") for row in prompts["harmless"])
     counts = {role: len(rows) for role, rows in prompts.items()}
     smallest = min(categories.values(), default=0)
     return [*_helpfulness(recipe), *powers(recipe.bound, counts["harmless"]), *_checks(recipe, counts, smallest)]
+
+
+def _noticed(recipe: Recipe) -> Iterator[str]:
+    """Yield what is odd about the suites that are here; one that cannot be read is told elsewhere."""
+    for role, place in recipe.evaluation.suites:
+        if place not in ("", TOWN) and not hub.is_name(place):
+            with suppress(BadInput):
+                yield from (f"suite {role}: {told}" for told in suites.noticed(hub.local(place, "dataset"), role))
 
 
 def _helpfulness(recipe: Recipe) -> list[str]:

@@ -9,12 +9,11 @@ from models import generate_vllm, harness, headers, policy, probe, sources, town
 from models.assessment import Assessment
 from models.errors import BadData, BadPolicy, BadRecipe
 from models.hub import is_name
-from models.judges import rubric_files
+from models.judges import SINGLE, rubric_files
 from models.places import TOWN
 from models.recipe import Recipe
 from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
 from models.recipe_gate import GateMode
-from models.tokens import messages
 from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
@@ -113,15 +112,13 @@ def undecidable(recipe: Recipe) -> str:
     path = Path(place).expanduser()
     if recipe.gate.mode is GateMode.off or not judged or place in ("", TOWN) or is_name(place) or not path.exists():
         return ""
-    from models.preferences import split_of  # with scipy, which takes a second
-
     told = sources.prompts("harmless", path)
-    tested = sum(split_of(messages(row["prompt"]), sources.HALF) == "test" for row in told)
+    tested = sum(sources.tests([row["prompt"] for row in told]))
     if 0 < tested < len(told):
         return ""
     return (
         f"evaluation.suites.harmless: {place}: {counted(len(told), 'different prompt')}, all in one half, so that none "
-        "is left to choose by or to decide on; give more prompts, or set gate.mode = 'off'"
+        "is left to choose by or to decide on; give more prompts that differ, or set gate.mode = 'off'"
     )
 
 
@@ -187,6 +184,8 @@ def _classifier(judge: Judge) -> str:
     names = ", ".join(classes.values())
     if judge.label and judge.label not in (*classes, *classes.values()):
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if classes else 'a single score'}"
+    if judge.label and len(classes) == 1:
+        return f"label {judge.label!r}: {SINGLE}"
     if not judge.label and len(classes) > 1:
         return f"label: the judge has the classes {names}; name the one whose probability is the score"
     templated = (folder / "chat_template.jinja").exists() or "chat_template" in tokenizer

@@ -67,7 +67,8 @@ class Judge(Record):
     """`model`: how prompt and answer are written, for instance `USER: {prompt} ASSISTANT: {answer}`; empty means the
     model's own chat template."""
     label: str = Field("", title="Label")
-    """`model`: class whose probability is the score, by name or number; empty means the model has a single score."""
+    """`model`: class whose probability is the score, by name or number; empty means the model has a single score. For
+    harmless it needs a `threshold` above 0 and below 1."""
     better: Better = Field(Better.high, title="Better")
     """`model`: `high` for a reward, `low` for a cost or the probability of harm."""
     threshold: float = Field(0.0, title="Threshold")
@@ -149,6 +150,12 @@ class Judges(Record):
         if self.harmless.kind is JudgeKind.llm and not 1 <= self.harmless.threshold <= 10:
             raise ValueError(
                 "an llm judge of harmless needs `threshold`: the grade from 1 to 10 from which on an answer is safe"
+            )
+        guard = self.harmless
+        if guard.kind is JudgeKind.model and guard.label and not 0 < guard.threshold < 1:
+            raise ValueError(
+                "a judge of harmless with a `label` needs `threshold`: the probability, above 0 and below 1, that "
+                f"parts safe from unsafe; at {guard.threshold:g} every answer, or none, would be safe"
             )
         if self.helpful.labels:
             raise ValueError("labels tell good answers from bad; helpful answers are compared, so it takes none")

@@ -8,8 +8,9 @@ from models.assessment import Assessment
 from models.errors import BadData
 from models.hub import local
 from models.places import TOWN
+from models.preferences import split_of
 from models.recipe import Data, Recipe
-from models.tokens import messages
+from models.tokens import Message, messages
 
 HALF = Data(test=0.5, validation=0.0)
 
@@ -88,20 +89,28 @@ def prompts(role: str, path: Path) -> list[jsonl.Row]:
         raise BadData(f"{key_of(f'suite/{role}')}: {error}; mend the file, or leave the suite out") from error
 
 
+def tests(prompts: list[str | list[Message]]) -> list[bool]:
+    """Return which prompts of a suite test; the others choose.
+
+    It follows from the prompt alone, but a prompt that nearly repeats one before it stands where that one does.
+    """
+    alone = [split_of(messages(prompt), HALF) == "test" for prompt in prompts]
+    return [alone[leader] for leader in suites.families(prompts)]
+
+
 def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
-    """Write the validation and the test half of a user's suite; a prompt's half follows from the prompt alone.
+    """Write the validation and the test half of a user's suite.
 
     Incidents are asked on both splits: each of them must pass, and none of them measures a rate.
     """
-    from models.preferences import split_of  # its index of neighbours needs scipy, which takes a second
-
     parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
-    for row in prompts(kind, path):
-        tested = not halves or split_of(messages(row["prompt"]), HALF) == "test"
+    rows = prompts(kind, path)
+    in_test = tests([row["prompt"] for row in rows]) if halves and kind != "must_pass" else [True] * len(rows)
+    for row, tested in zip(rows, in_test, strict=True):
         for part in parts if kind == "must_pass" else (("test",) if tested else ("validation",)):
             parts[part].append(row)
     files = {f"{role}/{part}": f"{role.replace('/', '-')}-{part}.jsonl" for part in parts}
-    for half, rows in parts.items():
-        jsonl.write(out / files[f"{role}/{half}"], rows)
+    for half, kept in parts.items():
+        jsonl.write(out / files[f"{role}/{half}"], kept)
     return files

@@ -15,23 +15,26 @@ from models.artifacts import content_digest
 from models.errors import BadData, BadPlace
 from models.jsonl import Row
 from models.messages import IN_A_CELL, turns
+from models.neighbours import leaders, text_of
 from models.readers import HALF, Unusable, every, is_folder
 from models.tokens import Message, messages
 from models.words import counted
 
 XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
 """Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
+ALIKE = 0.8
+"""Overlap of word triples (Jaccard) from which on two prompts of a suite are nearly the same."""
 
 
 def read(path: Path, role: str) -> list[Row]:
-    """Return the prompts of a suite, each once: prompt, category and, where given, reference.
+    """Return the prompts of a suite, each once in its first spelling: prompt, category and, where given, reference.
 
     Raises:
         BadData: a row has no usable prompt, or no prompt plays this role.
     """
     found: dict[str, Row] = {}
     for told in _rows(path, role):
-        found.setdefault(json.dumps(told["prompt"]), told)
+        found.setdefault(prompt_digest(told["prompt"]), told)
     if not found:
         raise BadData(f"{path}: holds no prompt for the role {role}")
     return list(found.values())
@@ -40,12 +43,34 @@ def read(path: Path, role: str) -> list[Row]:
 def repeated(path: Path, role: str) -> str:
     """Say how many prompts stand in a suite more than once, of which only the first is asked; empty if none."""
     first: dict[str, Row] = {}
-    dropped = [told for told in _rows(path, role) if first.setdefault(json.dumps(told["prompt"]), told) is not told]
-    other = sum(told["category"] != first[json.dumps(told["prompt"])]["category"] for told in dropped)
+    dropped = other = 0
+    for told in _rows(path, role):
+        before = first.setdefault(prompt_digest(told["prompt"]), told)
+        dropped += before is not told
+        other += before["category"] != told["category"]
     if not dropped:
         return ""
-    said = f"{counted(len(dropped), 'duplicate')} dropped"
+    said = f"{counted(dropped, 'duplicate')} dropped"
     return f"{said}, {other} with another category" if other else said
+
+
+def noticed(path: Path, role: str) -> list[str]:
+    """Say what is odd about a suite, a sentence each: prompts that repeat others, exactly or nearly."""
+    prompts = [row["prompt"] for row in read(path, role)]
+    near = [i for i, leader in enumerate(families(prompts)) if leader != i]
+    told = [said] if (said := repeated(path, role)) else []
+    if near:
+        first = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
+        told.append(
+            f"{path}: {len(near):,} of {counted(len(prompts), 'prompt')} nearly repeat one before them, first "
+            f"{first!r}; the bounds count each as one more independent prompt; keep one of each kind"
+        )
+    return told
+
+
+def families(prompts: list[str | list[Message]]) -> list[int]:
+    """Return for each prompt the place of the one before it that it nearly repeats; its own place if there is none."""
+    return leaders([text_of(messages(prompt)) for prompt in prompts], ALIKE)
 
 
 def _rows(path: Path, role: str) -> Iterator[Row]:
@@ -55,7 +80,7 @@ def _rows(path: Path, role: str) -> Iterator[Row]:
         if {"type", "label"} <= row.keys() and role in XSTEST and label != XSTEST[role]:
             continue
         try:
-            told: Row = {"prompt": _prompt(row)}
+            told: Row = {"prompt": prompt_of(row)}
         except (BadData, Unusable) as error:
             raise BadData(f"{path}: row {number}: {error}") from error
         told["category"] = str(row.get("category") or row.get("type") or "")
@@ -82,7 +107,7 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
     if path.exists() and is_folder(path):
         raise BadData(f"{path}: a folder; incidents are added to a .jsonl file")
     try:
-        asked = _prompt({"prompt": prompt.strip()})
+        asked = prompt_of({"prompt": prompt.strip()})
         before = path.read_text("utf-8") if path.exists() else ""
         held = read(path, "must_pass") if before.strip() else []
         if any(_alike(row["prompt"]) == _alike(asked) for row in held):
@@ -110,7 +135,7 @@ def _alike(prompt: str | list[Message]) -> list[tuple[str, str]]:
     return [(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in messages(prompt)]
 
 
-def _prompt(row: Row) -> str | list[Message]:
+def prompt_of(row: Row) -> str | list[Message]:
     """Return text, or messages that end with the user's turn; text that holds messages in JSON is messages.
 
     Raises:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 N = TypeVar("N", bound=Noun)
 
 VERSIONS = {
-    "sources.gather": 2,
+    "sources.gather": 3,
     "preferences.prepare": 3,
     "policy.base": 1,
     "alignment.sft": 2,

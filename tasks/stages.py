@@ -61,7 +61,7 @@ def gather(run: Run) -> Sources:
     given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
     given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
     for role, place in run.recipe.evaluation.suites:
-        if place not in ("", TOWN) and (told := suites.repeated(local(place, "dataset"), role)):
+        for told in suites.noticed(local(place, "dataset"), role) if place not in ("", TOWN) else ():
             screen.say(f"suite {role}: {told}", "dim")
     return run.make(Sources, "sources.gather", "data", **given)
 

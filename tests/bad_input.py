@@ -210,11 +210,15 @@ kind("a rubric that is a folder", "cannot be read (it is no file)", judged(**LLM
 kind("a rubric that is not there", "cannot be read", judged(**LLM, base_url=URL, rubric="FOLDER/nowhere"))
 kind("a rubric without its words", "lacks $prompt", judged(**LLM, base_url=URL, rubric="FOLDER/mine.toml"))
 GUARD = {"kind": "model", "model": "FOLDER/judge"}
+CLASS, ONLY = {"label": "x", "threshold": 0.5}, {"label": "LABEL_0", "threshold": 0.5}
 kind("a probability of 7", "threshold is a probability", judged(**GUARD, label="x", threshold=7))
 kind("a probability below 0", "threshold is a probability", judged(**GUARD, label="x", threshold=-1))
 kind("a field that does not exist", "not {reply}", judged(**GUARD, text="{prompt} {answer} {reply}"))
 kind("a text without the answer", "text must hold {prompt} and {answer}", judged(**GUARD, text="{prompt}"))
-kind("a class that does not exist", "has the classes LABEL_0", judged(**GUARD, text="{prompt}{answer}", label="x"))
+kind("a class that does not exist", "has the classes LABEL_0", judged(**GUARD, text="{prompt}{answer}", **CLASS))
+kind("a class without a threshold", "above 0 and below 1", judged(**GUARD, text="{prompt}{answer}", label="LABEL_0"))
+kind("a class at threshold 1", "above 0 and below 1", judged(**GUARD, text="{prompt}{answer}", label="x", threshold=1))
+kind("the class of a single score", "has a single score", judged(**GUARD, text="{prompt}{answer}", **ONLY))
 kind("a judge that is not there", "no folder with a config.json", judged(kind="model", model="FOLDER/nowhere"))
 kind("a judge that is a policy", "sequence classifier", judged(kind="model", model="FOLDER/base"))
 kind("a judge of no kind", "must be 'none', 'oracle'", judged(kind="human"))

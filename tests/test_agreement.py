@@ -100,6 +100,18 @@ def test_labels_are_read_and_bad_ones_named(tmp_path: Path) -> None:
         agreement.labels(path)
 
 
+def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
+    told = [{"role": "user", "content": "hi"}]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": [{"from": "human", "value": "hi"}], "answer": "a", "good": true}\n')
+    table = tmp_path / "table.csv"
+    table.write_text('prompt,answer,good\n"' + json.dumps(told).replace('"', '""') + '",a,1\n')
+    assert agreement.labels(rows) == agreement.labels(table) == [(told, "a", True)]
+    rows.write_text('{"prompt": [{"role": "assistant", "content": "hi"}], "answer": "a", "good": true}\n')
+    with pytest.raises(BadData, match=r"rows.jsonl: row 1: .*must end with a user's turn"):
+        agreement.labels(rows)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -1,10 +1,11 @@
 """Near-duplicates: the documented rule is an exact one, so what it says is what is dropped."""
 
+import time
 from random import Random
 
 import pytest
 
-from models.neighbours import Neighbourhood
+from models.neighbours import Neighbourhood, leaders
 
 WORDS = [f"word{i}" for i in range(2000)]
 
@@ -43,3 +44,21 @@ def test_a_similarity_of_one_compares_the_exact_words() -> None:
     apart = Neighbourhood(["how do i clean my lamp"], 1)
     assert apart.holds("how do i clean my lamp") and not apart.holds("how do i clean my lamp now")
     assert not Neighbourhood([], 0.8).holds("how do i clean my lamp")
+
+
+def test_a_prompt_follows_the_first_that_it_nearly_repeats() -> None:
+    draw = Random(1)
+    first = [" ".join(draw.choices(WORDS, k=30)) for _ in range(50)]
+    again = [f"{text} {draw.choice(WORDS)}" for text in first]
+    assert leaders([*first, *again], 0.8) == [*range(50), *range(50)]
+    assert leaders([*first, *again][:70], 0.8) == [*range(50), *range(20)]
+    assert leaders([], 0.8) == []
+
+
+def test_many_prompts_of_one_wrapper_take_no_time() -> None:
+    """Each pair of them overlaps by 0.7, so that all would be compared with all."""
+    draw = Random(2)
+    prompts = [" ".join([*WORDS[:30], *draw.choices(WORDS, k=6)]) for _ in range(4000)]
+    started = time.perf_counter()
+    assert leaders(prompts, 0.8) == [*range(4000)]
+    assert time.perf_counter() - started < 30

@@ -33,7 +33,7 @@ def classifier(folder: Path, labels: list[str], **also: Any) -> Path:
 
 def test_folders_classes_and_templates(tmp_path: Path, policy: Policy) -> None:
     guard, reward = classifier(tmp_path / "guard", ["safe", "unsafe"]), classifier(tmp_path / "reward", [])
-    bare = classifier(tmp_path / "bare", [])
+    bare, one = classifier(tmp_path / "bare", []), classifier(tmp_path / "one", ["LABEL_0"])
     (bare / "chat_template.jinja").unlink()
     for settings, said in [
         ({"model": str(tmp_path / "nowhere")}, "no folder with a config.json; give a classifier's folder or hub id"),
@@ -42,13 +42,24 @@ def test_folders_classes_and_templates(tmp_path: Path, policy: Policy) -> None:
             "holds a LlamaForCausalLM; give a model that was trained as a sequence classifier",
         ),
         ({"model": str(guard)}, "label: the judge has the classes safe, unsafe; name the one"),
-        ({"model": str(guard), "label": "bad"}, "label 'bad': the judge has the classes safe, unsafe"),
-        ({"model": str(reward), "label": "x"}, "label 'x': the judge has a single score"),
+        (
+            {"model": str(guard), "label": "bad", "threshold": 0.5},
+            "label 'bad': the judge has the classes safe, unsafe",
+        ),
+        ({"model": str(reward), "label": "x", "threshold": 0.5}, "label 'x': the judge has a single score"),
+        (
+            {"model": str(one), "label": "LABEL_0", "threshold": 0.5},
+            "label 'LABEL_0': the judge has a single score, so its probability is always 1; leave `label` out",
+        ),
         ({"model": str(bare)}, "text: the judge has no chat template"),
     ]:
         (problem,) = problems(judges(kind="model", **settings))
         assert problem.startswith("evaluation.judges.harmless.") and said in problem
-    for good in ({"model": str(guard), "label": "unsafe"}, {"model": str(reward)}, {"model": "owner/name"}):
+    for good in (
+        {"model": str(guard), "label": "unsafe", "threshold": 0.5},
+        {"model": str(reward)},
+        {"model": "owner/name"},
+    ):
         assert problems(judges(kind="model", **good)) == []
     assert problems(judges(kind="model", model=str(bare), text="{prompt} {answer}")) == []
     with pytest.raises(BadRecipe, match="nowhere"):
@@ -69,7 +80,7 @@ def test_classes_as_transformers_writes_them(count: int, said: str, tmp_path: Pa
     found = problems(judges(kind="model", model=str(tmp_path)))
     assert (said in found[0]) if said else not found
     if count > 1:
-        assert problems(judges(kind="model", model=str(tmp_path), label="LABEL_1")) == []
+        assert problems(judges(kind="model", model=str(tmp_path), label="LABEL_1", threshold=0.5)) == []
 
 
 @pytest.mark.parametrize(
