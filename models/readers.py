@@ -32,6 +32,8 @@ WHOLE = 2**31
 FILES = 10_000
 """Files and folders that a folder of data may hold."""
 HALF = re.compile("[\ud800-\udfff]")
+TRAIN = re.compile(r"^train|(?<![^-._ 0-9])train(?![^-._ 0-9])")
+"""In a name: it begins so, or has it as a word (`helpful_train.jsonl`, `train-00000-of-00004.parquet`)."""
 OTHER_SPLIT = "stands in a split that is not read"
 
 
@@ -189,7 +191,7 @@ def _parts(source: Path) -> list[Path]:
     if not is_folder(source) or _of_datasets(source):
         return [source]
     files = [path for path in _inside(source) if path.name.endswith(KNOWN)]
-    train = [p for p in files if any(part.startswith("train") for part in p.relative_to(source).parts)]
+    train = [p for p in files if any(TRAIN.search(part) for part in p.relative_to(source).parts)]
     if not files:
         raise BadData(f"{source}: holds no {', '.join(KNOWN)}")
     return train or files

@@ -59,6 +59,8 @@ def noticed(path: Path, role: str) -> list[str]:
     prompts = [row["prompt"] for row in read(path, role)]
     near = [i for i, leader in enumerate(families(prompts)) if leader != i]
     told = [said] if (said := repeated(path, role)) else []
+    if other := sum(1 for _ in every(path)) - sum(1 for _ in _rows(path, role)):
+        told.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
     if near:
         first = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
         told.append(
@@ -75,9 +77,9 @@ def families(prompts: list[str | list[Message]]) -> list[int]:
 
 def _rows(path: Path, role: str) -> Iterator[Row]:
     """Yield every row of a suite that plays the role."""
+    wanted = XSTEST.get(role, "") if _is_xstest(path) else ""
     for number, row in every(path):
-        label = str(row.get("label", "")).strip().lower()
-        if {"type", "label"} <= row.keys() and role in XSTEST and label != XSTEST[role]:
+        if wanted and (label := _label(row)) and label != wanted:
             continue
         try:
             told: Row = {"prompt": prompt_of(row)}
@@ -87,6 +89,17 @@ def _rows(path: Path, role: str) -> Iterator[Row]:
         if row.get("reference"):
             told["reference"] = str(row["reference"])
         yield told
+
+
+def _label(row: Row) -> str:
+    """Return the label of a row of XSTest; empty for any other."""
+    return str(row["label"]).strip().lower() if {"type", "label"} <= row.keys() else ""
+
+
+def _is_xstest(path: Path) -> bool:
+    """Whether the labels of a file are XSTest's two; other files have columns of these names too."""
+    labels = {_label(row) for _, row in every(path)} - {""}
+    return bool(labels) and labels <= {*XSTEST.values()}
 
 
 def add(path: Path, prompt: str, category: str, reference: str) -> int:

@@ -77,6 +77,21 @@ def test_a_huge_folder_is_no_data(read: Callable[[Path], Any], tmp_path: Path, m
         read(tmp_path / "all")
 
 
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (("helpful_train.jsonl", "helpful_test.jsonl"), ["helpful_test.jsonl"]),
+        (("trainset.jsonl", "testset.jsonl"), ["testset.jsonl"]),
+        (("mine-train-0.jsonl", "mine-dev-0.jsonl"), ["mine-dev-0.jsonl"]),
+        (("restrained.jsonl", "constraint.jsonl"), []),
+    ],
+)
+def test_of_a_folder_the_files_named_train_are_read(names: tuple[str, str], left: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert readers.unread(tmp_path) == left
+
+
 def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("train-0.jsonl", "test-0.jsonl"):

@@ -146,6 +146,16 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
 SPELLINGS = ["How do I open it?", "how do i open it?", "How do I  open it?", "How do I open it? ", "HOW DO I OPEN IT?"]
 
 
+def test_other_labels_than_those_of_xstest_leave_no_row_out(tmp_path: Path) -> None:
+    for labels, asked in ((("safe", "unsafe", "Unsafe"), 2), (("unsafe", "harmful", "critical"), 3)):
+        path = tmp_path / "suite.jsonl"
+        rows = [{"prompt": f"thing {i} ?", "type": "x", "label": label} for i, label in enumerate(labels)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert len(suites.read(path, "harmless")) == asked
+        left_out = [said for said in suites.noticed(path, "harmless") if "left out" in said]
+        assert len(left_out) == (asked != len(labels)) and all("1 row left out" in said for said in left_out)
+
+
 def test_spellings_of_one_prompt_count_once(tmp_path: Path) -> None:
     """As in the ledger and in `add`: five copies would show five times the evidence that there is."""
     path = written(tmp_path / "s.json", [{"prompt": text} for text in SPELLINGS])
