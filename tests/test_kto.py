@@ -122,7 +122,7 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
 
 
 def test_a_kto_training_that_would_move_nothing_is_refused(policy: Policy, compute: Compute, tmp_path: Path) -> None:
-    rows = scored(policy, compute, tmp_path, step())
+    rows = scored(policy, compute, tmp_path, step(updates=1))
     with pytest.raises(BadData, match=r"^harmless step: its only update is the first of the warm-up"):
         alignment.kto(policy, rows, step(updates=1), 1, 0.1, 0, compute, tmp_path)
 

@@ -113,6 +113,7 @@ def test_a_training_that_would_move_nothing_is_refused(
         trained(tmp_path / "still", warmup=0.03)
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"prompt": "how ?", "completion": "get the brush ."}) + "\n")
     sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
+    (tmp_path / "supervised").mkdir()
     with pytest.raises(BadData, match=r"^sft: its only update is the first of the warm-up"):
         supervised = Sft.model_validate(SETTINGS | {"warmup": 0.03})
         alignment.sft(policy, sources, supervised, Data(), 0, compute, tmp_path / "supervised")

@@ -32,7 +32,7 @@ tasks = ["hellaswag", "tasks/mine.yaml"]
 harmless = "../red-team.json"
 [evaluation.judges]
 helpful = { kind = "llm", model = "my-judge", base_url = "http://127.0.0.1:1/v1", rubric = "rubric.txt" }
-harmless = { kind = "model", model = "guard", label = "unsafe", labels = "~/labels.jsonl" }
+harmless = { kind = "model", model = "guard", label = "unsafe", threshold = 0.5, labels = "~/labels.jsonl" }
 """
 
 

@@ -308,7 +308,7 @@ def test_what_a_damaged_policy_was_is_found_out_before_it_is_used(
     """A large file is checked by size here; its content is checked where it is loaded."""
     given = {"safe": policy, "reward": other_policy, "q": 0.5}
     made = store.make(runs, Stage("interpolate", "merge", 1, "models.merge:interpolate", Policy, given))
-    assert isinstance(made, Policy) and merge.WEIGHTS == policies.WEIGHTS
+    assert isinstance(made, Policy) and merge.weights is policies.headers.weights
     policies.load(made, compute)
     flip(made.path / "model.safetensors")
     with pytest.raises(Exception, match="weights have digest"):

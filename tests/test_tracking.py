@@ -88,6 +88,7 @@ def test_a_version_that_is_found_again_carries_the_newest_verdict(tmp_path: Path
 def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, policy: Policy) -> None:
     """A version, and a logged model, that somebody else made and that call themselves ours."""
     told, mlflow = tracker(tmp_path), tracking.client(tmp_path)
+    settled(told)
     run = told._open()
     mlflow.create_registered_model("quickstart")
     theirs = {"sacpo.policy": policy.digest, "sacpo.run_id": run}
@@ -103,10 +104,9 @@ def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, p
     told.fail("KILLED")
 
 
-def test_what_a_kill_left_between_logging_and_registering_is_used(
-    tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_kill_left_between_logging_and_registering_is_used(tmp_path: Path, policy: Policy) -> None:
     told = tracker(tmp_path)
+    settled(told)  # it opens its run in a thread of its own
     address = told._logged("quickstart", policy, {})
     assert tracker(tmp_path).register(policy, {}) == "1"
     assert tracking.client(tmp_path).get_model_version("quickstart", "1").source == address
