@@ -3,15 +3,22 @@
 import json
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pytest
+from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient
 
+from models import small
+from models.errors import Undecided
+from models.recipe_file import read
 from tasks import children, leases, registry, tracking
+from tasks import run as runs_of
 from tasks.ledger import Ledger, Standing
 
 ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "evaluation.kl_prompts=32", "gate.approval=true"]
@@ -100,6 +107,38 @@ def test_a_refusal_binds(
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
     code, out = run("promote", "quickstart", "2", "--force", changes=[])
     assert code == 0 and registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "2"]
+
+
+def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trained when the second one came, and asks only later: for days, perhaps."""
+    monkeypatch.setattr(runs_of, "LOOKS", 0.1)
+    recipe = read("quickstart")
+    name = runs_of.digest(recipe)
+    runs.mkdir(exist_ok=True)
+    lock = runs / f"{recipe.name}-{name[:16]}.lock"
+    first, heard = FileLock(lock), []
+
+    def second() -> None:
+        try:
+            runs_of._wait_for(FileLock(lock), recipe)
+            heard.append("its turn")
+        except Undecided as error:
+            heard.append(str(error))
+
+    for question in ("answer it on its page", ""):
+        with first:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join(0.5)
+            assert thread.is_alive()
+            if question:
+                small.write_text(runs_of._question(runs, recipe, name), question)
+                thread.join(600)
+                runs_of._question(runs, recipe, name).unlink()
+        thread.join(600)
+        assert heard.pop() == (question or "its turn")
 
 
 def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(

@@ -277,6 +277,26 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_reason(
     assert str(refused.value) == f"SACPO_DATABASE at {sentence}"
 
 
+@pytest.mark.parametrize(
+    ("address", "holds"),
+    [
+        ("postgresql+psycopg://me@db/sacpo", False),
+        ("http://127.0.0.1:5000", False),
+        ("http://127.0.0.1:4200/api", False),
+        ("sqlite:////a/operations.db", False),
+        ("postgresql+psycopg://me:secret@db/sacpo", True),
+        ("postgresql+psycopg://me:se#cret@db/sacpo", True),
+        ("postgresql+psycopg://me:se/cret@db/sacpo", True),
+        ("postgresql+psycopg://me:se[cret@db/sacpo", True),
+        ("postgresql+psycopg://me@db/sacpo?password=secret", True),
+    ],
+)
+def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) -> None:
+    assert ledgers.secret(address) is holds
+    assert "secret" not in str(ledgers._unusable(address, ValueError()))
+    assert "se#cret" not in str(ledgers._unusable(address, ValueError()))
+
+
 def test_a_runs_folder_that_is_a_file_is_a_bad_place(runs: Path) -> None:
     runs.write_text("")
     with pytest.raises(BadPlace, match=r"cannot be used: .*exists"):
