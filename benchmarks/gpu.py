@@ -20,8 +20,8 @@ fsspec there, 23 wheels of 29 MB do:
 Compiled, so of that Python or newer and that platform only: pydantic-core, tokenizers, hf-xet, xxhash, safetensors,
 psutil; the rest is pure Python. The largest are transformers (13 MB), hf-xet (4) and tokenizers (3). pyarrow would be
 50 MB more, and torch alone does not bring it: with it 79 MB, above what a carrier of 64 MiB takes. Then leave out what
-the machine has. The fewest, beside its own transformers 5.17, peft and accelerate, are nine of 4.6 MB: trl, datasets,
-pydantic, pydantic-core, annotated-types, typing-inspection, dill, multiprocess and datasketch (all imports were tried).
+the machine has. The fewest, beside its own transformers 5.17, peft and accelerate, are eight of 4.5 MB: trl, datasets,
+pydantic, pydantic-core, annotated-types, typing-inspection, dill and multiprocess (all imports were tried).
 
 Begin with `--tiny`. On a machine that is lent for ten minutes a call, these three calls should do (not tried):
 
@@ -55,11 +55,11 @@ ARMS = "ours plain best shared"
 HEADS = ("part", "unit", "stage", "ok", "losses", "updates")
 NEEDED = (
     "torch", "transformers", "trl", "datasets", "peft", "accelerate", "tokenizers", "safetensors", "pydantic",
-    "filelock", "datasketch", "numpy", "scipy", "pandas", "pyarrow", "psutil", "jinja2", "yaml", "regex",
+    "filelock", "numpy", "scipy", "pandas", "pyarrow", "psutil", "jinja2", "yaml", "regex",
 )  # fmt: skip
 WHEELS = (
     "trl transformers datasets huggingface_hub tokenizers peft accelerate pydantic pydantic-core annotated-types "
-    "typing-inspection typing_extensions dill multiprocess httpx2 httpcore2 truststore hf-xet datasketch xxhash "
+    "typing-inspection typing_extensions dill multiprocess httpx2 httpcore2 truststore hf-xet xxhash "
     "safetensors filelock psutil"
 )
 

@@ -10,7 +10,7 @@ from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
 from tasks.pages import flow
-from tasks.run import asking, decided, root
+from tasks.run import asking, decided, digest, root
 
 
 @watched
@@ -31,7 +31,7 @@ def retrain(recipe: Recipe) -> Any:
     before = decided(recipe)
     if before:
         return Completed(name="NothingNew", message=unlinked(f"nothing new since {before['at']}: {before['outcome']}"))
-    asked = asking(recipe)
+    asked = asking(recipe, digest(recipe))
     if asked:
         return Completed(name="WaitsForApproval", message=asked)
     return align.fn(recipe)  # in this flow run: a run inside another could not pause it, and would hold its place

@@ -7,7 +7,6 @@ from models.artifacts import Sources
 from models.errors import BadData
 from models.fields import Fields
 from models.formats import taught
-from models.neighbours import text_of
 from models.preferences import refuse_contamination, suite_prompts
 from models.recipe import Data
 from models.tokens import Message
@@ -22,10 +21,9 @@ def dialogues(sources: Sources, config: Data) -> list[tuple[list[Message], list[
     path = sources.file("sft")
     found = [_taught(path, number, row) for number, row in readers.every(path)]
     suites = suite_prompts(sources, config)
-    texts = [text_of(prompt) for prompt, _ in found]
-    inside = [suites.holds(text) for text in texts]
+    inside = [suites.asks(prompt) for prompt, _ in found]
     kept = [one for one, held in zip(found, inside, strict=True) if not held]
-    first = next((text for text, held in zip(texts, inside, strict=True) if held), "")
+    first = next((prompt[-1]["content"] for (prompt, _), held in zip(found, inside, strict=True) if held), "")
     refuse_contamination(len(found) - len(kept), first, config)
     if not kept:
         raise BadData(f"{path}: every prompt of the corpus stands in an evaluation suite; nothing is left to train on")

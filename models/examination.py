@@ -53,7 +53,10 @@ def main() -> None:
     _limit()
     for one in asked["wanted"]:
         try:
-            told = judge(one["place"], one["judge"]) if one["judge"] else examine(one["place"], one["template"])
+            if one["judge"]:
+                told = judge(one["place"], one["judge"], one["shapes"])
+            else:
+                told = examine(one["place"], one["template"])
         except BadPolicy as error:
             print(json.dumps({"bad": " ".join(str(error).split())}), flush=True)
             return
@@ -88,8 +91,11 @@ def examine(place: str, template: str) -> dict[str, Any]:
     return {"parameters": parameters, "town_unknown": _unknown(tokenizer)}
 
 
-def judge(place: str, writes: str) -> dict[str, Any]:
+def judge(place: str, writes: str, shapes: list[list[str]]) -> dict[str, Any]:
     """Look at a sequence classifier in the same way; `writes` is `template` if its own one writes what it reads.
+
+    Args:
+        shapes: roles of the turns of the prompts that it will read.
 
     Raises:
         BadPolicy: it cannot judge; names the file and what to do.
@@ -108,7 +114,7 @@ def judge(place: str, writes: str) -> dict[str, Any]:
     if writes == "template":
         tokenizer.name_or_path = where = _template_file(path)
         _say(where)
-        templates.writes(tokenizer)
+        templates.writes(tokenizer, shapes)
     return {"parameters": parameters}
 
 

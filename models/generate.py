@@ -116,8 +116,8 @@ def ends(tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop
         stop: strings; one that is a single special token ends an answer too, though it is no part of the text.
     """
     special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    _, _, trained = rendered(tokenizer, messages("Hello"), ANSWER)
-    after = tokenizer(trained.partition(ANSWER)[2].strip(), add_special_tokens=False)["input_ids"][:1]
+    _, whole, _ = rendered(tokenizer, messages("Hello"), ANSWER)
+    after = tokenizer(whole.rpartition(ANSWER)[2].strip(), add_special_tokens=False)["input_ids"][:1]
     configured = own if isinstance(own, list) else [own] if own is not None else []
     written = [i for i in after if i in special.values()]
     stops = [special[one] for one in stop if one in special]

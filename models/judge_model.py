@@ -7,7 +7,7 @@ from models.artifacts import content_digest
 from models.errors import BadRecipe
 from models.hub import local
 from models.judge_tokens import Unwritable, read_as
-from models.judges import SINGLE, Asked, Grade
+from models.judges import SINGLE, Asked, Grade, identity
 from models.policy import device_kind, frozen
 from models.recipe import Compute
 from models.recipe_evaluation import Better, Judge
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 class Classifier:
     """Scores answers in batches; what it said before is looked up, and then the model is not even loaded."""
 
-    def __init__(self, judge: Judge, metric: str, compute: Compute, table: VerdictTable) -> None:
-        self.judge, self.metric, self.compute, self.table = judge, metric, compute, table
+    def __init__(
+        self, judge: Judge, metric: str, described: dict[str, str], compute: Compute, table: VerdictTable
+    ) -> None:
+        """Judge as who is `described` (`judges.identity`), and remember the scores under that name."""
+        self.judge, self.metric, self.described, self.compute, self.table = judge, metric, described, compute, table
 
     def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
         """Yield the score of each answer, its sign turned where lower is better; safe from the threshold on."""
@@ -103,6 +106,11 @@ class Classifier:
             )
         if self._templated and not tokenizer.chat_template:
             raise BadRecipe(f"{where}.text: the judge has no chat template; say how prompt and answer are written")
+        if identity(self.metric, self.judge) != self.described:
+            raise BadRecipe(
+                f"{where}.model {self.judge.model!r}: changed since the run began; start it again, and name a "
+                "revision of what lies on a hub (owner/name@revision)"
+            )
         return model.to(device_kind(self.compute.device)), tokenizer
 
     def _place(self, model: "PreTrainedModel") -> int:

@@ -25,11 +25,15 @@ def read_as(tokenizer: "PreTrainedTokenizerBase", turns: list[Message], text: st
     """
     parts = _written(tokenizer, turns, text)
     whole = "".join(part for part, _ in parts)
+    if not text:
+        rendered = _rendered(tokenizer, turns)
+        if all(turn["content"].strip() in rendered for turn in turns):  # it trims, for instance, and drops nothing
+            whole = rendered
     ids = [int(i) for i in tokenizer(whole, add_special_tokens=bool(text))["input_ids"]]
     control = _control(tokenizer)
-    own = sum(i in control for part, said in parts if not said for i in _ids(tokenizer, part, plain=False))
     before, after = _around(tokenizer) if text else ([], [])
-    if sum(i in control for i in ids) == own + sum(i in control for i in before + after):
+    written = [i for part, said in parts if not said for i in _ids(tokenizer, part, plain=False)]
+    if sum(i in control for i in ids) == sum(i in control for i in [*before, *written, *after]):
         return ids
     # What people wrote holds control tokens. Each part alone, words may be cut otherwise where two parts meet.
     told = [(_ids(tokenizer, part, plain=said), said) for part, said in parts]
@@ -47,13 +51,17 @@ def _written(tokenizer: "PreTrainedTokenizerBase", turns: list[Message], text: s
         mark = content_digest([turn["content"] for turn in turns])[:32]  # no turn can hold its own hash
         said = {f"{mark}{i:04}": turn["content"] for i, turn in enumerate(turns)}
         marked = [Message(role=turn["role"], content=mark) for turn, mark in zip(turns, said, strict=True)]
-        try:
-            written = str(tokenizer.apply_chat_template(marked, tokenize=False))
-        except Exception as error:  # a template may fail anyhow
-            why = " ".join(str(error).split()) or type(error).__name__
-            raise Unwritable(f"the judge's chat template cannot write these messages ({why[:200]})") from error
+        written = _rendered(tokenizer, marked)
     parts = re.split("(" + "|".join(map(re.escape, said)) + ")", written)
     return [(said.get(part, part), part in said) for part in parts if part]
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", turns: list[Message]) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # a template may fail anyhow
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise Unwritable(f"the judge's chat template cannot write these messages ({why[:200]})") from error
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, plain: bool) -> list[int]:
@@ -61,9 +69,13 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, plain: bool) -> list[i
 
 
 def _control(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Return the ids that part turns and texts: all special ones but those of unknown words and of padding."""
-    part = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id} - {None}
-    return ({*tokenizer.all_special_ids} - {tokenizer.unk_token_id, tokenizer.pad_token_id}) | part
+    """Return the ids that part turns and texts: all special ones but those of unknown words and of padding.
+
+    Those that only the list of added tokens calls special are among them, as Llama 3's `<|start_header_id|>` is.
+    """
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    parting = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id} - {None}
+    return (special - {tokenizer.unk_token_id, tokenizer.pad_token_id}) | parting
 
 
 def _around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

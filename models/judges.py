@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 
 from models import refusal, town
 from models.artifacts import content_digest, file_digest, tree_digest
-from models.errors import BadRecipe
-from models.hub import is_name, local
+from models.errors import BadInput, BadRecipe
+from models.hub import WEIGHTS, is_name, local
 from models.recipe_evaluation import Judge, JudgeKind, Judges
 from models.tokens import Message
 
@@ -109,27 +109,38 @@ def described(judges: Judges) -> dict[str, dict[str, str]]:
     """Return metric → name and version of its judge; the version follows from everything that can change a verdict.
 
     Raises:
-        BadRecipe: a rubric or a judge's folder cannot be read.
+        BadRecipe: a rubric or a judge's folder cannot be read, or the hub does not give it.
     """
-    return {metric: _described(metric, judge) for metric, judge in judges if judge.kind is not JudgeKind.none}
+    return {metric: identity(metric, judge) for metric, judge in judges if judge.kind is not JudgeKind.none}
 
 
-def _described(metric: str, judge: Judge) -> dict[str, str]:
+def identity(metric: str, judge: Judge) -> dict[str, str]:
+    """Return name and version of one judge, as `described` does."""
     if judge.kind is JudgeKind.oracle:
         return {"name": "town oracle", "version": str(town.VERSION)}
     if judge.kind is JudgeKind.refusal:
         return {"name": "refusal words", "version": str(refusal.VERSION)}
     try:
         if judge.kind is JudgeKind.model:
-            weights = judge.model if is_name(judge.model) else tree_digest(local(judge.model, "model"))
+            weights = tree_digest(*_files(judge.model))  # a name on a hub stands for other weights tomorrow
             kept = judge.model_dump(mode="json", include={"text", "label", "better"})
             return {"name": Path(judge.model).name, "version": content_digest([MODEL_VERSION, weights, kept])[:12]}
         rubrics = {path.name: file_digest(path) for path in rubric_files(metric, judge)}
+    except BadInput as error:
+        raise BadRecipe(f"evaluation.judges.{metric}: {error}") from error
     except OSError as error:
         place = error.filename or judge.model
         raise BadRecipe(f"evaluation.judges.{metric}: {place}: {error.strerror or error}") from error
     kept = judge.model_dump(mode="json", include={"model", "base_url", "temperature", "reply_tokens"})
     return {"name": judge.model, "version": content_digest([LLM_VERSION, rubrics, kept])[:12]}
+
+
+def _files(model: str) -> tuple[Path, list[Path] | None]:
+    """Return a judge's folder and the files that say what it is; of a hub's cache those that we fetch ourselves."""
+    folder = local(model, "model")
+    if not is_name(model):
+        return folder, None
+    return folder, [path for pattern in WEIGHTS for path in folder.rglob(pattern) if path.is_file()]
 
 
 def rubric_files(metric: str, judge: Judge) -> list[Path]:

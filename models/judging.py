@@ -56,7 +56,7 @@ def judge(
             continue
         table = VerdictTable(memory.path, content_digest([metric, described[metric]]))
         ours = [_asked(rows[i]) for i in places]
-        grader = _grader(metric, judge, compute, table)
+        grader = _grader(metric, judge, described[metric], compute, table)
         comparer = _comparer(metric, judge, table)
         grades = _graded_all(grader, ours)
         graded = zip(places, grades, strict=True) if grader else ()
@@ -108,7 +108,9 @@ def calibrate(
     for metric in metrics:
         judge: Judge = getattr(judges, metric)
         table = VerdictTable(memory.path, content_digest([metric, described.get(metric)]))
-        grader = _grader(metric, judge, compute, table) if judge.kind is not JudgeKind.none else None
+        grader = None
+        if judge.kind is not JudgeKind.none:
+            grader = _grader(metric, judge, described[metric], compute, table)
         if grader is None:
             raise BadRecipe(
                 f"evaluation.judges.{metric}.labels: this judge does not tell good answers from bad; set its threshold"
@@ -127,14 +129,16 @@ def calibrate(
     return Calibration(path=out, digest=digest, metrics=tuple(metrics))
 
 
-def _grader(metric: str, judge: Judge, compute: Compute, table: VerdictTable) -> Grader | None:
+def _grader(
+    metric: str, judge: Judge, described: dict[str, str], compute: Compute, table: VerdictTable
+) -> Grader | None:
     """Return who scores single answers; a chat model does so for harmlessness, where the recipe says what is safe."""
     if judge.kind is JudgeKind.oracle:
         return Oracle(metric)
     if judge.kind is JudgeKind.refusal:
         return Refusal()
     if judge.kind is JudgeKind.model:
-        return Classifier(judge, metric, compute, table)
+        return Classifier(judge, metric, described, compute, table)
     if metric != "harmless" or not judge.threshold:
         return None
     return Llm(judge, metric, table)

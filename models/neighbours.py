@@ -13,6 +13,14 @@ from zlib import crc32
 
 from models.tokens import Message
 
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Letters of scripts that part no words: Thai, Lao, Burmese, Khmer, kana, and Han; each of them counts as a word."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+ALONE = 3
+"""Words, or twice as many letters of unspaced scripts, from which on a last turn says enough to be compared by itself:
+`Hello` begins a thousand dialogues."""
 BUCKETS = 2**20
 """Counters of how often triples occur: several share one, which costs time only."""
 FAMILY = 100
@@ -21,8 +29,22 @@ prompts that overlap by a little less than the limit would take hours."""
 
 
 def text_of(prompt: list[Message]) -> str:
-    """Return the words of a prompt, in lower case, without punctuation: what is compared, and what splits follow."""
-    return " ".join(re.findall(r"\w+", " ".join(turn["content"] for turn in prompt).lower()))
+    """Return the words that a user says in a prompt, in lower case, without punctuation: what splits follow.
+
+    What the system or the assistant says in it makes no other question of it; a prompt without words is its signs.
+    """
+    asked = " ".join(turn["content"] for turn in prompt if turn["role"] == "user").lower()
+    return " ".join(WORD.findall(asked) or asked.split())
+
+
+def questions(prompt: list[Message]) -> list[str]:
+    """Return what is looked for among prompts that are kept apart: all that a user says, and the last turn alone.
+
+    The last turn is what is answered, so a question is the same question after other turns.
+    """
+    whole, last = text_of(prompt), text_of(prompt[-1:])
+    words = sum(0.5 if re.match(f"[{UNSPACED}]", word) else 1 for word in last.split())
+    return [whole, last] if last != whole and words >= ALONE else [whole]
 
 
 class Neighbourhood:
@@ -40,30 +62,31 @@ class Neighbourhood:
             for text in self.exact:
                 self.index.add(text)
 
+    def asks(self, prompt: list[Message]) -> bool:
+        """Return whether this prompt, or the last turn of it, is one that is kept apart, or nearly one."""
+        return any(map(self.holds, questions(prompt)))
+
     def holds(self, text: str) -> bool:
-        """Return whether this prompt, or nearly this prompt, is kept apart."""
+        """Return whether this text, or nearly this text, is kept apart."""
         return text in self.exact or (self.index is not None and self.index.find(text) >= 0)
 
 
 def leaders(prompts: Sequence[str], similarity: float) -> list[int]:
-    """Return for each prompt the place of one before it that it nearly repeats; its own place if there is none.
+    """Return for each prompt the first of its family: of the first prompt before it that it nearly repeats.
 
-    What is returned repeats nothing before it, so prompts of one leader are a family, and adding prompts at the end
-    changes nothing for those before.
+    Its own place if it repeats none. Adding prompts at the end changes nothing for those before; the price is that two
+    families stay two where a later prompt repeats both.
 
     Args:
         prompts: as `text_of` returns them, in the order of their file.
         similarity: least Jaccard overlap of word triples, above 0.
     """
     index = _Index(prompts, similarity)
-    places: list[int] = []  # of the leaders
-    found = []
+    found: list[int] = []
     for place, text in enumerate(prompts):
-        leader = index.find(text, most=FAMILY)
-        if leader < 0:
-            index.add(text)
-            places.append(place)
-        found.append(places[leader])
+        near = index.find(text, most=FAMILY)
+        index.add(text)
+        found.append(place if near < 0 else found[near])
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, suites, town
+from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, town
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
@@ -239,11 +239,11 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
 
 
 def _noticed(recipe: Recipe) -> Iterator[str]:
-    """Yield what is odd about the suites that are here; one that cannot be read is told elsewhere."""
-    for role, place in recipe.evaluation.suites:
-        if place not in ("", TOWN) and not hub.is_name(place):
+    """Yield what is odd about the files that are here; one that cannot be read is told elsewhere."""
+    for role, place in sources.named(recipe).items():
+        if not hub.is_name(place):
             with suppress(BadInput):
-                yield from (f"suite {role}: {told}" for told in suites.noticed(hub.local(place, "dataset"), role))
+                yield from sources.noticed({role: place})
 
 
 def _helpfulness(recipe: Recipe) -> list[str]:

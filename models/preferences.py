@@ -228,11 +228,11 @@ def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates:
     first: list[str] = []
 
     def why_not(line: bytes) -> str:
-        text = text_of(json.loads(line)["prompt"])
-        if suite.holds(text):
-            first.append(text)
+        prompt = json.loads(line)["prompt"]
+        if suite.asks(prompt):
+            first.append(prompt[-1]["content"])
             return INSIDE
-        return NEAR if apart.holds(text) else ""
+        return NEAR if apart.asks(prompt) else ""
 
     splits["train"].sift(why_not, fates)
     return next(iter(first), "")

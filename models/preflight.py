@@ -2,18 +2,20 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from models import generate_vllm, harness, headers, policy, probe, sources, town
 from models.assessment import Assessment
-from models.errors import BadData, BadPolicy, BadRecipe
-from models.hub import is_name
+from models.errors import BadData, BadInput, BadPolicy, BadRecipe
+from models.hub import is_name, local
 from models.judges import SINGLE, rubric_files
 from models.places import TOWN
 from models.recipe import Recipe
-from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges
+from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges, Suites
 from models.recipe_gate import GateMode
+from models.tokens import messages
 from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
@@ -34,7 +36,7 @@ def refuse(evaluation: Evaluation) -> None:
         BadRecipe: one sentence for each that cannot be used.
         BadData: a suite cannot be read, or holds prompts that its judge does not know.
     """
-    errors = missing(evaluation) + problems(evaluation.judges)
+    errors = missing(evaluation) + problems(evaluation.judges, fetch=True)
     if errors:
         raise BadRecipe("\n".join(errors))
     for role, place in evaluation.suites:
@@ -58,7 +60,7 @@ def look(recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], st
     Raises:
         BadPolicy: one cannot be used; names it as the recipe does, the file and what to do.
     """
-    wanted = [*_policies(recipe, kept, found), *_classifiers(recipe.evaluation.judges)]
+    wanted = [*_policies(recipe, kept, found), *_classifiers(recipe.evaluation, fetch=found is not None)]
     told = dict(zip((one.name for one in wanted), probe.look(wanted, kept), strict=True))
     base = told.get(f"base {recipe.base!r}", probe.Found())
     if isinstance(recipe, Recipe) and TOWN in [step.data for step in recipe.steps] and base.town_unknown:
@@ -90,12 +92,27 @@ def made_here(place: str, key: str, kept: Path) -> bool:
     return place == TOWN or policy.located(place, key).resolve().parent == kept.resolve()
 
 
-def _classifiers(judges: Judges) -> Iterator[probe.Wanted]:
-    """Yield the judges that are here, and of which `problems` says nothing."""
-    for metric, judge in judges:
-        if judge.kind is JudgeKind.model and not is_name(judge.model) and not _classifier(judge):
+def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.Wanted]:
+    """Yield the judges that are here, or are fetched, and of which `problems` says nothing."""
+    for metric, judge in evaluation.judges:
+        if judge.kind is JudgeKind.model and (fetch or not is_name(judge.model)) and not _classifier(judge):
             name = f"evaluation.judges.{metric}.model {judge.model!r}"
-            yield probe.Wanted(name, judge.model, judge="text" if judge.text else "template")
+            writes = "text" if judge.text else "template"
+            yield probe.Wanted(
+                name, judge.model, judge=writes, shapes=() if judge.text else _shapes(metric, evaluation.suites)
+            )
+
+
+def _shapes(metric: str, suites: Suites) -> tuple[tuple[str, ...], ...]:
+    """Return the roles of the turns of all prompts that are here and that a judge will read, each shape once."""
+    shapes = set()
+    for role, place in suites:
+        path = Path(place).expanduser()
+        judged = "harmless" if role == "must_pass" else role
+        if judged == metric and place not in ("", TOWN) and not is_name(place) and path.exists():
+            with suppress(BadData):  # told with all other data
+                shapes |= {tuple(turn["role"] for turn in messages(r["prompt"])) for r in sources.prompts(role, path)}
+    return tuple(sorted(shapes))
 
 
 def policies(recipe: Recipe | Assessment) -> list[tuple[str, str]]:
@@ -131,9 +148,13 @@ def missing(evaluation: Evaluation) -> list[str]:
     return [f"evaluation.{key}: {problem}" for key, problem in found.items() if problem]
 
 
-def problems(judges: Judges) -> list[str]:
-    """Return one sentence for each judge that cannot be used; a judge on a hub is looked at when it is loaded."""
-    told = {f"evaluation.judges.{metric}": _problem(metric, judge) for metric, judge in judges}
+def problems(judges: Judges, fetch: bool = False) -> list[str]:
+    """Return one sentence for each judge that cannot be used.
+
+    Args:
+        fetch: fetch those that lie on a hub; else they are left out.
+    """
+    told = {f"evaluation.judges.{metric}": _problem(metric, judge, fetch) for metric, judge in judges}
     return [f"{where}.{problem}" for where, problem in told.items() if problem] + list(_unlabelled(judges))
 
 
@@ -158,8 +179,8 @@ def _known(role: str, suite: Path, prompts: list[Any]) -> None:
             raise BadData(f"evaluation.suites.{role}: {suite}: {error}") from error
 
 
-def _problem(metric: str, judge: Judge) -> str:
-    if judge.kind is JudgeKind.model and not is_name(judge.model):
+def _problem(metric: str, judge: Judge, fetch: bool) -> str:
+    if judge.kind is JudgeKind.model and (fetch or not is_name(judge.model)):
         return _classifier(judge)
     if judge.kind is JudgeKind.llm:
         return _chat_model(metric, judge)
@@ -167,7 +188,10 @@ def _problem(metric: str, judge: Judge) -> str:
 
 
 def _classifier(judge: Judge) -> str:
-    folder = Path(judge.model).expanduser()
+    try:
+        folder = local(judge.model, "model")
+    except BadInput as error:
+        return f"model: {error}"
     try:
         config = headers.settings(folder / "config.json")
     except BadPolicy:

@@ -23,7 +23,7 @@ from models.hub import local
 from models.places import TOWN
 from models.policy import CONFIGS, TOKENIZER
 
-VERSION = 1
+VERSION = 2
 """Raised when more, or something else, is looked at."""
 SECONDS = 240
 """Wall-clock time after which the process is killed: importing torch alone may take a minute on a busy machine."""
@@ -50,6 +50,8 @@ class Wanted(NamedTuple):
     """Chat template of the recipe; empty means the tokenizer's own."""
     judge: str = ""
     """`template` or `text` of a sequence classifier: what writes the dialogues that it reads."""
+    shapes: tuple[tuple[str, ...], ...] = ()
+    """Roles of the turns of the prompts that a judge's template will have to write."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def look(wanted: Sequence[Wanted], kept: Path) -> list[Found]:
 def _memory(one: Wanted, kept: Path) -> Path:
     """Return where is kept what was found."""
     try:
-        return kept / f"probe-{_digest(_here(one.place), one.template, one.judge)[:32]}.json"
+        return kept / f"probe-{_digest(one)[:32]}.json"
     except BadPolicy as error:
         raise BadPolicy(f"{one.name}: {error}") from error
 
@@ -102,12 +104,13 @@ def _keep(memory: Path, found: Found) -> None:
     small.write(memory, asdict(found))
 
 
-def _digest(base: str, template: str, judge: str) -> str:
+def _digest(one: Wanted) -> str:
     """Return what changes iff another answer may follow: the small files, the headers of the weights, the libraries."""
     libraries = {name: version(name) for name in ("torch", "transformers", "jinja2")}
-    told: dict[str, object] = {"version": VERSION, "libraries": libraries, "template": template, "judge": judge}
-    place = Path(base)
-    if base == TOWN:
+    told: dict[str, object] = {"version": VERSION, "libraries": libraries, "template": one.template, "judge": one.judge}
+    told["shapes"] = one.shapes
+    place = Path(_here(one.place))
+    if one.place == TOWN:
         pass
     elif place.suffix == ".gguf":
         headers.gguf(place)

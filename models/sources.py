@@ -1,5 +1,6 @@
 """The files that a run starts from: the user's own, named by content, or the embedded town's."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from models import jsonl, readers, suites, town
@@ -11,6 +12,7 @@ from models.places import TOWN
 from models.preferences import split_of
 from models.recipe import Data, Recipe
 from models.tokens import Message, messages
+from models.words import counted
 
 HALF = Data(test=0.5, validation=0.0)
 
@@ -75,6 +77,26 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, 
         found |= _split(role, path, halves, out) if role.startswith("suite/") else {role: str(path)}
     content = content_digest({role: readers.digest(out / place) for role, place in found.items()})
     return Sources(path=out, digest=content, files=found)
+
+
+def noticed(files: dict[str, str]) -> Iterator[str]:
+    """Yield what is odd about the user's files, a sentence each: prompts that repeat others, files that are not read.
+
+    Args:
+        files: role → path.
+
+    Raises:
+        BadData: one cannot be read.
+    """
+    for role, place in files.items():
+        if place == TOWN:
+            continue
+        path = local(place, "dataset")
+        if left := readers.unread(path):
+            yield f"{role}: {path}: {counted(len(left), 'file')} not read, since others are named train: {left[0]}"
+        kind, _, name = role.partition("/")
+        if kind == "suite":
+            yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
 
 
 def prompts(role: str, path: Path) -> list[jsonl.Row]:

@@ -40,32 +40,28 @@ def read(path: Path, role: str) -> list[Row]:
     return list(found.values())
 
 
-def repeated(path: Path, role: str) -> str:
-    """Say how many prompts stand in a suite more than once, of which only the first is asked; empty if none."""
-    first: dict[str, Row] = {}
-    dropped = other = 0
-    for told in _rows(path, role):
-        before = first.setdefault(prompt_digest(told["prompt"]), told)
-        dropped += before is not told
-        other += before["category"] != told["category"]
-    if not dropped:
-        return ""
-    said = f"{counted(dropped, 'duplicate')} dropped"
-    return f"{said}, {other} with another category" if other else said
-
-
 def noticed(path: Path, role: str) -> list[str]:
     """Say what is odd about a suite, a sentence each: prompts that repeat others, exactly or nearly."""
-    prompts = [row["prompt"] for row in read(path, role)]
+    first: dict[str, Row] = {}
+    rows = dropped = moved = 0
+    for row in _rows(path, role):
+        before = first.setdefault(prompt_digest(row["prompt"]), row)
+        rows += 1
+        dropped += before is not row
+        moved += before["category"] != row["category"]
+    prompts = [row["prompt"] for row in first.values()]
     near = [i for i, leader in enumerate(families(prompts)) if leader != i]
-    told = [said] if (said := repeated(path, role)) else []
-    if other := sum(1 for _ in every(path)) - sum(1 for _ in _rows(path, role)):
+    told = []
+    if dropped:
+        also = f", {moved} with another category" if moved else ""
+        told.append(f"{path}: {counted(dropped, 'duplicate')} dropped{also}")
+    if other := sum(1 for _ in every(path)) - rows:
         told.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
     if near:
-        first = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
+        example = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
         told.append(
             f"{path}: {len(near):,} of {counted(len(prompts), 'prompt')} nearly repeat one before them, first "
-            f"{first!r}; the bounds count each as one more independent prompt; keep one of each kind"
+            f"{example!r}; the bounds count each as one more independent prompt; keep one of each kind"
         )
     return told
 
@@ -77,9 +73,9 @@ def families(prompts: list[str | list[Message]]) -> list[int]:
 
 def _rows(path: Path, role: str) -> Iterator[Row]:
     """Yield every row of a suite that plays the role."""
-    wanted = XSTEST.get(role, "") if _is_xstest(path) else ""
+    others = {*XSTEST.values()} - {XSTEST.get(role)} if role in XSTEST else set()
     for number, row in every(path):
-        if wanted and (label := _label(row)) and label != wanted:
+        if _label(row) in others:
             continue
         try:
             told: Row = {"prompt": prompt_of(row)}
@@ -92,14 +88,8 @@ def _rows(path: Path, role: str) -> Iterator[Row]:
 
 
 def _label(row: Row) -> str:
-    """Return the label of a row of XSTest; empty for any other."""
+    """Return the label of a row that is laid out as XSTest's are; empty for any other."""
     return str(row["label"]).strip().lower() if {"type", "label"} <= row.keys() else ""
-
-
-def _is_xstest(path: Path) -> bool:
-    """Whether the labels of a file are XSTest's two; other files have columns of these names too."""
-    labels = {_label(row) for _, row in every(path)} - {""}
-    return bool(labels) and labels <= {*XSTEST.values()}
 
 
 def add(path: Path, prompt: str, category: str, reference: str) -> int:

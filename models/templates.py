@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from models import tokens
 from models.errors import BadPolicy
 from models.tokens import Message
+from models.words import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,8 +49,11 @@ def try_out(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise BadPolicy(f"{where}: the chat template {why}; mend it, or give another as `template` in the recipe")
 
 
-def writes(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let the template of a judge write one question and its answer, whatever it makes of them.
+def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]] = ()) -> None:
+    """Let the template of a judge write a question and its answer, and a prompt of each shape that it will read.
+
+    Args:
+        shapes: roles of the turns of a prompt, as `("system", "user")`.
 
     Raises:
         BadPolicy: it cannot.
@@ -59,10 +63,22 @@ def writes(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise BadPolicy(f"{where}: holds no chat template; say in `text` how prompt and answer are written")
     with _in_time(where):
         why = _reaches(tokenizer.chat_template)
-        turns = [Message(role=role, content=text) for role, text in zip(ROLES[:2], TURNS[:2], strict=True)]
-        text = "" if why else tokens.prompt_texts(tokenizer, [turns])[0]
-    if why or TURNS[1] not in text:
-        raise BadPolicy(f"{where}: the chat template {why or 'drops the answer'}; say in `text` what the judge reads")
+        for shape in (ROLES[:1], *shapes):
+            why = why or _drops(tokenizer, shape)
+    if why:
+        raise BadPolicy(f"{where}: the chat template {why}; say in `text` what the judge reads")
+
+
+def _drops(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str]) -> str:
+    """Say what becomes of the answer to a prompt of this shape."""
+    told = [Message(role=role, content=SYSTEM if role == "system" else TURNS[0]) for role in shape]
+    try:
+        (text,) = tokens.prompt_texts(tokenizer, [[*told, Message(role="assistant", content=TURNS[1])]])
+    except _TooSlow:
+        raise
+    except BadPolicy as error:
+        return f"cannot write a prompt of the turns {', '.join(shape)} ({first_line(error.__cause__ or error)})"
+    return "" if TURNS[1] in text else "drops the answer"
 
 
 def _reaches(template: str) -> str:

@@ -53,6 +53,11 @@ class Rivals(NamedTuple):
     policies: dict[str, Policy]
     """`champion`, `anchor`."""
 
+    @property
+    def compared(self) -> list[str]:
+        """What the chosen one must not help less than: all of these, and the base where there is no champion yet."""
+        return [*([] if self.seen and self.policies else ["base"]), *self.policies]
+
 
 class Served(TypedDict):
     """What served when a run first asked, as places; `seen` as in `Rivals`."""
@@ -122,7 +127,7 @@ def certify(run: Run, tested: Evidence | None) -> Verdict | None:
     rivals = _rivals(run, tested.policy)
     settings = [run.training.constraint.model_dump(), run.training.gate.model_dump(exclude={"mode", "approval"})]
     seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
-    against = {name: rival.digest for name, rival in rivals.policies.items()}
+    against = {name: rivals.policies[name].digest if name in rivals.policies else "" for name in rivals.compared}
     question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
     return _show(run, decided(Ledger(run.root), run.training, question, tested, rivals))
 
@@ -181,16 +186,13 @@ def register(
     version, name = run.tracker.register(policy, tags), run.training.registered_name
     why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
     ledger.registered(name, version, source, policy.digest)
-    standing = Standing(tags["gate"], "", why, _key(verdict), source)
+    key = content_digest(asdict(verdict) if verdict else None)
+    standing = Standing(tags["gate"], "", why, key, source)
     if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):  # a restart repeats nothing
         ledger.stand(name, version, standing)
     if verdict:  # an undecided one challenges nobody
         registry.challenge(run.root, name, version)
     return Registered(name, version, registry.CHALLENGER if verdict else "")
-
-
-def _key(verdict: Verdict | None) -> str:
-    return content_digest(asdict(verdict) if verdict else None)
 
 
 class Approval(RunInput):
@@ -261,9 +263,8 @@ def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
 def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[str, str]]) -> str:
     """Return as Markdown what a person is asked; `pages` are (address, text)."""
     asks = f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:"
-    shown = [asks, ""]
-    shown += [f"- {plain(str(check))}" for check in verdict.checks] if verdict else []
-    return "\n".join([*shown, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])
+    checks = [f"- {plain(str(check))}" for check in verdict.checks] if verdict else []
+    return "\n".join([asks, "", *checks, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])
 
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
@@ -375,8 +376,7 @@ def _facts(tested: Evidence, rivals: Rivals, spent: Mapping[str, float]) -> Fact
     verdicts = tested.verdicts
     harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
     wins = {}
-    first = not rivals.seen or not rivals.policies  # it must not help less than what it started from
-    for name in [*(["base"] if first else []), *rivals.policies]:
+    for name in rivals.compared:
         wins[name] = figures.at_worst(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"], 0.0)
     return Facts(
         categories=tuple(

@@ -353,11 +353,14 @@ def secret(address: str) -> bool:
         url = make_url(address)
     except (ArgumentError, ValueError):
         return True
-    return bool(url.password or "password" in url.query)
+    return bool(url.password or any("password" in name.lower() for name in url.query))
 
 
 def _unusable(address: str, error: Exception) -> BadPlace:
-    place = address.rpartition("@")[2].partition("?")[0]  # without user and password
+    user, _, place = address.rpartition("@")
+    place = place.partition("?")[0]  # without user and password, which may stand in the query, and hold an @
+    if "?" in user:
+        place = address.partition("://")[0]
     why = "" if isinstance(error, (ArgumentError, ValueError)) else f": {str(error).splitlines()[0]}"
     return BadPlace(
         f"SACPO_DATABASE at {place} cannot be used{why or '; give postgresql+psycopg://user@host:port/name'}"

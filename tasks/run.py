@@ -38,19 +38,19 @@ if TYPE_CHECKING:
 N = TypeVar("N", bound=Noun)
 
 VERSIONS = {
-    "sources.gather": 3,
-    "preferences.prepare": 3,
+    "sources.gather": 4,
+    "preferences.prepare": 4,
     "policy.base": 1,
-    "alignment.sft": 2,
-    "reference.score": 2,
-    "reference.score_unpaired": 2,
+    "alignment.sft": 3,
+    "reference.score": 3,
+    "reference.score_unpaired": 3,
     "alignment.kto": 1,
     "alignment.dpo": 2,
     "merge.interpolate": 1,
     "answering.answer": 2,
     "judging.judge": 2,
     "judging.calibrate": 1,
-    "distance.measure": 2,
+    "distance.measure": 3,
     "margins.weigh": 1,
     "harness.measure": 1,
 }
@@ -264,7 +264,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        _wait_for(lock, recipe)
+        _wait_for(lock, recipe, name)
     small.remove(_question(where, recipe, name))  # of one that died while it waited
     try:
         for sentence in leases.sweep(where):
@@ -274,15 +274,18 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
         lock.release()
 
 
-def _wait_for(lock: FileLock, recipe: Recipe | Assessment) -> None:
+def _wait_for(lock: FileLock, recipe: Recipe | Assessment, name: str) -> None:
     """Take the lock when the process that runs the same has ended.
+
+    Args:
+        name: digest of the run; what the recipe names may change while we wait.
 
     Raises:
         Undecided: that one asks a person, which may take days.
     """
     said = False
     while True:
-        if question := asking(recipe):
+        if question := asking(recipe, name):
             raise Undecided(question)
         if not said:
             screen.say("another process runs this recipe on these data; waiting for it to end")
@@ -292,9 +295,9 @@ def _wait_for(lock: FileLock, recipe: Recipe | Assessment) -> None:
             return
 
 
-def asking(recipe: Recipe | Assessment) -> str:
-    """Return where the same run waits for a person's answer; empty if none does."""
-    where, name = root(), digest(recipe)
+def asking(recipe: Recipe | Assessment, name: str) -> str:
+    """Return where the run of this digest waits for a person's answer; empty if none does."""
+    where = root()
     try:
         with FileLock(where / f"{recipe.name}-{name[:16]}.lock", blocking=False):
             return ""  # whoever asked has died

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from prefect.cache_policies import NO_CACHE
 
-from models import harness, suites
+from models import harness
 from models import sources as origins
 from models.artifacts import (
     Answers,
@@ -29,9 +29,7 @@ from models.batching import moves_nothing, updates
 from models.errors import BadData
 from models.figures import Evidence
 from models.gate import Choice
-from models.hub import local
 from models.kept import Kept
-from models.places import TOWN
 from models.policy import base_digest, called
 from models.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.recipe import Columns, Method, Recipe, Step, kl_weight
@@ -60,9 +58,8 @@ def gather(run: Run) -> Sources:
     """The files that everything starts from."""
     given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
     given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
-    for role, place in run.recipe.evaluation.suites:
-        for told in suites.noticed(local(place, "dataset"), role) if place not in ("", TOWN) else ():
-            screen.say(f"suite {role}: {told}", "dim")
+    for sentence in origins.noticed(origins.named(run.recipe)):
+        screen.say(sentence, "dim")
     return run.make(Sources, "sources.gather", "data", **given)
 
 

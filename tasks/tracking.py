@@ -164,10 +164,11 @@ class Tracker:
 
     def pages(self, registered: Registered) -> list[tuple[str, str]]:
         """Return (address, text) of the pages of the run and of the version, where MLflow is a server."""
-        if not SERVER.startswith("http"):
+        server = shown(self.root)
+        if not server.startswith("http"):
             return []
         experiment = self._client().get_run(self._open()).info.experiment_id
-        place, name = f"{without_password(SERVER).rstrip('/')}/#", registered.name
+        place, name = f"{server.rstrip('/')}/#", registered.name
         version = (
             f"{place}/models/{quote(name, safe='')}/versions/{registered.version}",
             f"{name} version {registered.version} in MLflow",

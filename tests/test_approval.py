@@ -122,7 +122,7 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
 
     def second() -> None:
         try:
-            runs_of._wait_for(FileLock(lock), recipe)
+            runs_of._wait_for(FileLock(lock), recipe, name)
             heard.append("its turn")
         except Undecided as error:
             heard.append(str(error))

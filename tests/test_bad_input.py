@@ -78,7 +78,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(one: probe.Wanted) -> probe.Found:
         try:
             if one.judge:
-                return probe.Found(**examination.judge(one.place, one.judge))
+                return probe.Found(**examination.judge(one.place, one.judge, one.shapes))
             return probe.Found(**examination.examine(one.place, one.template))
         except BadPolicy as error:
             raise probe.refused(" ".join(str(error).split()), one.name) from error

@@ -79,6 +79,8 @@ def test_an_answer_ends_where_the_model_and_its_template_end_a_turn(policy: Poli
     assert generate.ends(tokenizer, None, ["the", tokenizer.unk_token]) == [eos, unknown]
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<unk> {% endfor %}"
     assert generate.ends(tokenizer, None, []) == [eos, unknown]
+    tokenizer.chat_template += "{% if add_generation_prompt %}how {% endif %}"  # as one that begins a thought
+    assert generate.ends(tokenizer, None, []) == [eos, unknown]
 
 
 def test_where_a_turn_ends_is_read_from_the_folder_as_it_is_from_the_model(policy: Policy, tmp_path: Path) -> None:

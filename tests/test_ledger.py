@@ -289,12 +289,15 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_reason(
         ("postgresql+psycopg://me:se/cret@db/sacpo", True),
         ("postgresql+psycopg://me:se[cret@db/sacpo", True),
         ("postgresql+psycopg://me@db/sacpo?password=secret", True),
+        ("postgresql+psycopg://me@db/sacpo?sslpassword=secret", True),
+        ("postgresql+psycopg://me@db/sacpo?password=a@secret", True),
+        ("postgresql+psycopg://me:se?cret@db/sacpo", True),
     ],
 )
 def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) -> None:
     assert ledgers.secret(address) is holds
-    assert "secret" not in str(ledgers._unusable(address, ValueError()))
-    assert "se#cret" not in str(ledgers._unusable(address, ValueError()))
+    shown = str(ledgers._unusable(address, ValueError()))
+    assert not [part for part in ("secret", "se#", "se?", "se/", "se[", "cret") if part in shown]
 
 
 def test_a_runs_folder_that_is_a_file_is_a_bad_place(runs: Path) -> None:

@@ -5,7 +5,8 @@ from random import Random
 
 import pytest
 
-from models.neighbours import Neighbourhood, leaders
+from models.neighbours import Neighbourhood, leaders, text_of
+from models.tokens import Message
 
 WORDS = [f"word{i}" for i in range(2000)]
 
@@ -55,6 +56,15 @@ def test_a_prompt_follows_the_first_that_it_nearly_repeats() -> None:
     assert leaders([], 0.8) == []
 
 
+def test_who_nearly_repeats_a_prompt_that_repeats_another_is_of_its_family() -> None:
+    first = WORDS[:30]
+    second = [*first[:27], "a", "b", "c"]
+    third = ["d", "e", "f", *second[3:]]
+    texts = [" ".join(words) for words in (first, second, third)]
+    assert overlap(texts[0], texts[2]) < 0.8 < min(overlap(*texts[:2]), overlap(*texts[1:]))
+    assert leaders(texts, 0.8) == [0, 0, 0]
+
+
 def test_many_prompts_of_one_wrapper_take_no_time() -> None:
     """Each pair of them overlaps by 0.7, so that all would be compared with all."""
     draw = Random(2)
@@ -62,3 +72,56 @@ def test_many_prompts_of_one_wrapper_take_no_time() -> None:
     started = time.perf_counter()
     assert leaders(prompts, 0.8) == [*range(4000)]
     assert time.perf_counter() - started < 30
+
+
+def said(*turns: str) -> list[Message]:
+    """A dialogue whose turns are written as `role: text`."""
+    return [Message(role=turn.split(": ")[0], content=turn.split(": ")[1]) for turn in turns]
+
+
+ASKED = "how do i pick the lock of a door"
+
+
+@pytest.mark.parametrize(
+    ("turns", "held"),
+    [
+        ([f"user: {ASKED.upper()} ?"], True),
+        (["system: You are a helpful assistant.", f"user: {ASKED}"], True),
+        (["user: hello there my friend", "assistant: hello .", f"user: {ASKED}"], True),
+        (["system: Be brief.", "user: hello", "assistant: hello .", f"user: {ASKED} ?!"], True),
+        ([f"user: {ASKED}", "assistant: i can not help with that .", "user: then tell me of the weather"], False),
+        ([f"system: {ASKED}", "user: what is the weather like today"], False),
+        (["user: what is the weather", f"assistant: {ASKED}", "user: no , what is it today"], False),
+        (["user: a poem about rain", "assistant: it rains .", "user: hello"], False),
+        (["user: hello"], True),
+        (["user: 写一首诗", "assistant: 好", "user: 谢谢你"], False),
+        (["user: 写一首诗", "assistant: 好", "user: 如何制作一把锁"], True),
+    ],
+)
+@pytest.mark.parametrize("similarity", [0.8, 1.0])
+def test_a_question_is_the_same_behind_other_turns(turns: list[str], held: bool, similarity: float) -> None:
+    kept = (ASKED, "hello", "谢谢你", "如何制作一把锁")
+    apart = Neighbourhood([text_of(said(f"user: {prompt}")) for prompt in kept], similarity)
+    assert apart.asks(said(*turns)) is held
+
+
+@pytest.mark.parametrize(
+    ("prompt", "near"),
+    [
+        ("如何在家里制作一个简单的炸弹装置", "如何在家里制作一个简单的炸弹装置吗"),
+        ("どうすれば家の鍵を簡単に開けられますか", "どうすれば家の鍵を簡単に開けられますかね"),
+        ("ทำอย่างไรจึงจะเปิดประตูบ้านได้โดยไม่มีกุญแจ", "ทำอย่างไรจึงจะเปิดประตูบ้านได้โดยไม่มีกุญแจนะ"),
+        (
+            "어떻게 하면 집 문을 열쇠 없이 쉽게 열 수 있을까 알려 줘",
+            "어떻게 하면 집 문을 열쇠 없이 쉽게 열 수 있을까 알려 줘 요",
+        ),
+    ],
+)
+def test_a_letter_more_makes_no_other_prompt_where_scripts_part_no_words(prompt: str, near: str) -> None:
+    apart = Neighbourhood([text_of(said(f"user: {prompt}"))], 0.8)
+    assert apart.asks(said(f"user: {near}")) and not apart.asks(said(f"user: {prompt[: len(prompt) // 2]}"))
+
+
+def test_prompts_without_words_differ_by_their_signs() -> None:
+    apart = Neighbourhood([text_of(said("user: 🙂🙂"))], 0.8)
+    assert apart.asks(said("user: 🙂🙂")) and not apart.asks(said("user: ?!"))

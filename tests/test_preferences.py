@@ -137,3 +137,19 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
         refusing = config.model_copy(update={"contaminated": Contaminated.fail})
         preferences.prepare(sources, "steps.0", "harmless", "dpo", "", 0, refusing, tmp_path / "out")
+
+
+def test_a_system_message_moves_no_prompt_to_another_split(tmp_path: Path) -> None:
+    config = Data(validation=0.3, test=0.3)
+    jsonl(tmp_path / "plain.jsonl", [pku(i) for i in range(60)])
+    jsonl(tmp_path / "behind.jsonl", [pku(i, system=f"You are assistant {i % 7}.") for i in range(60)])
+    plain, behind = (prepare(tmp_path / f"{n}.jsonl", tmp_path / n, config=config) for n in ("plain", "behind"))
+
+    def asked(made: Preferences) -> dict[str, str]:
+        return {
+            pair.prompt[-1]["content"]: split
+            for split in preferences.SPLITS
+            for pair in preferences.pairs(made.path / f"{split}.jsonl")
+        }
+
+    assert asked(plain) == asked(behind) and len(set(asked(plain).values())) == 3

@@ -56,7 +56,11 @@ def test_a_served_answer_ends_where_the_certified_one_did(policy: Policy) -> Non
     """Wherever config, template or a stop string end it."""
     chat_policy = loaded()
     tokenizer = load_tokenizer(policy)
-    for template in (str(tokenizer.chat_template), str(tokenizer.chat_template).replace("}} ", "}}<unk> ")):
+    own_template = str(tokenizer.chat_template)
+    thinking = (
+        "{% for m in messages %}{{ m['content'] }}<unk> {% endfor %}{% if add_generation_prompt %}how {% endif %}"
+    )
+    for template in (own_template, own_template.replace("}} ", "}}<unk> "), thinking):
         tokenizer.chat_template = template
         for own in (None, 1, [1, 5]):
             for stop in ([], ["the"], ["<unk>"]):

@@ -15,7 +15,7 @@ from models.artifacts import Policy, Sources
 from models.errors import BadInput, BadPlace
 from models.promotion import Registered
 from models.recipe_file import read
-from tasks import fetching, records, store, tracking
+from tasks import fetching, passwords, records, store, tracking
 from tasks.ledger import Ledger
 from tasks.store import Stage
 
@@ -256,6 +256,10 @@ def test_the_address_of_a_page_holds_no_password_and_no_name_as_it_is(
     run, version = told.pages(Registered("a) [b](c #?", "1", ""))
     assert version[0] == "http://127.0.0.1:5000/#/models/a%29%20%5Bb%5D%28c%20%23%3F/versions/1"
     assert run[0].startswith("http://127.0.0.1:5000/#/experiments/")
+    name = "MLFLOW_TRACKING_URI"
+    passwords.note(tmp_path, {name: "http://127.0.0.1:5000"}, [name], {})
+    monkeypatch.setattr(tracking, "SERVER", "http://localhost:5000")  # another user's program may answer there
+    assert told.pages(Registered("m", "1", ""))[1][0] == "http://127.0.0.1:5000/#/models/m/versions/1"
 
 
 def test_a_name_with_quotes_finds_itself_and_nothing_else(tmp_path: Path) -> None:
