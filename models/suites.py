@@ -54,7 +54,7 @@ def noticed(path: Path, role: str) -> list[str]:
     told = []
     if dropped:
         also = f", {moved} with another category" if moved else ""
-        told.append(f"{path}: {counted(dropped, 'duplicate')} dropped{also}")
+        told.append(f"{counted(dropped, 'duplicate')} dropped{also}")
     if other := sum(1 for _ in every(path)) - rows:
         told.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
     if near:

@@ -92,6 +92,14 @@ def test_of_a_folder_the_files_named_train_are_read(names: tuple[str, str], left
     assert readers.unread(tmp_path) == left
 
 
+@pytest.mark.parametrize("role", ["steps.0", "sft", "suite/harmless", "labels/harmless"])
+def test_files_of_a_folder_that_are_not_read_are_said(role: str, tmp_path: Path) -> None:
+    for name in ("hh_train.jsonl", "beaver.jsonl"):
+        (tmp_path / name).write_text(json.dumps(GOOD) + "\n")
+    (sentence,) = sources.noticed({role: str(tmp_path), "sft.town": "town"})
+    assert sentence == f"{role}: {tmp_path}: 1 file not read, since others are named train: beaver.jsonl"
+
+
 def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name in ("train-0.jsonl", "test-0.jsonl"):

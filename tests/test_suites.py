@@ -138,7 +138,7 @@ def test_a_typo_makes_no_folder_and_a_new_suite_is_said(tmp_path: Path) -> None:
 def test_duplicates_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "category": c} for c in "xxy"] + [{"prompt": "b"}]
     path = written(tmp_path / "s.json", rows)
-    assert f"{path}: 2 duplicates dropped, 1 with another category" in suites.noticed(path, "harmless")
+    assert suites.noticed(path, "harmless") == ["2 duplicates dropped, 1 with another category"]
     assert len(suites.read(path, "harmless")) == 2
     assert not suites.noticed(written(tmp_path / "t.json", rows[2:]), "harmless")
 
@@ -162,7 +162,7 @@ def test_spellings_of_one_prompt_count_once(tmp_path: Path) -> None:
     """As in the ledger and in `add`: five copies would show five times the evidence that there is."""
     path = written(tmp_path / "s.json", [{"prompt": text} for text in SPELLINGS])
     assert suites.read(path, "harmless") == [{"prompt": SPELLINGS[0], "category": ""}]
-    assert suites.noticed(path, "harmless") == [f"{path}: 4 duplicates dropped"]
+    assert suites.noticed(path, "harmless") == ["4 duplicates dropped"]
     turns = [[{"role": "user", "content": text}] for text in SPELLINGS[:2]]
     assert len(suites.read(written(tmp_path / "t.json", [{"prompt": one} for one in turns]), "harmless")) == 1
 
