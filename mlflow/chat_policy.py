@@ -151,9 +151,8 @@ def _ends(tokenizer: Any, own: Any, stop: list[str]) -> list[int]:
     """
     special = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     asks = [{"role": "user", "content": "Hello"}]
-    start = tokenizer.apply_chat_template(asks, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template([*asks, {"role": "assistant", "content": "Hi"}], tokenize=False)
-    after = whole.removeprefix(start).partition("Hi")[2].partition(tokenizer.eos_token)[0].strip()
+    after = whole.rpartition("Hi")[2].partition(tokenizer.eos_token)[0].strip()
     first = tokenizer(after, add_special_tokens=False)["input_ids"][:1]
     configured = own if isinstance(own, list) else [own] if own is not None else []
     written = [i for i in first if i in special.values()]

@@ -1,25 +1,36 @@
 """From a row to a comparison: one small function per layout, and one entry in FORMATS."""
 
 import math
+import re
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from models.errors import BadData
-from models.fields import Fields
-from models.messages import HUMAN, text, turns
+from models.fields import Fields, truth
+from models.messages import ASSISTANT, HUMAN, text, turns
 from models.readers import Dropped, Unusable
 from models.tokens import Message
 
 PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
+NEUTRAL = (
+    ("answer_a", "response_a", "answer_1", "response_1"),
+    ("answer_b", "response_b", "answer_2", "response_2"),
+)
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+"""Columns that say how good both answers are."""
 LIKELY = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "context", "messages"),
-    "chosen": ("chosen", "prefer", "better", "best", "win", "good", "answer_a", "response_a", "answer_1", "response_1"),
-    "rejected": ("reject", "worse", "worst", "los", "bad", "answer_b", "response_b", "answer_2", "response_2"),
+    "chosen": ("chosen", "preferred", "better", "best", "winning", "good", *NEUTRAL[0]),
+    "rejected": ("reject", "worse", "worst", "losing", "bad", *NEUTRAL[1]),
     "completion": ("completion", "response", "answer", "output"),
     "label": ("label", "desirable", "good", "safe", "thumb", "rating"),
 }
 """What a column is often called, in part, for a first guess at a mapping."""
+OTHERWISE = re.compile(r"(^|_)(id|model|rating|score|dis\w+|not|down|harm\w*)$|^un|_un|toxic")
+"""What is called so is no text of a comparison, or says the contrary of what a label should say."""
+DECIDES = ("prefer", "win", "label", "score", "rating", "better", "best", "choice")
+"""Where a column is called so, in part, the names of two answers (`answer_a`) do not tell which one is better."""
 
 
 class Pair(NamedTuple):
@@ -82,7 +93,7 @@ def scaled(row: Fields, prompt: str, first: str, second: str, preference: str) -
     one, other = row.text(first), row.text(second)
     try:
         degree = float(row.get(preference))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         degree = math.nan
     if not -3 <= degree <= 3:
         raise Unusable(f"{row.called(preference)}: must be a number from -3 to 3")
@@ -172,6 +183,8 @@ def taught(row: Fields) -> tuple[list[Message], str]:
     columns = next((one for one in CORPORA if set(one) <= row.names), ())
     if not columns:
         raise Unusable(f"needs prompt and completion, or messages; its columns are {_list(row.names)}")
+    if bad := next((name for name in ("is_safe", "kto_tag", "label") if truth(row.row.get(name)) is False), ""):
+        raise Unusable(f"{bad}: is false, so the answer is not one to be taught; take such rows out")
     prompt, *answer = columns
     asked = _prompt(row, prompt) if answer else []
     context, said = _answer(asked, row.turns((*answer, prompt)[0], "assistant"), row.called((*answer, prompt)[0]))
@@ -180,7 +193,7 @@ def taught(row: Fields) -> tuple[list[Message], str]:
 
 
 def format_of(row: Fields, where: str, like: Format | None = None) -> Format:
-    """Return the format of this row: that of the rows before, unless it has other columns.
+    """Return the format of this row, by its columns.
 
     Args:
         where: the file, for the sentence.
@@ -189,8 +202,6 @@ def format_of(row: Fields, where: str, like: Format | None = None) -> Format:
     Raises:
         BadData: no known format has these columns, or the recipe names one that is not there.
     """
-    if like and set(like.columns) <= row.names:
-        return like
     named = set(row.columns) - {"system"}
     found = next((one for one in FORMATS if named <= set(one.columns) <= row.names), like)
     if like and found:
@@ -198,11 +209,18 @@ def format_of(row: Fields, where: str, like: Format | None = None) -> Format:
     for name, column in row.columns.items():
         if column not in row.row:
             raise BadData(f"{where}: columns.{name}: no column {column!r}; the file has {_list(set(row.row))}")
-    if found is None:
+    if found is None or _no_dialogue(row, found):
         raise BadData(f"{where}: {_unknown(row)}")
     if row.label and found.read is not pku:
         raise BadData(f"{where}: label {row.label!r}: {found.name} needs none; take it out, or name it in `columns`")
     return found
+
+
+def _no_dialogue(row: Fields, found: Format) -> bool:
+    """Whether two answers only look like two dialogues, since the column with the prompt has a name of its own."""
+    if found.read is not dialogues or isinstance(row.row["chosen"], list) or ASSISTANT in str(row.row["chosen"]):
+        return False
+    return _guessed(row, ("prompt",))["prompt"] != "…"
 
 
 def example(row: Fields, known: Format, method: str) -> Example:
@@ -228,14 +246,17 @@ def example(row: Fields, known: Format, method: str) -> Example:
 
 
 def _prompt(row: Fields, name: str) -> list[Message]:
-    """Return what was asked; Alpaca's `input` follows the instruction, its `history` goes before."""
+    """Return what was asked; Alpaca's `input` follows the instruction, its and ms-swift's `history` goes before."""
     asked = row.turns(name, "user")
-    if name != "instruction":
+    if not {name, row.called(name)} & {"instruction", "query"}:
         return asked
-    if more := row.get("input"):
-        asked = [Message(role="user", content=f"{asked[0]['content']}\n{text(more, row.called('input'))}")]
+    if asked and "instruction" in (name, row.called(name)) and (more := row.get("input")):
+        last = Message(role="user", content=f"{asked[-1]['content']}\n{text(more, row.called('input'))}")
+        asked = [*asked[:-1], last]
     before = row.get("history") or []
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in before):
+    if not isinstance(before, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in before
+    ):
         raise Unusable("history: must be a list of [question, answer]")
     roles = ("user", "assistant")
     return [Message(role=roles[i], content=pair[i]) for pair in before for i in (0, 1)] + asked
@@ -249,10 +270,18 @@ def _answer(asked: list[Message], side: list[Message], name: str) -> tuple[list[
     held = {turn["content"].strip() for turn in context}
     if context and any(turn["content"].strip() not in held for turn in asked if turn["role"] != "system"):
         raise Unusable(f"{name}: is a dialogue that does not hold the prompt")
+    if context and asked and asked[0]["role"] == "system" and asked[0] != context[0]:
+        if context[0]["role"] == "system":
+            raise Unusable(f"{name}: begins with another system message than the prompt")
+        context = [asked[0], *context]
     return context or asked, last["content"]
 
 
 def _compared(row: Fields, asked: list[Message], chosen: str, rejected: str, speaker: str = "assistant") -> Pair:
+    if row.get("status") == "tie" or any(
+        isinstance(row.get(one), (int, float)) and row.get(one) == row.get(other) for one, other in SCORES
+    ):
+        raise Dropped("a tie: neither answer is preferred")
     (context, answer), (other, worse) = (
         _answer(asked, row.turns(name, speaker), row.called(name)) for name in (chosen, rejected)
     )
@@ -291,6 +320,8 @@ def _asked(row: Fields, context: list[Message]) -> list[Message]:
     """Return the context, after the system message of a column `system` or `system_prompt`."""
     if not context or context[-1]["role"] != "user":
         raise Unusable("prompt: must end with a turn of the user")
+    if not context[-1]["content"].strip():
+        raise Unusable("prompt: the last turn of the user is empty")
     name = next((name for name in ("system", "system_prompt") if row.get(name)), "")
     if not name:
         return context
@@ -308,20 +339,25 @@ def _unknown(row: Fields) -> str:
         _guessed(row, names) for names in (("prompt", "chosen", "rejected"), ("prompt", "completion", "label"))
     )
     two = list(pairs.values()).count("…") <= list(alone.values()).count("…")
+    two = two or any(word in column.lower() for column in row.row for word in NEUTRAL[1])
     known = [one for one in FORMATS if (one.read in (judged, ended)) is not two]
     near = max(known, key=lambda one: sum(_likeness(column, row.names) for column in one.columns) / len(one.columns))
     mapping = ", ".join(f'{name} = "{column}"' for name, column in (pairs if two else alone).items())
+    unsure = "; where … stands, make a column of what the file has" if "…" in mapping else ""
     return (
         f"no known format has the columns {_list(set(row.row))}; the nearest is {near.name} ({', '.join(near.columns)})"
-        f"; name the columns in the recipe: columns = {{ {mapping} }} (docs/data.md)"
+        f"; name the columns in the recipe: columns = {{ {mapping} }} (docs/data.md){unsure}"
     )
 
 
 def _guessed(row: Fields, names: tuple[str, ...]) -> dict[str, str]:
     """Return our name → the column that is most likely meant, `…` for none; each column once."""
-    left, found = sorted(row.row), {}
+    left, found = [column for column in sorted(row.row) if not OTHERWISE.search(column.lower())], {}
+    decided = any(word in column.lower() for column in row.row for word in DECIDES)
+    neutral = {*NEUTRAL[0], *NEUTRAL[1]} if decided else set()
     for name in names:
-        found[name] = next((column for word in LIKELY[name] for column in left if word in column.lower()), "…")
+        words = [word for word in LIKELY[name] if word not in neutral]
+        found[name] = next((column for word in words for column in left if word in column.lower()), "…")
         left = [column for column in left if column != found[name]]
     return found
 

@@ -21,18 +21,14 @@ def read_as(tokenizer: "PreTrainedTokenizerBase", turns: list[Message], text: st
         text: how prompt and answer are written; empty means the chat template.
 
     Raises:
-        Unwritable: the template refuses these turns, or a turn holds control tokens that cannot be read as words.
+        Unwritable: the template refuses or drops a turn, or one holds control tokens that cannot be read as words.
     """
     parts = _written(tokenizer, turns, text)
-    whole = "".join(part for part, _ in parts)
-    if not text:
-        rendered = _rendered(tokenizer, turns)
-        if all(turn["content"].strip() in rendered for turn in turns):  # it trims, for instance, and drops nothing
-            whole = rendered
+    whole = _whole(tokenizer, turns, text, parts)
     ids = [int(i) for i in tokenizer(whole, add_special_tokens=bool(text))["input_ids"]]
-    control = _control(tokenizer)
     before, after = _around(tokenizer) if text else ([], [])
     written = [i for part, said in parts if not said for i in _ids(tokenizer, part, plain=False)]
+    control = _control(tokenizer, written)
     if sum(i in control for i in ids) == sum(i in control for i in [*before, *written, *after]):
         return ids
     # What people wrote holds control tokens. Each part alone, words may be cut otherwise where two parts meet.
@@ -52,8 +48,17 @@ def _written(tokenizer: "PreTrainedTokenizerBase", turns: list[Message], text: s
         said = {f"{mark}{i:04}": turn["content"] for i, turn in enumerate(turns)}
         marked = [Message(role=turn["role"], content=mark) for turn, mark in zip(turns, said, strict=True)]
         written = _rendered(tokenizer, marked)
+    if any(mark not in written for mark in said):
+        raise Unwritable("the judge's chat template leaves a turn out, or changes what it says")
     parts = re.split("(" + "|".join(map(re.escape, said)) + ")", written)
     return [(said.get(part, part), part in said) for part in parts if part]
+
+
+def _whole(tokenizer: "PreTrainedTokenizerBase", turns: list[Message], text: str, parts: list[tuple[str, bool]]) -> str:
+    """Return the dialogue as the template writes it; where that would hide a part of a turn, with all that was said."""
+    rendered = "" if text else _rendered(tokenizer, turns)
+    hides = any(turn["content"].strip() not in rendered for turn in turns)  # it may trim
+    return "".join(part for part, _ in parts) if text or hides else rendered
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", turns: list[Message]) -> str:
@@ -68,14 +73,18 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, plain: bool) -> list[i
     return [int(i) for i in tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]]
 
 
-def _control(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """Return the ids that part turns and texts: all special ones but those of unknown words and of padding.
+def _control(tokenizer: "PreTrainedTokenizerBase", written: list[int]) -> set[int]:
+    """Return the ids that part turns and texts: all special ones but those of unknown words and of mere padding.
 
     Those that only the list of added tokens calls special are among them, as Llama 3's `<|start_header_id|>` is.
+
+    Args:
+        written: ids that the template writes itself; it may end turns with what also pads.
     """
     special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
     parting = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id} - {None}
-    return (special - {tokenizer.unk_token_id, tokenizer.pad_token_id}) | parting
+    padding = {tokenizer.pad_token_id} - {*written}
+    return (special - {tokenizer.unk_token_id} - padding) | parting
 
 
 def _around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:

@@ -19,7 +19,7 @@ RUBRICS = Path(__file__).parent / "rubrics"
 LLM_VERSION = 2
 """Raised when what a chat model is asked, or how its reply is read, changes outside the rubrics."""
 
-MODEL_VERSION = 3
+MODEL_VERSION = 4
 """Raised when a sequence classifier is given other tokens for the same texts, or its logits are read otherwise."""
 SINGLE = (
     "the judge has a single score, so its probability is always 1; leave `label` out, and say the score's threshold"

@@ -14,9 +14,18 @@ SPEAKERS = {
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 RENDERED = re.compile(
     r"\s*(<s>|<bos>|<\|begin_of_text\|>)?\s*(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>"
-    r"|<\|system\|>|\[INST\]|### Instruction:|BEGINNING OF CONVERSATION:)"
+    r"|<\|system\|>|<\|endoftext\|>|<｜|\[gMASK\]|\[INST\]|### (Instruction|Human|User):|BEGINNING OF CONVERSATION:"
+    r"|Below is an instruction that describes a task|A chat between a curious"
+    r"|(Human|User|USER):.*\s(Assistant|ASSISTANT):\s*$)",
+    re.DOTALL,
 )
 """How a prompt begins that a chat template has rendered already: rendered twice, it would be trained on as words."""
+MARKED = re.compile(
+    r"\s*(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>|<\|assistant\|>|Assistant:)"
+    r"|.*(<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|</s>)\s*$",
+    re.DOTALL,
+)
+"""How an answer begins or ends that holds a template's markup."""
 IN_A_CELL = re.compile(r"""\s*\[\s*\{.*?['"](role|from)['"]\s*:""", re.DOTALL)
 """How messages begin that stand as text in the cell of a table."""
 
@@ -75,7 +84,7 @@ def _plain(value: str, name: str, role: str) -> list[Message]:
         found = dialogue(value)
         waits = role == "user" and not found[-1]["content"]  # "… Assistant:" and nothing more
         return found[:-1] if waits else found
-    if role == "user" and RENDERED.match(value):
+    if (RENDERED if role == "user" else MARKED).match(value):
         raise Unusable(f"{name}: was rendered by a chat template; give the messages, without its markup")
     return [Message(role=role, content=value)]
 
@@ -100,6 +109,8 @@ def _turn(turn: Any, name: str) -> Message:
     if speaker.lower() not in SPEAKERS or told.get("tool_calls"):
         who = "a tool" if told.get("tool_calls") else f"{speaker[:20]!r}"
         raise Unusable(f"{name}: a turn of {who}; known are system, user, assistant")
+    if told.get("reasoning_content"):
+        raise Unusable(f"{name}: a turn with reasoning_content; write it into the content, or take it out")
     return Message(role=SPEAKERS[speaker.lower()], content=content)
 
 

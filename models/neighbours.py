@@ -17,7 +17,7 @@ UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 """Letters of scripts that part no words: Thai, Lao, Burmese, Khmer, kana, and Han; each of them counts as a word."""
-WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+WORD = re.compile(rf"(?=\w)[{UNSPACED}]|[^\W{UNSPACED}]+")
 ALONE = 3
 """Words, or twice as many letters of unspaced scripts, from which on a last turn says enough to be compared by itself:
 `Hello` begins a thousand dialogues."""
@@ -74,8 +74,8 @@ class Neighbourhood:
 def leaders(prompts: Sequence[str], similarity: float) -> list[int]:
     """Return for each prompt the first of its family: of the first prompt before it that it nearly repeats.
 
-    Its own place if it repeats none. Adding prompts at the end changes nothing for those before; the price is that two
-    families stay two where a later prompt repeats both.
+    Its own place if it repeats none. Two families stay two where a later prompt repeats both, so that adding prompts at
+    the end changes nothing for those before (but where more than FAMILY share their rarest triples).
 
     Args:
         prompts: as `text_of` returns them, in the order of their file.

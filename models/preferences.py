@@ -73,7 +73,10 @@ def prepare(
     _refuse(source, out, reading.bad, sum(became.values()) - became.get(DUPLICATE, 0), config)
     refuse_contamination(became.get(INSIDE, 0), first, config)
     if not len(splits["train"]):
-        raise BadData(f"{source}: no row is left to train on; lower data.validation and data.test")
+        raise BadData(
+            f"{source}: no row is left to train on; lower data.validation and data.test; rows in which the user says "
+            "the same count as one prompt, whatever the system says: put what differs into the user's turn"
+        )
     content = content_digest({name: file_digest(splits[name].path) for name in SPLITS})
     lines = {name: len(splits[name]) for name in SPLITS}
     card = reading.card(source, lines, became, over)
@@ -122,6 +125,7 @@ class _Reading:
     def __init__(self, source: Path, metric: str, method: str, label: str, config: Data) -> None:
         self.source, self.metric, self.method, self.label, self.config = source, metric, method, label, config
         self.format: Format | None = None
+        self.known: dict[tuple[str, ...], Format] = {}
         self.bad: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
@@ -137,8 +141,9 @@ class _Reading:
         if isinstance(row, Unusable):
             raise row
         fields = Fields(row, self.config.columns.named, self.metric, self.label)
-        known = format_of(fields, str(self.source), self.format)
-        self.format = self.format or known
+        columns = tuple(row)
+        known = self.known.get(columns) or format_of(fields, str(self.source), self.format)
+        self.format, self.known[columns] = self.format or known, known
         found = example(fields, known, self.method)
         told: Sequence[Pair | Judged] = found.answers or [one for one in (found.pair,) if one]
         fresh = [one for one in told if _remember(one, self.seen, self.noted)]

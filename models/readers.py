@@ -25,6 +25,8 @@ from models.packed import EXPANDS, most, opened
 
 Row = dict[str, Any]
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
+DATA = (*KNOWN, ".json.gz", ".csv.gz", ".json.xz", ".csv.xz", ".ndjson", ".tsv", ".zst", ".arrow", ".zip", ".tar.gz")
+"""How names of files of rows end."""
 ROW = 2**24
 """Bytes of the longest row of text: several million tokens."""
 WHOLE = 2**31
@@ -87,11 +89,18 @@ def digest(source: Path) -> str:
 
 
 def unread(source: Path) -> list[str]:
-    """Return the data files of a folder that are left out, since others are named `train`."""
+    """Return the data files of a folder that are left out: others are named `train`, or their type is unknown."""
     if not is_folder(source) or _of_datasets(source):
         return []
     read = set(_parts(source))
-    return [str(path.relative_to(source)) for path in _inside(source) if path.name.endswith(KNOWN) and path not in read]
+    return [str(p.relative_to(source)) for p in _inside(source) if p.name.lower().endswith(DATA) and p not in read]
+
+
+def folders(source: Path) -> list[str]:
+    """Return the folders inside one that its rows come from, as hubs keep several sets of data in one repository."""
+    if not is_folder(source) or _of_datasets(source):
+        return []
+    return sorted({str(path.parent.relative_to(source)) for path in _parts(source)})
 
 
 def is_folder(source: Path) -> bool:
@@ -231,6 +240,8 @@ def _jsonl(source: Path) -> Iterator[Any]:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
+            if number == 1 and text.strip() in ("[", "{"):
+                raise BadData(f"{source}: is one value of JSON over many lines; name it .json")
             try:
                 row, suspect = parse(text)
                 yield sound(row) if suspect else row
@@ -255,7 +266,8 @@ def _json(source: Path) -> Iterator[Any]:
     try:
         found, suspect = parse(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
+        lines = "; if each line is a row, name it .jsonl" if error.msg == "Extra data" else ""
+        raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}{lines}") from error
     except RecursionError:
         raise BadData(f"{source}: nested too deeply to be rows") from None
     lists = {name: value for name, value in found.items() if isinstance(value, list)} if isinstance(found, dict) else {}
@@ -273,11 +285,14 @@ def _json(source: Path) -> Iterator[Any]:
 def _csv(source: Path) -> Iterator[Any]:
     csv.field_size_limit(ROW)
     with opened(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
-        table = csv.DictReader(_lines(text, source))
+        table = csv.DictReader(_lines(text, source), strict=True)
         try:
             twice = [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]
             if twice:
                 raise BadData(f"{source}: the column {twice[0]!r} stands twice in the header")
+            alone = (table.fieldnames or [""])[0]
+            if len(table.fieldnames or ()) == 1 and (mark := next((m for m in ";\t|" if m in alone), "")):
+                raise BadData(f"{source}: its columns are separated by {mark!r}; write it with commas")
             for row in table:
                 broken = None in row or None in row.values()
                 yield Unusable("the number of columns differs from the header") if broken else row

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from models import jsonl
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.batching import mismatched, stratified
-from models.errors import BadData
+from models.errors import BadData, BadPolicy
 from models.policy import frozen, load, project
 from models.preferences import TRAIN, judged, pairs, refuse_one_kind
 from models.recipe import Compute, Data, Step
 from models.shared_prompt import Group, states, tokens
-from models.tokens import Message, encode
+from models.tokens import Message, encode_each
 
 if TYPE_CHECKING:
     import torch
@@ -37,17 +37,21 @@ def score(
 ) -> Reference:
     """Tokenise the pairs of these splits for this policy, add its log-probs, and write one JSONL per split.
 
-    `card.json` says how many tokens the rows have, `too_long.jsonl` which were too long.
+    `card.json` says how many tokens the rows have, `too_long.jsonl` which were too long, and `unwritable.jsonl` which
+    the chat template refuses.
 
     Raises:
+        BadPolicy: the chat template refuses all rows.
         BadData: no pair fits into `data.max_tokens`; held-out pairs are scored first, before anything is trained.
     """
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
     lengths = {}
     left_out: list[Row] = []
+    unwritable: list[Row] = []
     for split in splits:
-        rows, long = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
+        rows, long, refused = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
+        unwritable += [{"split": split, **row} for row in refused]
         left_out += [{"split": split} | {key: row[key] for key in NAMED} for row in long]
         counts[split] = len(rows)
         lengths[split] = {
@@ -59,10 +63,12 @@ def score(
             for row, (chosen, rejected) in zip(rows, logps, strict=True)
         ]
         jsonl.write(out / f"{split}.jsonl", scored)
+    if unwritable and not left_out and not sum(counts.values()):
+        raise BadPolicy(unwritable[0]["why"])
     if left_out and not sum(counts.values()):
         raise BadData(_too_long(preferences.metric, "pair", data))
-    counts["dropped"] = len(left_out)
-    _card(out, preferences, data, lengths, left_out)
+    counts["dropped"] = len(left_out) + len(unwritable)
+    _card(out, preferences, data, lengths, left_out, unwritable)
     return _described(policy, preferences, splits, counts, out)
 
 
@@ -79,19 +85,25 @@ def score_unpaired(
     """
     model, tokenizer = load(policy, compute)
     found = list(judged(preferences.path / "train.jsonl"))
-    encoded = encode(tokenizer, [(row.prompt, [row.answer]) for row in found])
-    every: list[Row] = [
-        {"prompt_ids": prompt, "completion_ids": answer, "label": row.desirable}
-        for row, (prompt, (answer,)) in zip(found, encoded, strict=True)
-    ]
-    sizes = [len(row["prompt_ids"]) + len(row["completion_ids"]) for row in every]
-    rows = [row for row, size in zip(every, sizes, strict=True) if size <= data.max_tokens]
-    left_out = [
-        {"split": TRAIN[0]} | _named(line, size, row.prompt)
-        for line, (row, size) in enumerate(zip(found, sizes, strict=True), 1)
-        if size > data.max_tokens
-    ]
+    encoded = encode_each(tokenizer, [(row.prompt, [row.answer]) for row in found])
+    every: list[Row] = []
+    rows: list[Row] = []
+    left_out: list[Row] = []
+    unwritable: list[Row] = []
+    for line, (answer, one) in enumerate(zip(found, encoded, strict=True), 1):
+        if isinstance(one, BadPolicy):
+            unwritable.append({"split": TRAIN[0], **_refused(line, one, answer.prompt)})
+            continue
+        prompt, (completion,) = one
+        every.append({"prompt_ids": prompt, "completion_ids": completion, "label": answer.desirable})
+        size = len(prompt) + len(completion)
+        if size <= data.max_tokens:
+            rows.append(every[-1])
+        else:
+            left_out.append({"split": TRAIN[0]} | _named(line, size, answer.prompt))
     labels = [bool(row["label"]) for row in rows]
+    if unwritable and not every:
+        raise BadPolicy(unwritable[0]["why"])
     if every and not rows:
         raise BadData(_too_long(preferences.metric, "answer", data))
     refuse_one_kind(preferences, labels)
@@ -112,28 +124,35 @@ def score_unpaired(
     jsonl.write(
         out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)]
     )
-    counts = Counter(train=len(rows), dropped=len(left_out), desirable=sum(labels))
+    counts = Counter(train=len(rows), dropped=len(left_out) + len(unwritable), desirable=sum(labels))
     lengths = {side: histogram(len(row[f"{side}_ids"]) for row in every) for side in ("prompt", "completion")}
-    _card(out, preferences, data, {"train": lengths}, left_out)
+    _card(out, preferences, data, {"train": lengths}, left_out, unwritable)
     return _described(policy, preferences, list(TRAIN), counts, out)
 
 
-def tokenise(tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int) -> tuple[list[Row], list[Row]]:
-    """Return the token ids of a split: the pairs that are used, and those longer than `max_tokens`, which are not.
+def tokenise(
+    tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int
+) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return the token ids of the pairs that are used, and of those longer than `max_tokens`, and what is refused.
 
     A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and named.
     """
     found = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
     fit: list[Row] = []
     long: list[Row] = []
-    for line, (prompt, (chosen, rejected)) in enumerate(encode(tokenizer, found), 1):
+    refused: list[Row] = []
+    for line, one in enumerate(encode_each(tokenizer, found), 1):
+        if isinstance(one, BadPolicy):
+            refused.append(_refused(line, one, found[line - 1][0]))
+            continue
+        prompt, (chosen, rejected) = one
         row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         size = len(prompt) + max(len(chosen), len(rejected))
         if size <= max_tokens:
             fit.append(row)
         else:
             long.append(row | _named(line, size, found[line - 1][0]))
-    return fit, long
+    return fit, long, refused
 
 
 def histogram(lengths: Iterable[int]) -> dict[str, int]:
@@ -212,16 +231,23 @@ def _named(line: int, size: int, prompt: list[Message]) -> Row:
     return dict(zip(NAMED, (line, size, prompt[-1]["content"][:200]), strict=True))
 
 
+def _refused(line: int, why: BadPolicy, prompt: list[Message]) -> Row:
+    return {"line": line, "why": str(why), "prompt": prompt[-1]["content"][:200]}
+
+
 def _card(
     out: Path,
     preferences: Preferences,
     data: Data,
     lengths: dict[str, dict[str, dict[str, int]]],
     left_out: list[Row],
+    unwritable: list[Row],
 ) -> None:
     card = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}
-    (out / "card.json").write_text(json.dumps(card | {"dropped_as_too_long": len(left_out)}, indent=1))
+    dropped = {"dropped_as_too_long": len(left_out), "dropped_as_unwritable": len(unwritable)}
+    (out / "card.json").write_text(json.dumps(card | dropped, indent=1))
     jsonl.write(out / "too_long.jsonl", left_out)
+    jsonl.write(out / "unwritable.jsonl", unwritable)
 
 
 def _described(

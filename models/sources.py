@@ -93,7 +93,13 @@ def noticed(files: dict[str, str]) -> Iterator[str]:
             continue
         path = local(place, "dataset")
         if left := readers.unread(path):
-            yield f"{role}: {path}: {counted(len(left), 'file')} not read, since others are named train: {left[0]}"
+            more = ", …" if len(left) > 3 else ""
+            yield (
+                f"{role}: {path}: {counted(len(left), 'file')} not read, since others are named train or the type is "
+                f"not known: {', '.join(left[:3])}{more}"
+            )
+        if len(parts := readers.folders(path)) > 1:
+            yield f"{role}: {path}: {', '.join(parts[:5])} are read as one; give one of them if they differ in kind"
         kind, _, name = role.partition("/")
         if kind == "suite":
             yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))

@@ -128,19 +128,18 @@ def looked_at(metric: str, place: str) -> Seen:
     if not usable:
         raise BadInput(f"{path}: none of the first {counted(len(first), 'row')} can be read: {first[0]}")
     known = format_of(Fields(usable[0], {}, metric, ""), str(path))
-    if known.unpaired:
-        return Seen(f"{known.name}: one answer per row, good or bad", "kto")
-    reasons = [reason for row in usable if (reason := _unusable(row, known, metric))]
+    method = "kto" if known.unpaired else "dpo"
+    reasons = [reason for row in usable if (reason := _unusable(row, known, metric, method))]
     if len(reasons) < len(usable):
-        return Seen(known.name)
+        return Seen(f"{known.name}: one answer per row, good or bad" if known.unpaired else known.name, method)
     columns = ", ".join(sorted(usable[0]))
     return Seen(f"not usable yet: {reasons[0]}", label=f'# label = "…"                          # one of: {columns}\n')
 
 
-def _unusable(row: Row, known: Format, metric: str) -> str:
+def _unusable(row: Row, known: Format, metric: str, method: str) -> str:
     """Return why a row gives no pair; empty if it does."""
     try:
-        example(Fields(row, {}, metric, ""), known, "dpo")
+        example(Fields(row, {}, metric, ""), known, method)
     except Unusable as reason:
         return str(reason)
     return ""

@@ -14,7 +14,7 @@ from typing import Any
 from models.artifacts import content_digest
 from models.errors import BadData, BadPlace
 from models.jsonl import Row
-from models.messages import IN_A_CELL, turns
+from models.messages import IN_A_CELL, text, turns
 from models.neighbours import leaders, text_of
 from models.readers import HALF, Unusable, every, is_folder
 from models.tokens import Message, messages
@@ -151,11 +151,22 @@ def prompt_of(row: Row) -> str | list[Message]:
             f"{null} is null" if null else f"no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}"
         )
     asked: Any = row[name]
+    system = next((row[column] for column in ("system", "system_prompt") if row.get(column)), "")
     if asked == [] or (isinstance(asked, str) and not asked.strip()):
         raise BadData(f"`{name}` is empty; write what is asked, or take the row out")
     if isinstance(asked, str) and not IN_A_CELL.match(asked):
-        return asked  # as it is: a prompt that attacks may look like markup
+        return _behind(system, messages(asked)) if system else asked  # a prompt that attacks may look like markup
     told = turns(asked, f"`{name}`", "user")
     if told[-1]["role"] != "user" or not all(turn["content"].strip() for turn in told):
         raise BadData(f"`{name}`: messages must end with a user's turn, and none may be empty")
-    return told
+    return _behind(system, told) if system else told
+
+
+def _behind(system: Any, asked: list[Message]) -> list[Message]:
+    """Return a prompt behind the system message of a column of its own."""
+    first = Message(role="system", content=text(system, "system"))
+    if asked[0]["role"] != "system":
+        return [first, *asked]
+    if asked[0] != first:
+        raise BadData("`system`: the messages begin with another system message")
+    return asked

@@ -70,15 +70,21 @@ def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]]
 
 
 def _drops(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str]) -> str:
-    """Say what becomes of the answer to a prompt of this shape."""
-    told = [Message(role=role, content=SYSTEM if role == "system" else TURNS[0]) for role in shape]
+    """Say what becomes of a prompt of this shape and of its answer."""
+    turns = [
+        Message(role=role, content=SYSTEM if role == "system" else f"{TURNS[0]} {number}")
+        for number, role in enumerate(shape)
+    ]
     try:
-        (text,) = tokens.prompt_texts(tokenizer, [[*told, Message(role="assistant", content=TURNS[1])]])
+        (text,) = tokens.prompt_texts(tokenizer, [[*turns, Message(role="assistant", content=TURNS[1])]])
     except _TooSlow:
         raise
     except BadPolicy as error:
         return f"cannot write a prompt of the turns {', '.join(shape)} ({first_line(error.__cause__ or error)})"
-    return "" if TURNS[1] in text else "drops the answer"
+    if TURNS[1] not in text:
+        return "drops the answer"
+    lost = next((turn["role"] for turn in turns if turn["content"] not in text), "")
+    return f"drops the {lost} turn of a prompt of the turns {', '.join(shape)}" if lost else ""
 
 
 def _reaches(template: str) -> str:

@@ -4,6 +4,7 @@ The prompt is rendered by the chat template with its generation prompt, so that 
 context it will see when it answers. The answer is tokenised by itself and ends with one EOS.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypedDict
 
 from models.errors import BadPolicy
@@ -59,6 +60,21 @@ def encode(
     ids = tokenizer(prompts + answers, add_special_tokens=False)["input_ids"] if dialogues else []
     ended = iter([*answer, tokenizer.eos_token_id] for answer in ids[len(prompts) :])
     return [(list(ids[i]), [next(ended) for _ in texts]) for i, (_, texts) in enumerate(dialogues)]
+
+
+def encode_each(
+    tokenizer: "PreTrainedTokenizerBase", dialogues: list[tuple[list[Message], list[str]]]
+) -> list[tuple[list[int], list[list[int]]] | BadPolicy]:
+    """Return what `encode` does, and for a dialogue that the chat template refuses, why."""
+    with suppress(BadPolicy):
+        return list(encode(tokenizer, dialogues))
+    found: list[tuple[list[int], list[list[int]]] | BadPolicy] = []
+    for one in dialogues:
+        try:
+            found += encode(tokenizer, [one])
+        except BadPolicy as why:
+            found.append(why)
+    return found
 
 
 def _answer(eos: str, whole: str, start: str, plain: str) -> str:

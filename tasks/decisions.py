@@ -127,7 +127,8 @@ def certify(run: Run, tested: Evidence | None) -> Verdict | None:
     rivals = _rivals(run, tested.policy)
     settings = [run.training.constraint.model_dump(), run.training.gate.model_dump(exclude={"mode", "approval"})]
     seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
-    against = {name: rivals.policies[name].digest if name in rivals.policies else "" for name in rivals.compared}
+    against = {name: rival.digest for name, rival in rivals.policies.items()}
+    against |= {"base": ""} if rivals.policies and "base" in rivals.compared else {}  # alone it is what nobody says
     question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
     return _show(run, decided(Ledger(run.root), run.training, question, tested, rivals))
 
@@ -186,8 +187,7 @@ def register(
     version, name = run.tracker.register(policy, tags), run.training.registered_name
     why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
     ledger.registered(name, version, source, policy.digest)
-    key = content_digest(asdict(verdict) if verdict else None)
-    standing = Standing(tags["gate"], "", why, key, source)
+    standing = Standing(tags["gate"], "", why, content_digest(asdict(verdict) if verdict else None), source)
     if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):  # a restart repeats nothing
         ledger.stand(name, version, standing)
     if verdict:  # an undecided one challenges nobody

@@ -360,7 +360,8 @@ def _unusable(address: str, error: Exception) -> BadPlace:
     user, _, place = address.rpartition("@")
     place = place.partition("?")[0]  # without user and password, which may stand in the query, and hold an @
     if "?" in user:
-        place = address.partition("://")[0]
+        scheme, mark, _ = address.partition("://")
+        place = f"{scheme}{mark}…" if mark else "…"
     why = "" if isinstance(error, (ArgumentError, ValueError)) else f": {str(error).splitlines()[0]}"
     return BadPlace(
         f"SACPO_DATABASE at {place} cannot be used{why or '; give postgresql+psycopg://user@host:port/name'}"

@@ -47,9 +47,9 @@ VERSIONS = {
     "alignment.kto": 1,
     "alignment.dpo": 2,
     "merge.interpolate": 1,
-    "answering.answer": 2,
+    "answering.answer": 3,
     "judging.judge": 2,
-    "judging.calibrate": 1,
+    "judging.calibrate": 2,
     "distance.measure": 3,
     "margins.weigh": 1,
     "harness.measure": 1,
@@ -116,7 +116,7 @@ class Run:
 
     @cached_property
     def judges(self) -> dict[str, dict[str, str]]:
-        """Name and version of each judge; the folder of a judge is hashed for it, once per run."""
+        """Name and version of each judge, as they are when the run begins; its folder is hashed for it."""
         return described(self.recipe.evaluation.judges)
 
     @property
@@ -278,10 +278,11 @@ def _wait_for(lock: FileLock, recipe: Recipe | Assessment, name: str) -> None:
     """Take the lock when the process that runs the same has ended.
 
     Args:
-        name: digest of the run; what the recipe names may change while we wait.
+        name: digest of the run that is waited for.
 
     Raises:
         Undecided: that one asks a person, which may take days.
+        BadData: what the recipe names is not what it was.
     """
     said = False
     while True:
@@ -292,7 +293,10 @@ def _wait_for(lock: FileLock, recipe: Recipe | Assessment, name: str) -> None:
             said = True
         with suppress(Timeout):
             lock.acquire(timeout=LOOKS)
-            return
+            break
+    if digest(recipe) != name:  # its report would stand in the place of the one that was waited for
+        lock.release()
+        raise BadData("what the recipe names has changed while this run waited; start it again")
 
 
 def asking(recipe: Recipe | Assessment, name: str) -> str:

@@ -15,7 +15,7 @@ from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient
 
 from models import small
-from models.errors import Undecided
+from models.errors import BadData, Undecided
 from models.recipe_file import read
 from tasks import children, leases, registry, tracking
 from tasks import run as runs_of
@@ -119,6 +119,7 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
     runs.mkdir(exist_ok=True)
     lock = runs / f"{recipe.name}-{name[:16]}.lock"
     first, heard = FileLock(lock), []
+    monkeypatch.setattr(runs_of, "digest", lambda _: name)
 
     def second() -> None:
         try:
@@ -139,6 +140,11 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
                 runs_of._question(runs, recipe, name).unlink()
         thread.join(600)
         assert heard.pop() == (question or "its turn")
+    monkeypatch.setattr(runs_of, "digest", lambda _: "of other data")
+    with pytest.raises(BadData, match="what the recipe names has changed while this run waited; start it again"):
+        runs_of._wait_for(FileLock(lock), recipe, name)
+    with FileLock(lock, blocking=False):
+        pass
 
 
 def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(

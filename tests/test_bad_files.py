@@ -97,7 +97,10 @@ def test_files_of_a_folder_that_are_not_read_are_said(role: str, tmp_path: Path)
     for name in ("hh_train.jsonl", "beaver.jsonl"):
         (tmp_path / name).write_text(json.dumps(GOOD) + "\n")
     (sentence,) = sources.noticed({role: str(tmp_path), "sft.town": "town"})
-    assert sentence == f"{role}: {tmp_path}: 1 file not read, since others are named train: beaver.jsonl"
+    assert (
+        sentence
+        == f"{role}: {tmp_path}: 1 file not read, since others are named train or the type is not known: beaver.jsonl"
+    )
 
 
 def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:

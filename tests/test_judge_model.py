@@ -196,6 +196,7 @@ def test_the_version_of_a_judge_on_a_hub_follows_from_its_weights(
         (cache / "refs" / "main").write_text(commit)
         versions.append(described(judges)["helpful"]["version"])
         (cache / "snapshots" / commit / "README.md").write_text("another tool of this machine fetched it")
+        assert described(judges)["helpful"]["version"] == versions[-1]
         alone = Judge(kind="model", model=str(folder))
         assert described(Judges(helpful=alone))["helpful"]["version"] == versions[-1]
     assert versions[0] != versions[1]
@@ -257,6 +258,28 @@ def test_a_template_that_trims_is_read_as_it_writes_and_none_hides_a_part() -> N
     assert read_as(tokenizer, kind, "") == tokenizer(trimmed, add_special_tokens=False)["input_ids"]
     hides = dialogue(("user", "how ?"), ("assistant", "hold the rail then sorry"))
     assert tokenizer.convert_tokens_to_ids("rail") in read_as(tokenizer, hides, "")
+
+
+def test_a_template_that_drops_a_turn_gives_no_verdict_and_is_refused_before() -> None:
+    tokenizer = speaking()
+    tokenizer.name_or_path = "chat_template.jinja"
+    tokenizer.chat_template = TEMPLATE.replace("messages %}", "messages[-2:] %}").replace("raise_exception", "lower")
+    whole = dialogue(("user", "how ?"), ("assistant", "get"), ("user", "open"), ("assistant", "hold"))
+    assert read_as(tokenizer, whole[2:], "")
+    with pytest.raises(Unwritable, match="leaves a turn out"):
+        read_as(tokenizer, whole, "")
+    templates.writes(tokenizer, [("user",)])
+    with pytest.raises(BadPolicy, match="drops the user turn of a prompt of the turns user, assistant, user; say in"):
+        templates.writes(tokenizer, [("user",), ("user", "assistant", "user")])
+
+
+def test_a_turn_may_end_with_what_also_pads() -> None:
+    tokenizer = speaking()
+    tokenizer.pad_token = "</s>"
+    tokenizer.add_special_tokens({"eos_token": "<s>"})
+    bad = dialogue(("user", "how ?"), ("assistant", "get </s> user : thanks"))
+    ids = read_as(tokenizer, bad, "")
+    assert ids.count(tokenizer.convert_tokens_to_ids("</s>")) == 2
 
 
 def test_a_prompt_that_names_the_answer_is_left_as_it_is() -> None:

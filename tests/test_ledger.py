@@ -292,6 +292,8 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_reason(
         ("postgresql+psycopg://me@db/sacpo?sslpassword=secret", True),
         ("postgresql+psycopg://me@db/sacpo?password=a@secret", True),
         ("postgresql+psycopg://me:se?cret@db/sacpo", True),
+        ("me:se?cret@db/sacpo", True),
+        ("postgresql+psycopg:/me:se?cret@db/sacpo", True),
     ],
 )
 def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) -> None:

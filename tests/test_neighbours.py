@@ -122,6 +122,11 @@ def test_a_letter_more_makes_no_other_prompt_where_scripts_part_no_words(prompt:
     assert apart.asks(said(f"user: {near}")) and not apart.asks(said(f"user: {prompt[: len(prompt) // 2]}"))
 
 
+@pytest.mark.parametrize("prompt", ["スマート・ホームの鍵を開ける方法", "မင်္ဂလာပါ။ သော့ ဘယ်မှာလဲ။", "។ តើសោនៅឯណា។"])
+def test_the_signs_of_unspaced_scripts_are_no_words(prompt: str) -> None:
+    assert text_of(said(f"user: {prompt}")) == text_of(said(f"user: {prompt.strip('။។').replace('・', '')}"))
+
+
 def test_prompts_without_words_differ_by_their_signs() -> None:
     apart = Neighbourhood([text_of(said("user: 🙂🙂"))], 0.8)
     assert apart.asks(said("user: 🙂🙂")) and not apart.asks(said("user: ?!"))

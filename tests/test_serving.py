@@ -60,7 +60,12 @@ def test_a_served_answer_ends_where_the_certified_one_did(policy: Policy) -> Non
     thinking = (
         "{% for m in messages %}{{ m['content'] }}<unk> {% endfor %}{% if add_generation_prompt %}how {% endif %}"
     )
-    for template in (own_template, own_template.replace("}} ", "}}<unk> "), thinking):
+    for template in (
+        own_template,
+        own_template.replace("}} ", "}}<unk> "),
+        thinking,
+        "Hindi or Highlights ? " + thinking,
+    ):
         tokenizer.chat_template = template
         for own in (None, 1, [1, 5]):
             for stop in ([], ["the"], ["<unk>"]):

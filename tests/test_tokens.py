@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from models import policy as policies
 from models.artifacts import Policy, Preferences, Reference
 from models.errors import BadData, BadPolicy
 from models.generate import Ask
-from models.recipe import Compute, Data
+from models.recipe import Compute, Data, Step
 from models.recipe_evaluation import Evaluation as Decoding
 
 Dialogues = list[tuple[str, str, str]]
@@ -200,6 +201,41 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_named(
     assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
         reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_rows_that_a_template_refuses_are_left_out_and_named(
+    method: str, policy: Policy, scored: Reference, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma's, Mistral's and Llama 2's want user and assistant in turn; a long training may lie behind us."""
+    pairs = scored.path.parent / "pairs" / "train.jsonl"
+    rows = list(jsonl.read(pairs))[:20]
+    rows[1]["prompt"] = [*rows[1]["prompt"], *rows[1]["prompt"]]
+    rows[4]["prompt"] = [{"role": "system", "content": "get"}, *rows[4]["prompt"]]
+    if method == "kto":
+        rows = [{"prompt": r["prompt"], "answer": r["chosen"], "desirable": i % 2 == 0} for i, r in enumerate(rows)]
+    jsonl.write(tmp_path / "train.jsonl", rows)
+    strict = "{% if messages[0].role != 'user' or messages|length > 2 %}{{ raise_exception('in turn') }}{% endif %}"
+    real = reference.load
+
+    def load(policy: Policy, compute: Compute) -> Any:
+        model, tokenizer = real(policy, compute)
+        tokenizer.chat_template = strict + tokenizer.chat_template
+        return model, tokenizer
+
+    monkeypatch.setattr(reference, "load", load)
+    made = Preferences(path=tmp_path, digest="x", metric="harmless", counts={})
+    (tmp_path / "out").mkdir()
+    if method == "kto":
+        step = Step(metric="harmless", method="kto", data="town", batch=8)
+        kept = reference.score_unpaired(policy, made, step, 0, Data(), compute, tmp_path / "out")
+    else:
+        kept = reference.score(policy, made, ["train"], Data(), compute, tmp_path / "out")
+    assert kept.counts["train"] == len(rows) - 2 and kept.counts["dropped"] == 2
+    named = list(jsonl.read(tmp_path / "out" / "unwritable.jsonl"))
+    assert [(row["split"], row["line"]) for row in named] == [("train", 2), ("train", 5)]
+    assert all("cannot write these messages (in turn)" in row["why"] and row["prompt"] for row in named)
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["dropped_as_unwritable"] == 2
 
 
 def test_heldout_pairs_that_are_all_too_long_stop_a_run_before_it_trains(
