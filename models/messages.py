@@ -20,12 +20,9 @@ RENDERED = re.compile(
     re.DOTALL,
 )
 """How a prompt begins that a chat template has rendered already: rendered twice, it would be trained on as words."""
-MARKED = re.compile(
-    r"\s*(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>|<\|assistant\|>|Assistant:)"
-    r"|.*(<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|</s>)\s*$",
-    re.DOTALL,
-)
-"""How an answer begins or ends that holds a template's markup."""
+BEGUN = re.compile(r"\s*(<\|im_start\|>|<\|start_header_id\|>|<start_of_turn>|<\|user\|>|<\|assistant\|>|Assistant:)")
+CLOSED = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>")
+"""How an answer begins, and ends, that holds a template's markup."""
 IN_A_CELL = re.compile(r"""\s*\[\s*\{.*?['"](role|from)['"]\s*:""", re.DOTALL)
 """How messages begin that stand as text in the cell of a table."""
 
@@ -84,7 +81,7 @@ def _plain(value: str, name: str, role: str) -> list[Message]:
         found = dialogue(value)
         waits = role == "user" and not found[-1]["content"]  # "… Assistant:" and nothing more
         return found[:-1] if waits else found
-    if (RENDERED if role == "user" else MARKED).match(value):
+    if RENDERED.match(value) if role == "user" else BEGUN.match(value) or value.rstrip().endswith(CLOSED):
         raise Unusable(f"{name}: was rendered by a chat template; give the messages, without its markup")
     return [Message(role=role, content=value)]
 
