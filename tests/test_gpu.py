@@ -55,8 +55,8 @@ def test_what_hangs_or_has_no_time_left_is_a_result(tmp_path: Path) -> None:
 def test_wheels_are_first_on_the_path_and_what_breaks_is_told(tmp_path: Path) -> None:
     """A carried package comes before an installed one, here one that cannot be imported."""
     (tmp_path / "wheels").mkdir()
-    with zipfile.ZipFile(tmp_path / "wheels" / "tokenizers-99-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tokenizers.py", "raise ImportError('carried')\n")
+    with zipfile.ZipFile(tmp_path / "wheels" / "trl-99-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("trl.py", "raise ImportError('carried')\n")
     code, lines, _ = gpu(tmp_path / "out", "--wheels", str(tmp_path / "wheels"), "--parts", "machine,answers")
     broken = [line for line in lines if "error" in line]
     assert code == 2 and {line["unit"] for line in broken} == {"machine", "answers tiny"}
