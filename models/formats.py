@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from models.errors import BadData
 from models.fields import Fields, truth
-from models.messages import ASSISTANT, HUMAN, text, turns
+from models.messages import ASSISTANT, HUMAN, behind, text, turns
 from models.readers import Dropped, Unusable
 from models.tokens import Message
 
@@ -270,10 +270,11 @@ def _answer(asked: list[Message], side: list[Message], name: str) -> tuple[list[
     held = {turn["content"].strip() for turn in context}
     if context and any(turn["content"].strip() not in held for turn in asked if turn["role"] != "system"):
         raise Unusable(f"{name}: is a dialogue that does not hold the prompt")
-    if context and asked and asked[0]["role"] == "system" and asked[0] != context[0]:
-        if context[0]["role"] == "system":
+    if context and asked and asked[0]["role"] == "system":
+        whole = behind(asked[0], context)
+        if whole is None:
             raise Unusable(f"{name}: begins with another system message than the prompt")
-        context = [asked[0], *context]
+        return whole, last["content"]
     return context or asked, last["content"]
 
 
@@ -326,11 +327,10 @@ def _asked(row: Fields, context: list[Message]) -> list[Message]:
     if not name:
         return context
     system = Message(role="system", content=text(row.get(name), row.called(name)))
-    if context[0]["role"] != "system":
-        return [system, *context]
-    if context[0] != system:
+    whole = behind(system, context)
+    if whole is None:
         raise Unusable(f"{row.called(name)}: the dialogue begins with another system message")
-    return context
+    return whole
 
 
 def _unknown(row: Fields) -> str:

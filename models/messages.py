@@ -61,6 +61,13 @@ def text(value: Any, name: str) -> str:
     return value
 
 
+def behind(system: Message, turns: list[Message]) -> list[Message] | None:
+    """Return turns behind a system message, which may stand there already; None if they begin with another one."""
+    if turns[0]["role"] != "system":
+        return [system, *turns]
+    return turns if turns[0] == system else None
+
+
 def dialogue(value: str) -> list[Message]:
     """Split HH-RLHF's text into its turns.
 

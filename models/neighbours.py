@@ -33,8 +33,8 @@ def text_of(prompt: list[Message]) -> str:
 
     What the system or the assistant says in it makes no other question of it; a prompt without words is its signs.
     """
-    asked = " ".join(turn["content"] for turn in prompt if turn["role"] == "user").lower()
-    return " ".join(WORD.findall(asked) or asked.split())
+    content = " ".join(turn["content"] for turn in prompt if turn["role"] == "user").lower()
+    return " ".join(WORD.findall(content) or content.split())
 
 
 def questions(prompt: list[Message]) -> list[str]:

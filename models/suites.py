@@ -14,7 +14,7 @@ from typing import Any
 from models.artifacts import content_digest
 from models.errors import BadData, BadPlace
 from models.jsonl import Row
-from models.messages import IN_A_CELL, text, turns
+from models.messages import IN_A_CELL, behind, text, turns
 from models.neighbours import leaders, text_of
 from models.readers import HALF, Unusable, every, is_folder
 from models.tokens import Message, messages
@@ -51,19 +51,19 @@ def noticed(path: Path, role: str) -> list[str]:
         moved += before["category"] != row["category"]
     prompts = [row["prompt"] for row in first.values()]
     near = [i for i, leader in enumerate(families(prompts)) if leader != i]
-    told = []
+    sentences = []
     if dropped:
         also = f", {moved} with another category" if moved else ""
-        told.append(f"{counted(dropped, 'duplicate')} dropped{also}")
+        sentences.append(f"{counted(dropped, 'duplicate')} dropped{also}")
     if other := sum(1 for _ in every(path)) - rows:
-        told.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
+        sentences.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
     if near:
         example = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
-        told.append(
+        sentences.append(
             f"{path}: {len(near):,} of {counted(len(prompts), 'prompt')} nearly repeat one before them, first "
             f"{example!r}; the bounds count each as one more independent prompt; keep one of each kind"
         )
-    return told
+    return sentences
 
 
 def families(prompts: list[str | list[Message]]) -> list[int]:
@@ -155,18 +155,16 @@ def prompt_of(row: Row) -> str | list[Message]:
     if asked == [] or (isinstance(asked, str) and not asked.strip()):
         raise BadData(f"`{name}` is empty; write what is asked, or take the row out")
     if isinstance(asked, str) and not IN_A_CELL.match(asked):
-        return _behind(system, messages(asked)) if system else asked  # a prompt that attacks may look like markup
+        return _after(system, messages(asked)) if system else asked  # a prompt that attacks may look like markup
     told = turns(asked, f"`{name}`", "user")
     if told[-1]["role"] != "user" or not all(turn["content"].strip() for turn in told):
         raise BadData(f"`{name}`: messages must end with a user's turn, and none may be empty")
-    return _behind(system, told) if system else told
+    return _after(system, told) if system else told
 
 
-def _behind(system: Any, asked: list[Message]) -> list[Message]:
+def _after(system: Any, turns: list[Message]) -> list[Message]:
     """Return a prompt behind the system message of a column of its own."""
-    first = Message(role="system", content=text(system, "system"))
-    if asked[0]["role"] != "system":
-        return [first, *asked]
-    if asked[0] != first:
+    prompt = behind(Message(role="system", content=text(system, "system")), turns)
+    if prompt is None:
         raise BadData("`system`: the messages begin with another system message")
-    return asked
+    return prompt

@@ -60,9 +60,9 @@ def test_no_mapping_is_suggested_that_turns_a_label_round_or_takes_what_is_no_te
 
 
 def test_what_belongs_to_an_instruction_follows_its_column_under_another_name() -> None:
-    asked = {"instruction": "Translate to French", "input": "Good morning", "answer_a": "Bonjour", "answer_b": "Salut"}
+    row = {"instruction": "Translate to French", "input": "Good morning", "answer_a": "Bonjour", "answer_b": "Salut"}
     mapped = {"prompt": "instruction", "chosen": "answer_a", "rejected": "answer_b"}
-    assert read(asked, mapped).prompt == [said("user", "Translate to French\nGood morning")]
+    assert read(row, mapped).prompt == [said("user", "Translate to French\nGood morning")]
     again = {"query": "and 3+3?", "response": "6", "rejected_response": "7", "history": [["2+2?", "4"]]}
     pair = read(again, {"prompt": "query", "chosen": "response", "rejected": "rejected_response"})
     assert pair.prompt == [said("user", "2+2?"), said("assistant", "4"), said("user", "and 3+3?")]
@@ -79,8 +79,8 @@ def test_each_row_is_read_by_its_own_columns(tmp_path: Path) -> None:
         {"prompt": "q2", "chosen": "a", "rejected": "b"},
     ]
     made = prepared(tmp_path, rows)
-    asked = [pair.prompt[-1]["content"] for pair in preferences.pairs(made.path / "train.jsonl")]
-    assert asked == ["hi", "q", "Translate\nGood morning", "q2"]
+    questions = [pair.prompt[-1]["content"] for pair in preferences.pairs(made.path / "train.jsonl")]
+    assert questions == ["hi", "q", "Translate\nGood morning", "q2"]
 
 
 def test_a_system_message_before_whole_dialogues_is_kept() -> None:
@@ -149,8 +149,8 @@ def test_a_corpus_teaches_no_answer_that_is_marked_as_bad(flag: Row, tmp_path: P
 def test_a_tie_is_no_preference(tie: Row, tmp_path: Path) -> None:
     row = {"input": "q", "chosen": "a", "rejected": "b"}
     made = prepared(tmp_path, [row, {**row, "input": "q2", "score_chosen": 7, "score_rejected": 3}, {**row, **tie}])
-    told = json.loads((made.path / "card.json").read_text())
-    assert told["rows_became"] == {"train": 2, "a tie: neither answer is preferred": 1} and not told["quarantined"]
+    card = json.loads((made.path / "card.json").read_text())
+    assert card["rows_became"] == {"train": 2, "a tie: neither answer is preferred": 1} and not card["quarantined"]
 
 
 @pytest.mark.parametrize(
