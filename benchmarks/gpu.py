@@ -11,7 +11,7 @@ nothing else, and is a result. FOLDER gets `results.jsonl` (a line as soon as so
 The machine needs Python 3.11 or newer and torch with CUDA. What else is missing is said at once. Without a registry,
 carry wheels and give their folder: they are unpacked into a temporary folder, before all else on the path of every
 process. For Python 3.12, with torch, numpy, pandas, scipy, pyarrow, regex, jinja2, PyYAML, tqdm, packaging, typer and
-fsspec there, 23 wheels of 29 MB do:
+fsspec there, these 22 wheels do (29 MB):
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
@@ -20,8 +20,8 @@ fsspec there, 23 wheels of 29 MB do:
 Compiled, so of that Python or newer and that platform only: pydantic-core, tokenizers, hf-xet, xxhash, safetensors,
 psutil; the rest is pure Python. The largest are transformers (13 MB), hf-xet (4) and tokenizers (3). pyarrow would be
 50 MB more, and torch alone does not bring it: with it 79 MB, above what a carrier of 64 MiB takes. Then leave out what
-the machine has. The fewest, beside its own transformers 5.17, peft and accelerate, are eight of 4.5 MB: trl, datasets,
-pydantic, pydantic-core, annotated-types, typing-inspection, dill and multiprocess (all imports were tried).
+the machine has. The fewest, beside its own transformers 5.17, peft and accelerate, are eight: trl, datasets, pydantic,
+pydantic-core, annotated-types, typing-inspection, dill and multiprocess (tried while datasketch was needed as well).
 
 Begin with `--tiny`. On a machine that is lent for ten minutes a call, these three calls should do (not tried):
 
