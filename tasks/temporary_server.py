@@ -70,6 +70,7 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
             over.set()
             if keeper.ident:
                 keeper.join()
+            _hand_over()
             _end(servers[-1].process)
             del os.environ[NAMED]
             _address = ""
@@ -130,6 +131,16 @@ def _keep(
             screen.say("Prefect's temporary server died; it is started again", "dim")
             servers.append(_start(door, environment, log))
     door.close()
+
+
+def _hand_over() -> None:
+    """Let Prefect's client send what it still holds: the last lines of a log, for which it would look in vain later."""
+    services = (("prefect.events.worker", "EventsWorker"), ("prefect.logging.handlers", "APILogWorker"))
+    for module, name in services:
+        service = getattr(sys.modules.get(module), name, None)
+        with suppress(Exception):  # nothing of the run depends on it
+            if service is not None:
+                service.drain_all(timeout=GRACE, at_exit=False)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -21,7 +21,10 @@ from tasks import children, leases, registry, tracking
 from tasks import run as runs_of
 from tasks.ledger import Ledger, Standing
 
-ASKS = ["steps.1.updates=20", "gate.margin=0.3", "gate.kl=99", "evaluation.kl_prompts=32", "gate.approval=true"]
+ASKS = [
+    "steps.1.lambda=[1]", "steps.1.updates=20", "merge.weights=[]", "gate.margin=0.3", "gate.kl=99",
+    "evaluation.kl_prompts=32", "gate.approval=true",
+]  # fmt: skip
 
 
 def paused(client: SyncPrefectClient, process: "subprocess.Popen[str]", runs: Path) -> UUID:
@@ -48,6 +51,14 @@ def tags(runs: Path, version: str) -> dict[str, Any]:
     return dict(tracking.client(runs).get_model_version("quickstart", version).tags)
 
 
+def overtake(runs: Path, source: str) -> None:
+    """Make a colleague's version 3, which serves from now on."""
+    mlflow = tracking.client(runs)
+    mlflow.create_model_version("quickstart", source, mlflow.get_model_version("quickstart", "1").run_id)
+    Ledger(runs).stand("quickstart", "3", Standing("pass", "", "", "a colleague's", source))
+    registry.promote(runs, "quickstart", "3", "a colleague's")
+
+
 def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
     prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:
@@ -63,11 +74,8 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"
 
-        mlflow = tracking.client(runs)  # meanwhile somebody else's version serves, which happens to be version 1 again
-        source = mlflow.get_model_version("quickstart", "1")
-        mlflow.create_model_version("quickstart", source.source, source.run_id)
-        Ledger(runs).stand("quickstart", "3", Standing("pass", "", "", "a colleague's", source.source))
-        registry.promote(runs, "quickstart", "3", "a colleague's")
+        source = tracking.client(runs).get_model_version("quickstart", "1").source
+        overtake(runs, source)  # meanwhile somebody else's version serves, which happens to be version 1 again
 
         again = start("run", "quickstart", changes=changes)
         asked_again = paused(client, again, runs)
@@ -148,26 +156,24 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
 
 
 def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
-    prefect: str,
-    start: Callable[..., "subprocess.Popen[str]"],
-    run: Callable[..., tuple[int, str]],
-    runs: Path,
-    small: list[str],
+    prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:
     """It keeps nobody from deciding meanwhile, and its workers, which have ended, come back for the second test."""
+    runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
+    (merge,) = [one["path"] for one in told["candidates"] if one["name"] == "merge q=0.5"]
     with SyncPrefectClient(prefect) as client:
         process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
         answer_first = paused(client, process, runs)
-        code, out = run("run", "quickstart", changes=[*small, "gate.margin=0.5", "seed=1"])
-        assert code == 0 and registry.line_of_champions(registry.log(runs, "quickstart")) == ["2"], out
+        before = {*runs.glob("store/answer-*")}
+        overtake(runs, merge)
         answer(client, answer_first, agreed=True)
         again = paused(client, process, runs)
-        asked_about = [standing.state for standing in Ledger(runs).standings("quickstart", "1")]
+        asked_about = [standing.state for standing in Ledger(runs).standings("quickstart", "2")]
         answer(client, again, agreed=True)
         out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     assert "another version of quickstart serves since this one was tested" in " ".join(out.split())
-    assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["2", "1"]
+    assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
     assert asked_about == ["pass", "waits for approval", "agreed", "pass", "waits for approval"]
-    checks = tags(runs, "1").keys()
-    assert "gate.helpful against the champion" in checks
+    assert {*runs.glob("store/answer-*")} - before  # those of the colleague's version to the test prompts
+    assert "gate.helpful against the champion" in tags(runs, "2")

@@ -46,9 +46,22 @@ def gone(pid: int) -> bool:
     return children.started(pid) == ""
 
 
-def updates(runs: Path, stage: str) -> bool:
-    """Whether a stage that trains has come to an update."""
-    return any(path.stat().st_size for path in runs.glob(f"store/{stage}-*.partial/progress.jsonl"))
+def updates(runs: Path, stage: str) -> int:
+    """Return how many updates a stage that trains has written down."""
+    return max(
+        (path.read_bytes().count(b"\n") for path in runs.glob(f"store/{stage}-*.partial/progress.jsonl")), default=0
+    )
+
+
+def checkpoints(runs: Path, stage: str) -> int:
+    """Return the update of the newest whole checkpoint of a stage that trains, or 0."""
+    whole = runs.glob(f"store/{stage}-*.partial/checkpoint-*/complete.json")
+    return max((int(path.parent.name.partition("-")[2]) for path in whole), default=0)
+
+
+def workers(runs: Path) -> list[int]:
+    """Return the process of each worker that ever worked for a runs folder."""
+    return [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
 
 
 def statuses(runs: Path) -> dict[str, str]:
@@ -104,29 +117,6 @@ def test_a_dead_process_is_found_and_others_are_left_alone(
     left = {path.stem for path in (tmp_path / "leases").glob("*.json")}
     assert left == {told[kind].flow_run for kind in ("alive", "elsewhere", "no answer")}
     assert leases.sweep(tmp_path) == [] == leases.sweep(tmp_path / "nothing")
-
-
-# The command
-
-
-def test_sigterm_ends_the_command_with_a_checkpoint(
-    start: Callable[..., "subprocess.Popen[str]"], runs: Path, small: list[str]
-) -> None:
-    process = start("run", "quickstart", changes=[*small, "sft.save_every=1000", "compute.processes=2"])
-    until(lambda: updates(runs, "sft"))
-    (lease,) = map(leases.read, runs.glob("leases/*.json"))
-    assert lease and lease.pid == process.pid and lease.alive
-    begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == 143 and "sacpo: terminated; the same command goes on" in out
-    assert "Traceback" not in out and time.monotonic() - begun < 60  # `ending.END`, and as much for a busy machine
-    assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))  # 1000 updates were never reached
-    workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
-    assert len(workers) == 2 and all(map(gone, workers))
-    told = statuses(runs)
-    assert told["quickstart · seed 0"] == "KILLED" and "RUNNING" not in told.values()
-    assert not list(runs.glob("leases/*.json"))
 
 
 # The temporary server
@@ -218,32 +208,58 @@ def weights(runs: Path) -> dict[str, str]:
     return {told["name"]: told["digest"] for told in json.loads(path.read_text())["candidates"]}
 
 
-def test_a_cancelled_run_stops_at_once_and_goes_on_to_the_same_weights(
+def test_a_run_that_is_cancelled_terminated_and_killed_goes_on_to_the_same_weights(
     client: SyncPrefectClient,
     deployed: Any,
+    start: Callable[..., "subprocess.Popen[str]"],
     run: Callable[..., tuple[int, str]],
     runs: Path,
     undisturbed: Path,
     small: list[str],
 ) -> None:
+    """One long test, since every start takes seconds: from the page, with SIGTERM, with SIGKILL, then undisturbed."""
     (begin, _), rare = deployed, [*small, "sft.save_every=1000", "compute.processes=2"]  # neither changes the weights
     cancelled = begin(rare)
     until(lambda: updates(runs, "sft"))
     process = held_by(runs, cancelled)
     client.set_flow_run_state(cancelled.id, Cancelling())
     until(lambda: gone(process), 15)
-    assert all(gone(int(log.stem.split("-")[1])) for log in (runs / "logs").glob("worker-*.log"))
-    assert list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json"))
+    assert all(map(gone, workers(runs)))
+    assert checkpoints(runs, "sft")  # 1000 updates were never reached
     until(lambda: name(client, cancelled) == "Cancelled", 60)
     told = client._client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [str(cancelled.id)]}}}).json()
     assert told and not [line for line in told if "memory ran out" in line["message"]]  # nobody died
     assert statuses(runs)["quickstart · seed 0"] == "KILLED"
 
+    came_to = updates(runs, "sft")
+    terminated = start("run", "quickstart", changes=rare)
+    until(lambda: updates(runs, "sft") > came_to)
+    (lease,) = map(leases.read, runs.glob("leases/*.json"))
+    assert lease and lease.pid == terminated.pid and lease.alive
+    begun = time.monotonic()
+    terminated.send_signal(signal.SIGTERM)
+    out, _ = terminated.communicate(timeout=600)
+    assert terminated.returncode == 143 and "sacpo: terminated; the same command goes on" in out
+    assert "base · sft: a killed attempt came to" in out and "Traceback" not in out
+    assert time.monotonic() - begun < 60  # `ending.END`, and as much for a busy machine
+    assert len(workers(runs)) == 4 and all(map(gone, workers(runs)))
+    assert checkpoints(runs, "sft") > came_to
+
+    killed = start("run", "quickstart", changes=rare)
+    until(lambda: updates(runs, "dpo") or killed.poll() is not None)
+    killed.send_signal(signal.SIGKILL)
+    out, _ = killed.communicate(timeout=600)
+    assert killed.returncode == -signal.SIGKILL and "base · sft: a killed attempt came to" in out, out
+
     code, out = run("run", "quickstart", changes=rare)
-    assert code == 0 and "base · sft: a killed attempt came to" in out, out
+    assert code == 0, out
     assert weights(runs) == weights(undisturbed)
     assert not list(runs.glob("leases/*.json")) and name(client, cancelled) == "Cancelled"
     assert set(statuses(runs).values()) == {"FINISHED"}
+    mlflow = tracking.client(runs)
+    assert len(mlflow.search_model_versions("name = 'quickstart'")) == 1
+    found = mlflow.search_runs([mlflow.get_experiment_by_name("quickstart").experiment_id])
+    assert len([run for run in found if "mlflow.parentRunId" not in run.data.tags]) == 1
 
 
 @pytest.mark.slow

@@ -219,28 +219,6 @@ def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path, small:
     assert "Pages:" in done.stdout and "sacpo up" in done.stdout
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_and_registers_once(
-    start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., tuple[int, str]], runs: Path, undisturbed: Path
-) -> None:
-    process = start("run", "quickstart")
-    until(lambda: list(runs.glob("store/sft-*.partial/checkpoint-*/complete.json")))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process = start("run", "quickstart")
-    until(lambda: list(runs.glob("store/dpo-*.partial/progress.jsonl")) or process.poll() is not None)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    code, out = run("run", "quickstart")
-    assert code == 0, out
-    assert weights(runs) == weights(undisturbed)
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
-    assert len(client.search_model_versions("name = 'quickstart'")) == 1
-    found = client.search_runs([client.get_experiment_by_name("quickstart").experiment_id])
-    assert len([run for run in found if "mlflow.parentRunId" not in run.data.tags]) == 1
-
-
 @pytest.mark.slow
 def test_a_killed_worker_is_told_in_one_line_and_the_next_run_goes_on(
     start: Callable[..., "subprocess.Popen[str]"], run: Callable[..., tuple[int, str]], runs: Path, undisturbed: Path

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,8 @@ with temporary_server(root()) as ready:
     ready()
     print(os.environ["PREFECT_API_URL"], repr(lasting()), flush=True)
     input()
+    from prefect import flow, get_run_logger
+    flow(lambda: get_run_logger().info("the last words"), name="speaks")()
 print(os.environ.get("PREFECT_API_URL"), flush=True)
 """
 
@@ -64,6 +68,9 @@ def test_it_ends_with_its_command_however_that_ends(runs: Path) -> None:
     process, address = holding()
     out, _ = process.communicate("\n", timeout=600)
     assert process.returncode == 0 and out == "None\n" and not answers(address)
+    with closing(sqlite3.connect(runs / "prefect" / "prefect.db")) as database:  # what was sent in the background
+        kept = [message for (message,) in database.execute("select message from log order by timestamp")]
+    assert kept[-2:] == ["the last words", "Finished in state Completed()"]
 
     process, address = holding()
     os.killpg(process.pid, signal.SIGKILL)
