@@ -18,7 +18,7 @@ up: $(INSTALLED)  ## MLflow, Prefect, a worker and the deployments, until Ctrl-C
 	$(VENV)/bin/sacpo up
 
 test: $(INSTALLED)  ## the whole test suite
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## ruff and mypy, as in pre-commit
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -245,7 +245,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     key = f"approval-{uuid4()}"  # Prefect asks once under each; no earlier answer may stand for this question
     try:
         with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
-            said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, key=key)
+            said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, poll_interval=2, key=key)
     except FlowPauseTimeout:
         screen.say(f"nobody answered in {PATIENCE // 86400} days; it waits: {by_hand}")
         return Approval(agreed=False)

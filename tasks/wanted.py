@@ -88,6 +88,7 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
         **QUIET,
         "PREFECT_HOME": str(root / Kept.prefect),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",  # who presses Run waits for it; Prefect's own is 10
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that we have no work for
         "SACPO_DATABASE": f"sqlite:///{root / Kept.operations}",
     }

@@ -55,7 +55,7 @@ def test_every_key_is_listed_with_its_default_and_its_meaning() -> None:
     assert len(listed) > 100 and "evaluation.judges.harmless.threshold = 0.0" in listed and "name" in listed
 
 
-def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
+def test_servers_that_do_not_answer_are_refused_at_once(runs: Path, prefect: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     nobody = f"http://127.0.0.1:{port}/api"
@@ -64,7 +64,7 @@ def test_servers_that_do_not_answer_are_refused_at_once(runs: Path) -> None:
         ("MLFLOW_TRACKING_URI", nobody, "does not answer"),
         ("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db", "takes no runs"),
     ]:
-        done = sacpo("run", "quickstart", **{name: address})
+        done = sacpo("run", "quickstart", **{"PREFECT_API_URL": prefect, name: address})
         assert done.returncode == 2 and f"{name} = " in done.stderr and said in done.stderr
         assert not (runs / "store").exists()
 

@@ -24,7 +24,7 @@ PATIENCE = 600
 @pytest.fixture
 def more(small: list[str]) -> list[str]:
     """A recipe that trains other policies than the first one."""
-    return [*small, "steps.1.updates=20", "gate.margin=0.3"]
+    return [*small, "steps.1.lambda=[1]", "steps.1.updates=20", "merge.weights=[]", "gate.margin=0.3"]
 
 
 def test_a_challenger_meets_the_champion(

@@ -255,7 +255,8 @@ def test_of_two_identical_commands_the_second_waits(
 def test_a_bound_that_cannot_be_shown_promotes_nothing(
     run: Callable[..., tuple[int, str]], runs: Path, small: list[str]
 ) -> None:
-    code, out = run("run", "quickstart-strict", changes=[c for c in small if not c.startswith("constraint")])
+    few = [c for c in small if not c.startswith("constraint")] + ["steps.1.lambda=[1]", "merge.weights=[]"]
+    code, out = run("run", "quickstart-strict", changes=few)
     assert code == 4, out
     tree = report(runs, "quickstart-strict")
     assert tree["chosen"] is None and tree["registry"] is None and "Nothing was tested, nothing was promoted" in out

@@ -80,9 +80,10 @@ def day(request: pytest.FixtureRequest, up: Callable[..., Any], small: list[str]
     (export,) = re.findall(r"export (.*)", here.said)
     exported = dict(variable.split("=", 1) for variable in export.split())
     day = Day(here.prefect, here.mlflow, here.runs, exported, here.login, here.ask)
-    for name in ("quickstart", "nightly"):
+    few = [*small, "merge.weights=[]"]
+    for name, changes in {"quickstart": ["gate.approval=true"], "nightly": ["steps.1.lambda=[1]"]}.items():
         told = day.deployment(name)
-        for change in [*small, "gate.approval=true"] if name == "quickstart" else small:
+        for change in [*few, *changes]:
             put(told["parameters"]["recipe"], change)
         day.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
     yield day
