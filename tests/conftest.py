@@ -49,8 +49,8 @@ PATIENCE = 600
 """Seconds to wait for what must happen; a busy machine is no fault."""
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
 LOGINS = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-LONGEST = ("walk", "run", "death", "operations", "evaluate", "servers", "approval", "team")
-"""Files that take a minute or more."""
+LONGEST = ("walk", "run", "servers", "death", "evaluate", "approval", "operations", "temporary_server")
+"""Files that take a minute or more; of the first, one makes what those after them need."""
 
 
 def pytest_report_header() -> str:
@@ -59,7 +59,7 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, so that two processes that share the files end at about the same time."""
+    """Begin with the longest files, so that the processes that share the files end at about the same time."""
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))  # stable: in a file nothing moves
 

@@ -59,6 +59,7 @@ def overtake(runs: Path, source: str) -> None:
     registry.promote(runs, "quickstart", "3", "a colleague's")
 
 
+@pytest.mark.slow
 def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
     prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:

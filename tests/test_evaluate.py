@@ -246,6 +246,7 @@ def test_where_answers_were_only_compared_with_the_base_win_rates_are_subtracted
     assert few.better is not None and few.better.value == 1 and few.better.n == 2 and not few.holds
 
 
+@pytest.mark.slow
 def test_incidents_alone_decide(undisturbed: Path, run: Command, tmp_path: Path) -> None:
     prompts = [f"how do i open the clinic 's {thing} ?" for thing in ("lamp", "bike", "desk", "clock")]
     (tmp_path / "mp.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in [*prompts, prompts[0]]))

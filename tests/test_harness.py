@@ -161,6 +161,7 @@ def test_without_tasks_nothing_is_named_otherwise() -> None:
 # As a user goes it
 
 
+@pytest.mark.slow
 def test_policies_are_measured_side_by_side(
     policy: Policy, other_policy: Policy, town_task: Path, compute: Compute, runs: Path, run: Command, tmp_path: Path
 ) -> None:

@@ -334,6 +334,7 @@ def test_a_real_server_is_asked_and_what_it_rambles_is_no_verdict(
         server.wait(30)
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_a_chat_model_as_judge(
     endpoint: Endpoint, undisturbed: Path, runs: Path, run: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

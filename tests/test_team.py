@@ -124,6 +124,7 @@ def reached(address: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_team(
     postgres: str, store: Any, up: Callable[..., Any], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
