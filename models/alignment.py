@@ -21,7 +21,6 @@ from models.policy import device_kind, load, save
 from models.recipe import Compute, Data, Sft, Step, Training, kl_weight
 from models.reference import Row, Tokens, logps
 from models.shared_prompt import tokens
-from models.tokens import encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,17 +33,19 @@ PROBES = 4
 def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, compute: Compute, out: Path) -> Policy:
     """Fine-tune on prompt and answer, with the loss on the answer only; returns the new base.
 
-    The corpus is JSONL with `prompt` and `completion`. Resumes from the newest checkpoint in `out`.
+    Rows that stand in a suite, or that the chat template refuses, are left out and named in `left_out.jsonl`. Resumes
+    from the newest checkpoint in `out`.
 
     Raises:
-        BadData: the corpus is missing or empty, or has prompts of a suite.
+        BadData: the corpus is missing or empty, a row cannot be used, or prompts stand in a suite.
+        BadPolicy: the chat template refuses all rows.
         BrokenInvariant: loss or gradient is not finite.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     model, tokenizer = load(policy, compute)
-    encoded = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, corpus.dialogues(sources, data))]
+    encoded = corpus.tokenise(tokenizer, sources, data, out)
     guards.answers_are_seen((answer for _, answer in encoded), "sft")
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]

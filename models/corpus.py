@@ -1,39 +1,86 @@
 """The corpus of the optional supervised step: prompt and answer, without the prompts of any suite."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from models import readers
+from models import jsonl, readers
 from models.artifacts import Sources
-from models.errors import BadData
+from models.errors import BadData, BadPolicy
 from models.fields import Fields
 from models.formats import taught
 from models.preferences import refuse_contamination, suite_prompts
 from models.recipe import Data
-from models.tokens import Message
+from models.tokens import Message, encode_each
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEFT_OUT = "left_out.jsonl"
+"""The rows of the corpus that are not trained on: `row`, `why`, and the start of the last turn before the answer."""
+INSIDE = "the prompt stands in an evaluation suite"
 
 
-def dialogues(sources: Sources, config: Data) -> list[tuple[list[Message], list[str]]]:
-    """Return (prompt, [answer]) of every row that may be trained on.
+class Example(NamedTuple):
+    """A row that may be trained on."""
+
+    row: int
+    """Its number in the file, from 1."""
+    prompt: list[Message]
+    answer: str
+
+    def left_out(self, why: str) -> dict[str, Any]:
+        """Return what `left_out.jsonl` says of it."""
+        return {"row": self.row, "why": why, "prompt": self.prompt[-1]["content"][:200]}
+
+
+def examples(sources: Sources, config: Data) -> tuple[list[Example], list[dict[str, Any]]]:
+    """Return the rows that may be trained on, and what to say of each of the others.
 
     Raises:
         BadData: the corpus is missing or empty, a row cannot be used, or prompts stand in a suite.
     """
     path = sources.file("sft")
-    found = [_taught(path, number, row) for number, row in readers.every(path)]
+    found = list(_read(path))
     suites = suite_prompts(sources, config)
-    inside = [suites.asks(prompt) for prompt, _ in found]
-    kept = [one for one, held in zip(found, inside, strict=True) if not held]
-    first = next((prompt[-1]["content"] for (prompt, _), held in zip(found, inside, strict=True) if held), "")
-    refuse_contamination(len(found) - len(kept), first, config)
+    inside = [suites.asks(example.prompt) for example in found]
+    left_out = [example.left_out(INSIDE) for example, held in zip(found, inside, strict=True) if held]
+    refuse_contamination(len(left_out), left_out[0]["prompt"] if left_out else "", config)
+    kept = [example for example, held in zip(found, inside, strict=True) if not held]
     if not kept:
         raise BadData(f"{path}: every prompt of the corpus stands in an evaluation suite; nothing is left to train on")
-    return kept
+    return kept, left_out
 
 
-def _taught(path: Path, number: int, row: readers.Row) -> tuple[list[Message], list[str]]:
-    """Return prompt and answer of one row."""
-    try:
-        prompt, answer = taught(Fields(row, {}, "", ""))
-    except readers.Unusable as error:
-        raise BadData(f"{path}: row {number}: {error}") from error
-    return prompt, [answer]
+def tokenise(
+    tokenizer: "PreTrainedTokenizerBase", sources: Sources, config: Data, out: Path
+) -> list[tuple[list[int], list[int]]]:
+    """Return the tokens of prompt and answer of each row to train on; `left_out.jsonl` in `out` names the others.
+
+    Raises:
+        BadData: as `examples` does.
+        BadPolicy: the chat template refuses all rows.
+    """
+    kept, left_out = examples(sources, config)
+    encoded: list[tuple[list[int], list[int]]] = []
+    refused: list[BadPolicy] = []
+    whole = encode_each(tokenizer, [(example.prompt, [example.answer]) for example in kept])
+    for example, one in zip(kept, whole, strict=True):
+        if isinstance(one, BadPolicy):
+            refused.append(one)
+            left_out.append(example.left_out(str(one)))
+        else:
+            prompt, (answer,) = one
+            encoded.append((prompt, answer))
+    if not encoded:
+        raise refused[0]
+    jsonl.write(out / LEFT_OUT, sorted(left_out, key=lambda line: int(line["row"])))
+    return encoded
+
+
+def _read(path: Path) -> Iterator[Example]:
+    for number, row in readers.every(path):
+        try:
+            yield Example(number, *taught(Fields(row, {}, "", "")))
+        except readers.Unusable as error:
+            raise BadData(f"{path}: row {number}: {error}") from error

@@ -10,6 +10,7 @@ import math
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,15 +57,19 @@ def main() -> None:
             if one["judge"]:
                 told = judge(one["place"], one["judge"], one["shapes"])
             else:
-                told = examine(one["place"], one["template"])
+                told = examine(one["place"], one["template"], one["shapes"])
         except BadPolicy as error:
             print(json.dumps({"bad": " ".join(str(error).split())}), flush=True)
             return
         print(json.dumps(told), flush=True)
 
 
-def examine(place: str, template: str) -> dict[str, Any]:
+def examine(place: str, template: str, shapes: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return what is known of a base: number of parameters, and the share of the town's words that it cannot write.
+
+    Args:
+        template: of the recipe; empty means its own.
+        shapes: roles of the turns of the prompts that suites will ask it.
 
     Raises:
         BadPolicy: it cannot be trained; names the file and what to do.
@@ -87,11 +92,11 @@ def examine(place: str, template: str) -> dict[str, Any]:
     if template:
         tokenizer.chat_template = template
     _say(where)
-    templates.try_out(tokenizer)
+    templates.try_out(tokenizer, shapes)
     return {"parameters": parameters, "town_unknown": _unknown(tokenizer)}
 
 
-def judge(place: str, writes: str, shapes: list[list[str]]) -> dict[str, Any]:
+def judge(place: str, writes: str, shapes: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Look at a sequence classifier in the same way; `writes` is `template` if its own one writes what it reads.
 
     Args:

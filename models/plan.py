@@ -86,7 +86,7 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
         origin = _sources(recipe, Path(folder), errors)
         if origin and "sft" in origin.files:
             try:
-                rows = len(corpus.dialogues(origin, recipe.data))
+                rows = len(corpus.examples(origin, recipe.data)[0])
                 if why := batching.moves_nothing(batching.updates(rows, recipe.sft), recipe.sft):
                     errors.append(f"sft: {why}")
             except BadInput as error:

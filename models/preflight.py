@@ -79,8 +79,11 @@ def _policies(
         if not found and (place.startswith("models:/") or is_name(place)):
             continue
         here = found(place, key) if found else place
-        if recipe.template or not made_here(here, key, kept):
-            yield probe.Wanted(f"{key} {place!r}", here, recipe.template)
+        shapes = tuple(
+            shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",)
+        )  # that is tried anyway
+        if recipe.template or shapes or not made_here(here, key, kept):
+            yield probe.Wanted(f"{key} {place!r}", here, recipe.template, shapes=shapes)
 
 
 def made_here(place: str, key: str, kept: Path) -> bool:
@@ -99,17 +102,17 @@ def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.Wanted]:
             name = f"evaluation.judges.{metric}.model {judge.model!r}"
             writes = "text" if judge.text else "template"
             yield probe.Wanted(
-                name, judge.model, judge=writes, shapes=() if judge.text else _shapes(metric, evaluation.suites)
+                name, judge.model, judge=writes, shapes=() if judge.text else _shapes(evaluation.suites, metric)
             )
 
 
-def _shapes(metric: str, suites: Suites) -> tuple[tuple[str, ...], ...]:
-    """Return the roles of the turns of all prompts that are here and that a judge will read, each shape once."""
+def _shapes(suites: Suites, metric: str = "") -> tuple[tuple[str, ...], ...]:
+    """Return the roles of the turns of all prompts that are here, or that a metric's judge will read, each shape once."""
     shapes = set()
     for role, place in suites:
         path = Path(place).expanduser()
         judged = "harmless" if role == "must_pass" else role
-        if judged == metric and place not in ("", TOWN) and not is_name(place) and path.exists():
+        if metric in ("", judged) and place not in ("", TOWN) and not is_name(place) and path.exists():
             with suppress(BadData):  # told with all other data
                 shapes |= {tuple(turn["role"] for turn in messages(r["prompt"])) for r in sources.prompts(role, path)}
     return tuple(sorted(shapes))

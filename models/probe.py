@@ -51,7 +51,7 @@ class Wanted(NamedTuple):
     judge: str = ""
     """`template` or `text` of a sequence classifier: what writes the dialogues that it reads."""
     shapes: tuple[tuple[str, ...], ...] = ()
-    """Roles of the turns of the prompts that a judge's template will have to write."""
+    """Roles of the turns of the prompts that its template will have to write."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,11 @@ class _TooSlow(BadPolicy):
     """A template that may never end."""
 
 
-def try_out(tokenizer: "PreTrainedTokenizerBase") -> None:
+def try_out(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]] = ()) -> None:
     """Write a question and a longer dialogue as training does; each turn must stand there once, and in order.
+
+    Args:
+        shapes: roles of the turns of prompts that a suite has, as `("system", "user")`: each must be written too.
 
     Raises:
         BadPolicy: the template cannot be trained with; names the tokenizer's `name_or_path`, and what to do.
@@ -45,6 +48,8 @@ def try_out(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise BadPolicy(f"{where}: holds no chat template; give one as `template` in the recipe")
     with _in_time(where):
         why = _reaches(tokenizer.chat_template) or _loses(tokenizer) or _varies(tokenizer)
+        for shape in shapes:
+            why = why or _asks(tokenizer, shape)
     if why:
         raise BadPolicy(f"{where}: the chat template {why}; mend it, or give another as `template` in the recipe")
 
@@ -64,24 +69,25 @@ def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]]
     with _in_time(where):
         why = _reaches(tokenizer.chat_template)
         for shape in (ROLES[:1], *shapes):
-            why = why or _drops(tokenizer, shape)
+            why = why or _asks(tokenizer, shape, TURNS[1])
     if why:
         raise BadPolicy(f"{where}: the chat template {why}; say in `text` what the judge reads")
 
 
-def _drops(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str]) -> str:
-    """Say what becomes of a prompt of this shape and of its answer."""
+def _asks(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str], answer: str = "") -> str:
+    """Say what is wrong with a prompt of this shape, or with it and its answer, as written."""
     turns = [
         Message(role=role, content=SYSTEM if role == "system" else f"{TURNS[0]} {number}")
         for number, role in enumerate(shape)
     ]
+    answered = [Message(role="assistant", content=answer)] if answer else []
     try:
-        (text,) = tokens.prompt_texts(tokenizer, [[*turns, Message(role="assistant", content=TURNS[1])]])
+        (text,) = tokens.prompt_texts(tokenizer, [[*turns, *answered]])
     except _TooSlow:
         raise
     except BadPolicy as error:
         return f"cannot write a prompt of the turns {', '.join(shape)} ({first_line(error.__cause__ or error)})"
-    if TURNS[1] not in text:
+    if answer not in text:
         return "drops the answer"
     lost = next((turn["role"] for turn in turns if turn["content"] not in text), "")
     return f"drops the {lost} turn of a prompt of the turns {', '.join(shape)}" if lost else ""

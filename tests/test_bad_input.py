@@ -79,7 +79,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
         try:
             if one.judge:
                 return probe.Found(**examination.judge(one.place, one.judge, one.shapes))
-            return probe.Found(**examination.examine(one.place, one.template))
+            return probe.Found(**examination.examine(one.place, one.template, one.shapes))
         except BadPolicy as error:
             raise probe.refused(" ".join(str(error).split()), one.name) from error
 

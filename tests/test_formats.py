@@ -273,8 +273,8 @@ def test_a_label_that_nothing_reads_is_refused(tmp_path: Path) -> None:
 )
 def test_a_corpus_holds_prompts_with_answers_or_messages(row: Row, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text(json.dumps(row))
-    found = corpus.dialogues(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
-    assert found == [([said("user", QUESTION)], [GOOD])]
+    found = corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
+    assert found == ([(1, [said("user", QUESTION)], GOOD)], [])
 
 
 @pytest.mark.parametrize(
@@ -288,4 +288,4 @@ def test_a_corpus_holds_prompts_with_answers_or_messages(row: Row, tmp_path: Pat
 def test_a_row_of_a_corpus_that_teaches_nothing_is_named(row: Row, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"messages": WHOLE}) + "\n" + json.dumps(row))
     with pytest.raises(BadData, match=sentence):
-        corpus.dialogues(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
+        corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())

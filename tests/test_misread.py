@@ -140,7 +140,7 @@ def test_a_corpus_teaches_no_answer_that_is_marked_as_bad(flag: Row, tmp_path: P
     files = Sources(path=tmp_path, digest="x", files={"sft": "c.jsonl"})
     (tmp_path / "c.jsonl").write_text(json.dumps(row | dict.fromkeys(flag, True)) + "\n" + json.dumps(row | flag))
     with pytest.raises(BadData, match=f"row 2: {next(iter(flag))}: is false, so the answer is not one to be taught"):
-        corpus.dialogues(files, ALL)
+        corpus.examples(files, ALL)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_weights_of_another_layout_beside_the_shards_are_left_alone(
     base = taken(str(tmp_path / "given"), tmp_path / "base")
     assert not (base.path / "consolidated.safetensors").exists() and base.digest == policies.digest(base.path)
     assert policies.parameters(tmp_path / "given") == policies.parameters(policy.path)
-    examination.examine(str(tmp_path / "given"), "")
+    examination.examine(str(tmp_path / "given"), "", [])
 
 
 def test_a_hub_name_finds_what_the_hub_cache_holds(

@@ -1,13 +1,15 @@
 """The optional supervised step before the others."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from models import alignment, jsonl
+from models import policy as policies
 from models.artifacts import Policy, Sources
-from models.errors import BadData
+from models.errors import BadData, BadPolicy
 from models.recipe import Compute, Contaminated, Data, Sft
 
 
@@ -41,3 +43,32 @@ def test_a_corpus_with_prompts_of_a_suite_is_refused_or_loses_them(
         alignment.sft(policy, sources, config, Data(near_duplicates=1), 0, compute, out)
     drop = Data(near_duplicates=1, contaminated=Contaminated.drop)
     assert alignment.sft(policy, sources, config, drop, 0, compute, out).rows == 8
+    (left_out,) = jsonl.read(out / "left_out.jsonl")
+    assert left_out == {"row": 5, "why": "the prompt stands in an evaluation suite", "prompt": rows[4]["prompt"]}
+
+
+def test_a_row_that_the_template_refuses_is_named_and_the_others_are_trained_on(
+    policy: Policy, compute: Compute, tmp_path: Path
+) -> None:
+    """Here a template that takes no system message, as Gemma's; the row is found by its number."""
+    refuses = tmp_path / "refuses"
+    shutil.copytree(policy.path, refuses)
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    (refuses / "chat_template.jinja").write_text(template + (policy.path / "chat_template.jinja").read_text())
+    whole = [
+        {"role": "user", "content": "how do i clean my lamp ?"}, {"role": "assistant", "content": "get the brush ."},
+    ]  # fmt: skip
+    rows = [{"messages": whole} for _ in range(9)]
+    rows[3] = {"messages": [{"role": "system", "content": "help me"}, *whole]}
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
+    out = tmp_path / "out"
+    out.mkdir()
+    config = Sft(data="corpus.jsonl", batch=8, updates=1, learning_rate=1e-2, warmup=0)
+    strict = policies.describe(refuses, policy)
+    assert alignment.sft(strict, sources, config, Data(), 0, compute, out).rows == 8
+    (left_out,) = jsonl.read(out / "left_out.jsonl")
+    assert left_out["row"] == 4 and "no system message" in left_out["why"]
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(rows[3]) + "\n")
+    with pytest.raises(BadPolicy, match=r"cannot write these messages \(no system message\)"):
+        alignment.sft(strict, sources, config, Data(), 0, compute, out)
