@@ -79,9 +79,7 @@ def _policies(
         if not found and (place.startswith("models:/") or is_name(place)):
             continue
         here = found(place, key) if found else place
-        shapes = tuple(
-            shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",)
-        )  # that is tried anyway
+        shapes = tuple(one for one in _shapes(recipe.evaluation.suites) if one != ("user",))  # which is tried anyway
         if recipe.template or shapes or not made_here(here, key, kept):
             yield probe.Wanted(f"{key} {place!r}", here, recipe.template, shapes=shapes)
 
@@ -107,7 +105,7 @@ def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.Wanted]:
 
 
 def _shapes(suites: Suites, metric: str = "") -> tuple[tuple[str, ...], ...]:
-    """Return the roles of the turns of all prompts that are here, or that a metric's judge will read, each shape once."""
+    """Return the roles of the turns of all prompts that are here, or that one judge will read, each shape once."""
     shapes = set()
     for role, place in suites:
         path = Path(place).expanduser()
