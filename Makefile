@@ -17,7 +17,7 @@ run: $(INSTALLED)  ## align, evaluate and register the embedded quickstart
 up: $(INSTALLED)  ## MLflow, Prefect, a worker and the deployments, until Ctrl-C
 	$(VENV)/bin/sacpo up
 
-test: $(INSTALLED)  ## the whole test suite
+test: $(INSTALLED)  ## the test suite, without what takes minutes more (pytest -m slow)
 	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)  ## ruff and mypy, as in pre-commit

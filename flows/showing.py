@@ -56,6 +56,8 @@ def plan_of(recipe: Recipe, planned: Plan) -> None:
     for step in planned.steps:
         if step.card:
             console.print(f"data: {step.title.split(' · ')[0]}: {step.card}", highlight=False)
+    for sentence in planned.judging:
+        console.print(f"judged: {sentence}", highlight=False)
     for sentence in planned.evidence:
         console.print(f"evidence: {sentence}", highlight=False)
     if not any(step.rows >= 0 for step in planned.steps) and not planned.errors:

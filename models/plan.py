@@ -18,6 +18,8 @@ from models import batching, corpus, hub, jsonl, policy, preferences, preflight,
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
+from models.judges import rubric_files
+from models.judging import SEES
 from models.places import TOWN
 from models.probe import Found
 from models.recipe import Recipe, kl_weight
@@ -65,6 +67,8 @@ class Plan:
     """Bytes of all policies and of the checkpoints of those in training."""
     seconds: float
     """About how long on this machine; −1 if unknown."""
+    judging: list[str]
+    """How many answers are generated, and what chat models cost as judges."""
     evidence: list[str]
     errors: list[str]
 
@@ -104,17 +108,18 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
             title = f"{k + 1}. {step.metric} · {step.method}{' · LoRA' if step.adapter_rank else ''}"
             steps.append(StepPlan(title, step.data, reference, weights, trainings, rows, tokens, updates, card))
             policies *= len(step.lambda_)
+        trained = sum(step.trainings for step in steps)
+        made = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
+        judging = _judging(recipe, origin, made)
         evidence = [*_evidence(recipe, origin), *_noticed(recipe)]
         errors += [why] if origin and (why := preflight.undecidable(recipe)) else []
     errors += preflight.missing(recipe.evaluation) + preflight.problems(recipe.evaluation.judges)
-    trained = sum(step.trainings for step in steps)
-    made = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
     full = any(not step.adapter_rank for step in recipe.steps)
     memory = training_memory(parameters, full)
     disk = parameters * (4.0 * made + (12.0 * min(recipe.compute.processes, trained) if full else 0))
     known = parameters >= 0 and all(step.tokens >= 0 for step in steps)
     seconds = _seconds(recipe, steps, parameters) if known else -1.0
-    return Plan(steps, made, parameters, memory, disk, seconds, evidence, errors)
+    return Plan(steps, made, parameters, memory, disk, seconds, judging, evidence, errors)
 
 
 def training_memory(parameters: int, full: bool) -> float:
@@ -216,6 +221,50 @@ def _matrix_speed(size: int = 512) -> float:
         a @ a
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def _judging(recipe: Recipe, origin: Sources | None, policies: int) -> list[str]:
+    """Say how many answers to the suites on this disk are generated, and what chat models that judge cost at most.
+
+    Every policy is compared with the base and with the one that it was trained from; on the test prompts one is
+    compared with the base, with who serves and with the anchor.
+
+    Args:
+        policies: all that are judged, the base included.
+    """
+    evaluation = recipe.evaluation
+    prompts = {
+        split: {role: [row["prompt"] for row in jsonl.read(path)] for role, path in origin.suites(split).items()}
+        for split in ("validation", "test")
+        if origin
+    }
+    if not any(prompts.values()):
+        return []
+    validation, test = (sum(map(len, prompts[split].values())) for split in ("validation", "test"))
+    rivals = 2 + bool(recipe.gate.anchor)
+    sentences = [
+        f"{policies * validation * evaluation.answers:,} answers of up to {evaluation.max_new_tokens} tokens by "
+        f"{policies} policies, and at most {(1 + rivals) * test * evaluation.answers:,} to test prompts"
+    ]
+    for metric, judge in evaluation.judges:
+        if judge.kind is not JudgeKind.llm:
+            continue
+        pair, *single = (len(path.read_text("utf-8")) for path in rubric_files(metric, judge) if path.is_file())
+        calls, tokens = 0, 0.0
+        for split, judged, compared in (("validation", policies, 2 * (policies - 1)), ("test", 1, rivals)):
+            texts = [str(prompt) for role in SEES[metric] for prompt in prompts[split].get(role, [])]
+            kinds = [(2 * compared, pair, 2), *((judged, rubric, 1) for rubric in single)]  # each pair in both orders
+            for times, rubric, answers in kinds:
+                times *= evaluation.answers * judge.repeats
+                calls += times * len(texts)
+                read = (rubric * len(texts) + sum(map(len, texts))) / 4 + answers * evaluation.max_new_tokens * len(
+                    texts
+                )
+                tokens += times * (read + judge.reply_tokens * len(texts))
+        sentences.append(
+            f"{metric} by {judge.model}: at most {calls:,} calls and about {tokens / 1e6:,.1f} million tokens"
+        )
+    return sentences
 
 
 def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:

@@ -70,10 +70,13 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
             over.set()
             if keeper.ident:
                 keeper.join()
-            _hand_over()
-            _end(servers[-1].process)
-            del os.environ[NAMED]
-            _address = ""
+            try:
+                if servers[-1].process.poll() is None:
+                    _hand_over()
+            finally:
+                _end(servers[-1].process)
+                del os.environ[NAMED]
+                _address = ""
 
 
 def address() -> str:

@@ -88,7 +88,6 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
         **QUIET,
         "PREFECT_HOME": str(root / Kept.prefect),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        "PREFECT_WORKER_QUERY_SECONDS": "3",  # who presses Run waits for it; Prefect's own is 10
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that we have no work for
         "SACPO_DATABASE": f"sqlite:///{root / Kept.operations}",
     }
@@ -98,6 +97,7 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
         if wanted.server.password:
             ours["PGPASSWORD"] = unquote(wanted.server.password)
     if wanted.starts_prefect:
+        given["PREFECT_WORKER_QUERY_SECONDS"] = "3"  # who presses Run waits for it; Prefect's own is 10
         ours["PREFECT_API_AUTH_STRING"] = passwords.prefect(root, os.environ)
     if wanted.starts_mlflow and not os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         login = passwords.mlflow(root, os.environ)

@@ -51,6 +51,13 @@ def tags(runs: Path, version: str) -> dict[str, Any]:
     return dict(tracking.client(runs).get_model_version("quickstart", version).tags)
 
 
+def workers(runs: Path) -> list[int]:
+    """Return the process of each worker that ever worked for a runs folder; there was one."""
+    found = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
+    assert found
+    return found
+
+
 def overtake(runs: Path, source: str) -> None:
     """Make a colleague's version 3, which serves from now on."""
     mlflow = tracking.client(runs)
@@ -69,8 +76,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
     with SyncPrefectClient(prefect) as client:
         first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
-        workers = [int(log.stem.split("-")[1]) for log in (runs / "logs").glob("worker-*.log")]
-        assert workers and not any(map(children.started, workers))  # nobody knows how long it waits
+        assert not any(map(children.started, workers(runs)))  # nobody knows how long it waits
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"
@@ -159,13 +165,16 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
 def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
     prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:
-    """It keeps nobody from deciding meanwhile, and its workers, which have ended, come back for the second test."""
+    """While a person is asked nobody waits for it and no worker lives; they come back for the second test."""
     runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
     (merge,) = [one["path"] for one in told["candidates"] if one["name"] == "merge q=0.5"]
     with SyncPrefectClient(prefect) as client:
         process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
         answer_first = paused(client, process, runs)
-        before = {*runs.glob("store/answer-*")}
+        assert not any(map(children.started, workers(runs)))
+        (deciding,) = runs.glob("deciding-*.lock")
+        with FileLock(deciding, blocking=False):
+            before = {*runs.glob("store/answer-*")}
         overtake(runs, merge)
         answer(client, answer_first, agreed=True)
         again = paused(client, process, runs)

@@ -27,6 +27,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Running
 
 from flows.align import align
+from models import jsonl
 from models.recipe_file import read
 from tasks import children, leases, tracking
 
@@ -47,10 +48,9 @@ def gone(pid: int) -> bool:
 
 
 def updates(runs: Path, stage: str) -> int:
-    """Return how many updates a stage that trains has written down."""
-    return max(
-        (path.read_bytes().count(b"\n") for path in runs.glob(f"store/{stage}-*.partial/progress.jsonl")), default=0
-    )
+    """Return the newest update that a stage that trains has written down, or 0."""
+    files = runs.glob(f"store/{stage}-*.partial/progress.jsonl")
+    return max((row["done"] for path in files for row in jsonl.whole(path)), default=0)
 
 
 def checkpoints(runs: Path, stage: str) -> int:
@@ -223,7 +223,7 @@ def test_a_run_that_is_cancelled_terminated_and_killed_goes_on_to_the_same_weigh
     until(lambda: updates(runs, "sft"))
     process = held_by(runs, cancelled)
     client.set_flow_run_state(cancelled.id, Cancelling())
-    until(lambda: gone(process), 15)
+    until(lambda: gone(process), 60)
     assert all(map(gone, workers(runs)))
     assert checkpoints(runs, "sft")  # 1000 updates were never reached
     until(lambda: name(client, cancelled) == "Cancelled", 60)
@@ -233,7 +233,7 @@ def test_a_run_that_is_cancelled_terminated_and_killed_goes_on_to_the_same_weigh
 
     came_to = updates(runs, "sft")
     terminated = start("run", "quickstart", changes=rare)
-    until(lambda: updates(runs, "sft") > came_to)
+    until(lambda: updates(runs, "sft") > came_to or terminated.poll() is not None)
     (lease,) = map(leases.read, runs.glob("leases/*.json"))
     assert lease and lease.pid == terminated.pid and lease.alive
     begun = time.monotonic()
@@ -244,9 +244,10 @@ def test_a_run_that_is_cancelled_terminated_and_killed_goes_on_to_the_same_weigh
     assert time.monotonic() - begun < 60  # `ending.END`, and as much for a busy machine
     assert len(workers(runs)) == 4 and all(map(gone, workers(runs)))
     assert checkpoints(runs, "sft") > came_to
+    assert "RUNNING" not in statuses(runs).values() and not list(runs.glob("leases/*.json"))
 
     killed = start("run", "quickstart", changes=rare)
-    until(lambda: updates(runs, "dpo") or killed.poll() is not None)
+    until(lambda: checkpoints(runs, "dpo") or killed.poll() is not None)
     killed.send_signal(signal.SIGKILL)
     out, _ = killed.communicate(timeout=600)
     assert killed.returncode == -signal.SIGKILL and "base · sft: a killed attempt came to" in out, out

@@ -124,10 +124,7 @@ def reached(address: str) -> bool:
         return False
 
 
-@pytest.mark.slow
-def test_a_team(
-    postgres: str, store: Any, up: Callable[..., Any], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_is_missing_is_named_with_the_command_that_makes_it(postgres: str) -> None:
     wanted = Wanted(postgres=postgres)
     port = postgres.rpartition(":")[2]
     for name in DATABASES:
@@ -138,6 +135,17 @@ def test_a_team(
     reachable(wanted)
     with pytest.raises(BadPlace, match="password authentication failed"):
         reachable(Wanted(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
+
+
+@pytest.mark.slow
+def test_a_team(
+    postgres: str, store: Any, up: Callable[..., Any], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Wanted(postgres=postgres)
+    for name in DATABASES:
+        with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+            connection.execute(f"create database {name}")  # type: ignore[arg-type]
 
     runs = tmp_path / "server"
     secrets = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
