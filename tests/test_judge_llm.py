@@ -339,8 +339,8 @@ def test_an_evaluation_with_a_chat_model_as_judge(
     endpoint: Endpoint, undisturbed: Path, runs: Path, run: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     """From the command line to the report; a judge that fails too often ends it, and the same command goes on."""
-    (folder,) = undisturbed.glob("quickstart/*/")
-    paths = {c["name"]: c["path"] for c in json.loads((folder / "report.json").read_text())["candidates"]}
+    (report,) = undisturbed.glob("quickstart/*/report.json")
+    paths = {c["name"]: c["path"] for c in json.loads(report.read_text())["candidates"]}
     suites = {}
     for role, whose in (("helpful", "my"), ("harmless", "the clinic 's")):
         suites[role] = tmp_path / f"{role}.jsonl"
@@ -397,5 +397,4 @@ def test_an_evaluation_with_a_chat_model_as_judge(
     assert all(len(row["calls"]) in (0, 2) for row in rows) and any(row["calls"] for row in rows)
     assert told()["judge_checks"]["helpful"]["position_bias"]["value"] == 0
     assert told()["judges"]["helpful"]["name"] == "judge"
-    held = [path for path in runs.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-    assert held == []  # the key is in no file
+    assert not [path for path in runs.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
