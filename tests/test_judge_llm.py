@@ -194,7 +194,8 @@ def test_whatever_is_no_verdict_is_failed_and_asked_again_later(
     """Never a score, never a tie (science 8.32); and the key is in no text."""
     monkeypatch.setenv("SACPO_KEY_JUDGE", SECRET)
     endpoint.reply = reply
-    (told,) = llm(timeout=1, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
+    timeout = 1 if why == "APITimeoutError" else 60  # else a busy machine is no fault
+    (told,) = llm(timeout=timeout, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
     assert why in told.failed and SECRET not in told.failed and not told.calls
     assert endpoint.keys[0] == f"Bearer {SECRET}"
     told.failed.encode()  # it goes into a table
@@ -346,12 +347,12 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         suites[role] = tmp_path / f"{role}.jsonl"
         rows = [{"prompt": f"how do i open {whose} {thing} ?"} for thing in ("lamp", "bike", "desk", "clock", "boat")]
         suites[role].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = [part for role, path in suites.items() for part in ("--suite", f"{role}={path}")]
-    for role in suites:
+    options = []
+    for role, path in suites.items():
         told_of = {"model": "judge", "base_url": endpoint.url, "key": "SACPO_KEY_JUDGE", "retries": 0, "threshold": 6}
         for name, value in (told_of | {"failures": 0.2}).items():
             options += ["--set", f"evaluation.judges.{role}.{name}={value}"]
-        options += ["--judge", f"{role}=llm"]
+        options += ["--suite", f"{role}={path}", "--judge", f"{role}=llm"]
     for setting in ("temperature=1.0", "max_new_tokens=12", "kl_prompts=2"):
         options += ["--set", f"evaluation.{setting}"]
     (untrained,) = undisturbed.glob("store/base-*/")  # its random answers differ from anybody's
