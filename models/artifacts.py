@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -62,10 +62,16 @@ class Preferences(Noun):
     metric: str
     counts: dict[str, int]
     """Rows per split: train, validation, test; and `quarantined`."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split → digest of its rows."""
 
     def identity(self) -> Any:
         """Return the content, and the metric, which results copy."""
         return {"digest": self.digest, "metric": self.metric}
+
+    def of(self, *splits: str) -> Self:
+        """Return the same comparisons for a stage that reads these splits alone, and runs again iff one changes."""
+        return replace(self, digest=content_digest({name: self.splits[name] for name in splits}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,14 +77,15 @@ def prepare(
             f"{source}: no row is left to train on; lower data.validation and data.test; rows in which the user says "
             "the same count as one prompt, whatever the system says: put what differs into the user's turn"
         )
-    content = content_digest({name: file_digest(splits[name].path) for name in SPLITS})
+    digests = {name: file_digest(splits[name].path) for name in SPLITS}
+    content = content_digest(digests)
     lines = {name: len(splits[name]) for name in SPLITS}
     card = reading.card(source, lines, became, over)
     (out / "card.json").write_text(
         json.dumps(card | {"content_sha256": content}, indent=1, ensure_ascii=False), "utf-8"
     )
     bad = sum(reading.bad.values())
-    return Preferences(path=out, digest=content, metric=metric, counts={**lines, "quarantined": bad})
+    return Preferences(path=out, digest=content, metric=metric, counts={**lines, "quarantined": bad}, splits=digests)
 
 
 def pairs(path: Path) -> Iterator[Pair]:

@@ -123,7 +123,8 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
 def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {preferences.metric} under {policy.name}"
-    given = {"policy": policy, "preferences": preferences, "data": run.training.data, "compute": run.recipe.compute}
+    given = {"policy": policy, "preferences": preferences.of(*TRAIN), "data": run.training.data}
+    given |= {"compute": run.recipe.compute}
     if step.method is Method.kto:
         order = step.model_copy(update={"lambda_": [], **SETTLED})  # the grid shares one order and one reference
         given |= {"step": order, "seed": run.recipe.seed}
@@ -135,7 +136,8 @@ def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Ref
 def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
     title = f"held-out · {preferences.metric} under {policy.name}"
-    given = {"policy": policy, "preferences": preferences, "data": run.training.data, "compute": run.recipe.compute}
+    given = {"policy": policy, "preferences": preferences.of(*HELDOUT), "data": run.training.data}
+    given |= {"compute": run.recipe.compute}
     return run.make(Reference, "reference.score", title, splits=list(HELDOUT), **given)
 
 

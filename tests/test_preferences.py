@@ -11,6 +11,7 @@ from models.artifacts import Preferences, Sources
 from models.errors import BadData
 from models.recipe import Contaminated, Data
 from models.tokens import Message
+from tasks.store import plain
 
 ALL = Data(validation=0, test=0)
 
@@ -153,3 +154,13 @@ def test_a_system_message_moves_no_prompt_to_another_split(tmp_path: Path) -> No
         }
 
     assert asked(plain) == asked(behind) and len(set(asked(plain).values())) == 3
+
+
+def test_a_limit_on_the_training_rows_asks_for_no_heldout_log_probs_again(tmp_path: Path) -> None:
+    config = Data(validation=0.3, test=0.3, near_duplicates=1)
+    jsonl(tmp_path / "rows.jsonl", [pku(i) for i in range(60)])
+    whole, few = (prepare(tmp_path / "rows.jsonl", tmp_path / f"{n}", n, config) for n in (0, 5))
+    assert (len(lines(few.path / "train.jsonl")), few.counts["train"]) == (5, 5) and whole.counts["train"] > 5
+    for splits, same in ((preferences.HELDOUT, True), (preferences.TRAIN, False), (preferences.SPLITS, False)):
+        assert (plain(whole.of(*splits)) == plain(few.of(*splits))) is same, splits
+    assert plain(few.of(*preferences.SPLITS)) == plain(few)
