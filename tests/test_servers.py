@@ -195,6 +195,22 @@ def test_one_person_from_up_to_a_restored_backup(
     assert Path(restored.download_artifacts(run_id, "note.txt")).read_text() == "kept"
 
 
+@pytest.mark.slow
+def test_a_lost_and_a_restored_password_open_both_servers(up: Callable[..., Any], tmp_path: Path) -> None:
+    """MLflow keeps its admin's in a database, from the first start on; Prefect is told each time."""
+    runs = tmp_path / "runs"
+    kept: list[str] = []
+    for spoil in (lambda: None, (runs / "password").unlink, lambda: (runs / "password").write_text(kept[0])):
+        spoil()
+        here = up(runs, "--no-worker")
+        kept.append((runs / "password").read_text())
+        right, wrong = here.login, {f"admin:{password.strip()}" for password in kept} - {here.login}
+        for address in (f"{here.prefect}/api/admin/version", f"{here.mlflow}/version"):
+            assert code(address, right) == 200 and {code(address, other) for other in wrong} <= {401}
+        assert here.end() == 0
+    assert kept[0] == kept[2] != kept[1]
+
+
 def test_the_temporary_server_of_a_run_is_closed_too(runs: Path) -> None:
     """Its database is that of `sacpo up`, whose worker would run what a page plants there."""
     script = (
