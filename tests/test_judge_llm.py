@@ -194,8 +194,7 @@ def test_whatever_is_no_verdict_is_failed_and_asked_again_later(
     """Never a score, never a tie (science 8.32); and the key is in no text."""
     monkeypatch.setenv("SACPO_KEY_JUDGE", SECRET)
     endpoint.reply = reply
-    timeout = 1 if why == "APITimeoutError" else 60  # else a busy machine is no fault
-    (told,) = llm(timeout=timeout, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
+    (told,) = llm(timeout=1 if why == "APITimeoutError" else 60, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
     assert why in told.failed and SECRET not in told.failed and not told.calls
     assert endpoint.keys[0] == f"Bearer {SECRET}"
     told.failed.encode()  # it goes into a table
