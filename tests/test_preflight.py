@@ -235,18 +235,12 @@ def test_a_suite_whose_turns_the_template_of_a_policy_refuses_is_told_before_tra
     """Answers are asked for after hours of training; here of a template that takes no system message, as Gemma's."""
     base = tmp_path / "base"
     shutil.copytree(policy.path, base)
-    own = (base / "chat_template.jinja").read_text()
-    swallows = "{% set messages = messages[1:] if messages[0].role == 'system' else messages %}"
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(refuses + (base / "chat_template.jinja").read_text())
     asked = [{"role": "system", "content": "help me"}, {"role": "user", "content": "how do i tow it ?"}]
     (tmp_path / "suite.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
     settings = [f"base={base}", f"evaluation.suites.must_pass={tmp_path / 'suite.jsonl'}"]
-    for template, why in (
-        (refuses + own, r"cannot write a prompt of the turns system, user \(no system message\)"),
-        (swallows + own, "writes a turn of the prompt 0 times|drops the system turn"),
-    ):
-        (base / "chat_template.jinja").write_text(template)
-        with pytest.raises(BadPolicy, match=f"base .*chat_template.jinja: the chat template ({why})"):
-            look(read("quickstart", settings), tmp_path / "kept")
-        if template.startswith(refuses):  # it may be trained where no suite has such a turn
-            look(read("quickstart", settings[:1]), tmp_path / "kept")
+    why = r"cannot write a prompt of the turns system, user \(no system message\)"
+    with pytest.raises(BadPolicy, match=f"base .*chat_template.jinja: the chat template {why}"):
+        look(read("quickstart", settings), tmp_path / "kept")
+    look(read("quickstart", settings[:1]), tmp_path / "kept")  # it may be trained where no suite has such a turn
