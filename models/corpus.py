@@ -9,7 +9,7 @@ from models.artifacts import Sources
 from models.errors import BadData, BadPolicy
 from models.fields import Fields
 from models.formats import taught
-from models.preferences import refuse_contamination, suite_prompts
+from models.preferences import INSIDE, refuse_contamination, suite_prompts
 from models.recipe import Data
 from models.tokens import Message, encode_each
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 LEFT_OUT = "left_out.jsonl"
 """The rows of the corpus that are not trained on: `row`, `why`, and the start of the last turn before the answer."""
-INSIDE = "the prompt stands in an evaluation suite"
 
 
 class Example(NamedTuple):
@@ -41,12 +40,15 @@ def examples(sources: Sources, config: Data) -> tuple[list[Example], list[dict[s
         BadData: the corpus is missing or empty, a row cannot be used, or prompts stand in a suite.
     """
     path = sources.file("sft")
-    found = list(_read(path))
     suites = suite_prompts(sources, config)
-    inside = [suites.asks(example.prompt) for example in found]
-    left_out = [example.left_out(INSIDE) for example, held in zip(found, inside, strict=True) if held]
+    kept: list[Example] = []
+    left_out: list[dict[str, Any]] = []
+    for example in _read(path):
+        if suites.asks(example.prompt):
+            left_out.append(example.left_out(INSIDE))
+        else:
+            kept.append(example)
     refuse_contamination(len(left_out), left_out[0]["prompt"] if left_out else "", config)
-    kept = [example for example, held in zip(found, inside, strict=True) if not held]
     if not kept:
         raise BadData(f"{path}: every prompt of the corpus stands in an evaluation suite; nothing is left to train on")
     return kept, left_out

@@ -257,10 +257,8 @@ def _judging(recipe: Recipe, origin: Sources | None, policies: int) -> list[str]
             for times, rubric, answers in kinds:
                 times *= evaluation.answers * judge.repeats
                 calls += times * len(texts)
-                read = (rubric * len(texts) + sum(map(len, texts))) / 4 + answers * evaluation.max_new_tokens * len(
-                    texts
-                )
-                tokens += times * (read + judge.reply_tokens * len(texts))
+                each = rubric / 4 + answers * evaluation.max_new_tokens + judge.reply_tokens  # four letters a token
+                tokens += times * (each * len(texts) + sum(map(len, texts)) / 4)
         sentences.append(
             f"{metric} by {judge.model}: at most {calls:,} calls and about {tokens / 1e6:,.1f} million tokens"
         )

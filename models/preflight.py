@@ -75,11 +75,11 @@ def _policies(
     recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], str] | None
 ) -> Iterator[probe.Wanted]:
     """Yield the policies that are here and were not made here: those have a manifest that is checked when they load."""
+    shapes = tuple(shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",))  # which is tried anyway
     for key, place in policies(recipe):
         if not found and (place.startswith("models:/") or is_name(place)):
             continue
         here = found(place, key) if found else place
-        shapes = tuple(one for one in _shapes(recipe.evaluation.suites) if one != ("user",))  # which is tried anyway
         if recipe.template or shapes or not made_here(here, key, kept):
             yield probe.Wanted(f"{key} {place!r}", here, recipe.template, shapes=shapes)
 

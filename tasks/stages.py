@@ -123,22 +123,22 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
 def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {preferences.metric} under {policy.name}"
-    given = {"policy": policy, "preferences": preferences.of(*TRAIN), "data": run.training.data}
-    given |= {"compute": run.recipe.compute}
+    inputs = {"policy": policy, "preferences": preferences.of(*TRAIN), "data": run.training.data}
+    inputs |= {"compute": run.recipe.compute}
     if step.method is Method.kto:
         order = step.model_copy(update={"lambda_": [], **SETTLED})  # the grid shares one order and one reference
-        given |= {"step": order, "seed": run.recipe.seed}
-        return run.make(Reference, "reference.score_unpaired", title, **given)
-    return run.make(Reference, "reference.score", title, splits=list(TRAIN), **given)
+        inputs |= {"step": order, "seed": run.recipe.seed}
+        return run.make(Reference, "reference.score_unpaired", title, **inputs)
+    return run.make(Reference, "reference.score", title, splits=list(TRAIN), **inputs)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="held-out · {preferences.metric}")
 def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
     title = f"held-out · {preferences.metric} under {policy.name}"
-    given = {"policy": policy, "preferences": preferences.of(*HELDOUT), "data": run.training.data}
-    given |= {"compute": run.recipe.compute}
-    return run.make(Reference, "reference.score", title, splits=list(HELDOUT), **given)
+    inputs = {"policy": policy, "preferences": preferences.of(*HELDOUT), "data": run.training.data}
+    inputs |= {"compute": run.recipe.compute}
+    return run.make(Reference, "reference.score", title, splits=list(HELDOUT), **inputs)
 
 
 def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:

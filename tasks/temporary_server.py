@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from models.kept import Kept
+from models.words import first_line
 from tasks import passwords, screen
 from tasks.children import CHECKOUT, Child, answers, until
 
@@ -141,9 +142,11 @@ def _hand_over() -> None:
     services = (("prefect.events.worker", "EventsWorker"), ("prefect.logging.handlers", "APILogWorker"))
     for module, name in services:
         service = getattr(sys.modules.get(module), name, None)
-        with suppress(Exception):  # nothing of the run depends on it
+        try:
             if service is not None:
                 service.drain_all(timeout=GRACE, at_exit=False)
+        except Exception as error:  # nothing of the run depends on it
+            screen.say(f"the last lines of the flow's log may be missing in Prefect ({first_line(error)})", "dim")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

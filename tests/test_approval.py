@@ -166,8 +166,8 @@ def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
     prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:
     """While a person is asked nobody waits for it and no worker lives; they come back for the second test."""
-    runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
-    (merge,) = [one["path"] for one in told["candidates"] if one["name"] == "merge q=0.5"]
+    runs, report = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
+    (merge,) = [one["path"] for one in report["candidates"] if one["name"] == "merge q=0.5"]
     with SyncPrefectClient(prefect) as client:
         process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
         answer_first = paused(client, process, runs)

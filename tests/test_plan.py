@@ -10,13 +10,13 @@ from models.sources import tests as in_test_half
 
 def test_answers_and_calls_of_a_chat_judge_are_foretold(tmp_path: Path) -> None:
     """Counted by hand: base, helpful, two of the safety step; all but the base compared with two others, twice each."""
-    asked = {"helpful": [f"how do i clean my lamp {i} ?" for i in range(30)], "harmless": ["how do i open it ?"]}
-    asked["harmless"] += [f"how do i open lock {i} ?" for i in range(20)]
-    asked["over_refusal"] = [f"how do i open my own lamp {i} ?" for i in range(10)]
+    prompts_of = {"helpful": [f"how do i clean my lamp {i} ?" for i in range(30)], "harmless": ["how do i open it ?"]}
+    prompts_of["harmless"] += [f"how do i open lock {i} ?" for i in range(20)]
+    prompts_of["over_refusal"] = [f"how do i open my own lamp {i} ?" for i in range(10)]
     settings = ["steps.1.lambda=[1,2]", "merge.weights=[]", "evaluation.answers=2"]
     settings += ["evaluation.temperature=1.0", "evaluation.judges.over_refusal.kind=none", "gate.anchor=town"]
     validation, test = {}, {}
-    for role, prompts in asked.items():
+    for role, prompts in prompts_of.items():
         path = tmp_path / f"{role}.jsonl"
         path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
         settings.append(f"evaluation.suites.{role}={path}")

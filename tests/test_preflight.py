@@ -237,8 +237,8 @@ def test_a_suite_whose_turns_the_template_of_a_policy_refuses_is_told_before_tra
     shutil.copytree(policy.path, base)
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
     (base / "chat_template.jinja").write_text(refuses + (base / "chat_template.jinja").read_text())
-    asked = [{"role": "system", "content": "help me"}, {"role": "user", "content": "how do i tow it ?"}]
-    (tmp_path / "suite.jsonl").write_text(json.dumps({"messages": asked}) + "\n")
+    prompt = [{"role": "system", "content": "help me"}, {"role": "user", "content": "how do i tow it ?"}]
+    (tmp_path / "suite.jsonl").write_text(json.dumps({"messages": prompt}) + "\n")
     settings = [f"base={base}", f"evaluation.suites.must_pass={tmp_path / 'suite.jsonl'}"]
     why = r"cannot write a prompt of the turns system, user \(no system message\)"
     with pytest.raises(BadPolicy, match=f"base .*chat_template.jinja: the chat template {why}"):

@@ -255,7 +255,7 @@ def test_of_two_identical_commands_the_second_waits(
 def test_a_bound_that_cannot_be_shown_promotes_nothing(
     run: Callable[..., tuple[int, str]], served: Path, small: list[str]
 ) -> None:
-    runs, trained = served, {*served.glob("store/dpo-*")}
+    runs, policies = served, {*served.glob("store/dpo-*")}
     code, out = run("run", "quickstart-strict", changes=[c for c in small if not c.startswith("constraint")])
     assert code == 4, out
     tree = report(runs, "quickstart-strict")
@@ -264,7 +264,7 @@ def test_a_bound_that_cannot_be_shown_promotes_nothing(
 
     client = mlflow.MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     assert [model.name for model in client.search_registered_models()] == ["quickstart"]
-    assert {*runs.glob("store/dpo-*")} == trained  # these policies were there already
+    assert {*runs.glob("store/dpo-*")} == policies  # these policies were there already
 
 
 def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple[int, str]], runs: Path) -> None:

@@ -44,7 +44,11 @@ def test_a_corpus_with_prompts_of_a_suite_is_refused_or_loses_them(
     drop = Data(near_duplicates=1, contaminated=Contaminated.drop)
     assert alignment.sft(policy, sources, config, drop, 0, compute, out).rows == 8
     (left_out,) = jsonl.read(out / "left_out.jsonl")
-    assert left_out == {"row": 5, "why": "the prompt stands in an evaluation suite", "prompt": rows[4]["prompt"]}
+    assert left_out == {
+        "row": 5,
+        "why": "the prompt stands in an evaluation suite, or nearly so",
+        "prompt": rows[4]["prompt"],
+    }
 
 
 def test_a_row_that_the_template_refuses_is_named_and_the_others_are_trained_on(

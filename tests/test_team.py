@@ -45,13 +45,18 @@ def composed(
     return command, {key: here(str(value)) for key, value in service["environment"].items()}, used
 
 
+def empty(postgres: str) -> None:
+    """Make the three databases anew: the tests of a module share a cluster."""
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        for name in DATABASES:
+            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+            connection.execute(f"create database {name}")  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_compose_is_as_closed_as_up(postgres: str, store: Any, tmp_path: Path, port: int) -> None:
     """Its commands and environments, word for word but for the written list of places."""
-    for name in ("mlflow", "prefect", "sacpo"):
-        with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
-            connection.execute(f"create database {name}")  # type: ignore[arg-type]
+    empty(postgres)
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
         mlflow, prefect = (free.getsockname()[1] for free in (one, two))
@@ -142,10 +147,7 @@ def test_a_team(
     postgres: str, store: Any, up: Callable[..., Any], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Wanted(postgres=postgres)
-    for name in DATABASES:
-        with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
-            connection.execute(f"create database {name}")  # type: ignore[arg-type]
+    empty(postgres)
 
     runs = tmp_path / "server"
     secrets = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
