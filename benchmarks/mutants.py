@@ -1,17 +1,20 @@
 """Which small changes of the code that decides no test notices.
 
-    python benchmarks/mutants.py [--again] [FILE …]
+    python benchmarks/mutants.py [--again] [--since COMMIT] [FILE …]
 
 mutmut (`pip install --constraint constraints.txt '.[dev,mutation]'`) changes one thing at a time: an operator, a
 number, a word, an argument. Every mutant of WHOLE is tried, and a seeded sample of those of SAMPLED, each with the
 tests that call its function (`[tool.mutmut]` in pyproject.toml lists the files). Results are kept in `mutants/`: what
 was decided there is not tried again, unless its function changed; `--again` tries those that survived once more, with
-the tests that have come since. `mutmut show NAME` shows one.
+the tests that have come since; `--since` tries only functions that are not as they were in a commit. `mutmut show NAME`
+shows one.
 """
 
+import argparse
+import ast
 import os
 import shutil
-import sys
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
@@ -36,7 +39,12 @@ SURVIVED = ("survived", "no tests", "suspicious", "segfault")
 
 def main() -> None:
     """Try what was not tried yet, and print the table and what survives."""
-    files = [name for name in sys.argv[1:] if not name.startswith("-")] or [*WHOLE, *SAMPLED]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--since", metavar="COMMIT")
+    parser.add_argument("files", nargs="*", metavar="FILE")
+    asked = parser.parse_args()
+    files = asked.files or [*WHOLE, *SAMPLED]
     temporary = (PLACE / "temporary").resolve()
     shutil.rmtree(temporary, ignore_errors=True)  # what the tests of a mutant leave there
     temporary.mkdir(parents=True)
@@ -45,22 +53,46 @@ def main() -> None:
     copy_src_dir()
     copy_also_copy_files()
     mutmut.create_mutants(1)
-    again = SURVIVED if "--again" in sys.argv else ()
+    again = SURVIVED if asked.again else ()
     if again:  # which tests call which function may have changed
         (PLACE / "mutmut-stats.json").unlink(missing_ok=True)
-    wanted = [name for file in files for name, found in results(file).items() if found in OPEN + again]
+    tried_here = {file: results(file, asked.since) for file in files}
+    wanted = [name for found in tried_here.values() for name, result in found.items() if result in OPEN + again]
     if wanted:
         mutmut._run(wanted, 1)
-    print(table(files))
+    print(table(files, asked.since))
     for file in files:
-        for name, found in results(file).items():
+        for name, found in results(file, asked.since).items():
             if found in SURVIVED:
                 print(f"\n{found}: {name}", *changed(name, file), sep="\n")
 
 
-def results(file: str) -> dict[str, str]:
-    """Return mutant → how it fared, of those that are tried."""
-    return {name: status_by_exit_code[exit_code] for name, exit_code in sorted(tried(file).items(), key=order)}
+def results(file: str, since: str | None) -> dict[str, str]:
+    """Return mutant → how it fared, of those that are tried; with a commit, of the functions that changed since."""
+    names = sorted(tried(file).items(), key=order)
+    if since is not None:
+        before = functions(
+            subprocess.run(["git", "show", f"{since}:{file}"], capture_output=True, text=True, check=True).stdout
+        )
+        now = functions(Path(file).read_text())
+        names = [item for item in names if before.get(function := function_of(item[0])) != now[function]]
+    return {name: status_by_exit_code[exit_code] for name, exit_code in names}
+
+
+def functions(source: str) -> dict[str, str]:
+    """Return name → code of each function and method of a module, without its comments."""
+    found = {}
+    for node in ast.parse(source).body:
+        for inner in node.body if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(inner, ast.FunctionDef):
+                found[f"{node.name}.{inner.name}" if inner is not node else inner.name] = ast.dump(inner)
+    return found
+
+
+def function_of(mutant: str) -> str:
+    """Return the function of a mutant: `Ledger.stand` for `tasks.ledger.xǁLedgerǁstand__mutmut_3`."""
+    name = mutant.rpartition(".")[2].rpartition("__mutmut_")[0]
+    return name.removeprefix("xǁ").replace("ǁ", ".") if "ǁ" in name else name.removeprefix("x_")
 
 
 def tried(file: str) -> dict[str, int | None]:
@@ -91,11 +123,11 @@ def order(item: tuple[str, Any]) -> tuple[str, int]:
     return function, int(number)
 
 
-def table(files: Sequence[str]) -> str:
+def table(files: Sequence[str], since: str | None) -> str:
     """Return the table of README.md."""
     lines = ["| file | mutants | killed | timed out | survived | not tried |", "|---|---|---|---|---|---|"]
     for file in files:
-        count = Counter(results(file).values())
+        count = Counter(results(file, since).values())
         survived, left = (sum(count[one] for one in group) for group in (SURVIVED, OPEN))
         all_of_them = f"{count.total()} of {len(made(file))}" if file in SAMPLED else f"{count.total()}"
         lines.append(f"| {file} | {all_of_them} | {count['killed']} | {count['timeout']} | {survived} | {left} |")

@@ -102,6 +102,26 @@ def scaled(row: Fields, prompt: str, first: str, second: str, preference: str) -
     return _pair(row, asked, one, other) if degree < 0 else _pair(row, asked, other, one)
 
 
+def numbered(row: Fields, prompt: str, first: str, second: str, label: str) -> Pair:
+    """Two answers, and 1 where the first is preferred, 0 where the second is (Ethayarajh et al. 2022)."""
+    asked, one, other = _prompt(row, prompt), row.text(first), row.text(second)
+    return _pair(row, asked, one, other) if row.truth(label) else _pair(row, asked, other, one)
+
+
+def arena(row: Fields, first: str, second: str, winner: str) -> Pair:
+    """Two whole dialogues with one user, and which model the user preferred (Chiang et al. 2024)."""
+    preferred = str(row.get(winner))
+    if preferred in ("tie", "tie (bothbad)", "both_bad"):
+        raise Dropped("a tie: neither answer is preferred")
+    if preferred not in ("model_a", "model_b"):
+        raise Unusable(f"{winner}: must be model_a, model_b or a tie")
+    *context, _ = row.turns(first, "")
+    *other, _ = row.turns(second, "")
+    if len(context) > 1 and context != other:
+        raise Dropped("the two dialogues differ before their last answers")
+    return _compared(row, [], *((first, second) if preferred == "model_a" else (second, first)), speaker="")
+
+
 def outputs(row: Fields, request: str, chosen: str, rejected: str) -> Pair:
     """OpenAI's fine-tuning on preferences: a request that holds messages, and two outputs of one message each."""
     asked = row.get(request)
@@ -123,7 +143,7 @@ def dialogues(row: Fields, chosen: str, rejected: str) -> Pair:
 
 
 def replaced(row: Fields, messages: str, rejected: str) -> Pair:
-    """ms-swift: messages that end with the preferred answer, and the other answer."""
+    """ms-swift: messages that end with the preferred answer, and the other answer, alone or with what was asked."""
     context, answer = _answer([], row.turns(messages, "user"), row.called(messages))
     other, worse = _answer(context, row.turns(rejected, "assistant"), row.called(rejected))
     return _pair(row, _same(context, other, row, messages, rejected), answer, worse)
@@ -147,7 +167,10 @@ FORMATS = (
     Format("PKU-SafeRLHF", ("prompt", "response_0", "response_1"), pku),
     Format("HelpSteer3", ("context", "response1", "response2", "overall_preference"), scaled),
     Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), outputs),
+    Format("SHP", ("history", "human_ref_A", "human_ref_B", "labels"), numbered),
+    Format("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), arena),
     Format("ms-swift preference", ("messages", "rejected_response"), replaced),
+    Format("ms-swift preference, two dialogues", ("messages", "rejected_messages"), replaced),
     Format("TRL preference", ("prompt", "chosen", "rejected"), compared),
     Format("Orca", ("question", "chosen", "rejected"), compared),
     Format("Alpaca preference", ("instruction", "chosen", "rejected"), compared),

@@ -1,4 +1,4 @@
-"""Where a name leads: a local file or folder, or a repository of the Hugging Face hub at a revision."""
+"""Where a name leads: a local file or folder, or a repository of the Hugging Face hub, or a part of one."""
 
 import os
 import re
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from models.errors import BadInput
 
-NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w-][\w.-]*(?:/[\w-][\w.-]*)*))?")
+"""Repository, revision, and the folder or file inside."""
 WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*"]
 """What is fetched of a model: never code, never pickled weights."""
 ROWS_OR_WEIGHTS = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".xz", ".gguf", ".safetensors", ".toml")
@@ -16,13 +17,15 @@ ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
 
 
 def is_name(place: str, folder: Path = Path()) -> bool:
-    """Return whether this names a hub repository (`owner/name` or `owner/name@revision`) and nothing on this disk.
+    """Return whether this names a hub repository (`owner/name@revision:folder`) and nothing on this disk.
+
+    The revision is the newest where none is named, and the folder the whole repository.
 
     Args:
         folder: where a relative path begins.
     """
-    path = folder / Path(place).expanduser()
-    of_a_file = place.endswith(FILES) or path.parent.is_dir()
+    repository = place.partition(":")[0]
+    of_a_file = repository.endswith(FILES) or (folder / Path(repository).expanduser()).parent.is_dir()
     return NAME.fullmatch(place) is not None and not of_a_file
 
 
@@ -33,25 +36,30 @@ def local(place: str, kind: str) -> Path:
         kind: `model` or `dataset`.
 
     Raises:
-        BadInput: no such repository or revision, or no network.
+        BadInput: no such repository, revision or folder in it, or no network.
     """
-    if not is_name(place):
+    named = NAME.fullmatch(place)
+    if named is None or not is_name(place):
         return Path(place).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name, _, revision = place.partition("@")
+    name, revision, part = named.groups()
     patterns = WEIGHTS if kind == "model" else ROWS
+    if part:
+        patterns = [part, *(f"{part}/{pattern}" for pattern in patterns)]
     try:
         offline = bool(os.environ.get("HF_HUB_OFFLINE"))
         found = snapshot_download(
             name,
             repo_type=kind,
-            revision=revision or None,
+            revision=revision,
             allow_patterns=patterns,
             local_files_only=offline,
         )
-        return Path(found)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{kind} {place!r}: neither on this disk nor to be had from the hub ({why})") from error
+    if part and not (Path(found) / part).exists():
+        raise BadInput(f"{kind} {place!r}: the repository holds no {part}, or nothing in it that is read here")
+    return Path(found) / (part or "")

@@ -25,13 +25,15 @@ CLOSED = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>")
 """How an answer begins, and ends, that holds a template's markup."""
 IN_A_CELL = re.compile(r"""\s*\[\s*\{.*?['"](role|from)['"]\s*:""", re.DOTALL)
 """How messages begin that stand as text in the cell of a table."""
+ONE_IN_A_CELL = re.compile(r"""\s*\{\s*["'](role|from|content|value)["']\s*:""")
+"""How a single one begins; an answer in JSON may begin so too."""
 
 
 def turns(value: Any, name: str, role: str) -> list[Message]:
     """Return text as one turn of `role` (HH-RLHF's markup as its turns), and messages as they are.
 
     Args:
-        value: text; a message; a list of messages with `role` and `content`, or `from` and `value`; such a list as
+        value: text; a message; a list of messages with `role` and `content`, or `from` and `value`; either of them as
             JSON in a text.
         name: what the column is called, for the sentence.
         role: who says a plain text; empty: it must be a dialogue in HH-RLHF's markup.
@@ -41,6 +43,8 @@ def turns(value: Any, name: str, role: str) -> list[Message]:
     """
     if isinstance(value, str) and IN_A_CELL.match(value):
         value = _in_a_cell(value, name)
+    elif isinstance(value, str) and ONE_IN_A_CELL.match(value):
+        value = _one_in_a_cell(value, name)
     if isinstance(value, str):
         return _plain(text(value, name), name, role)
     if isinstance(value, dict):
@@ -101,6 +105,18 @@ def _in_a_cell(value: str, name: str) -> Any:
     if isinstance(found, Unusable):
         raise Unusable(f"{name}: {found}")
     return found
+
+
+def _one_in_a_cell(value: str, name: str) -> Any:
+    """Return the message that a text holds as JSON, or the text where it is an answer in JSON or in a language."""
+    try:
+        found = sound(parse(value)[0])
+    except (ValueError, RecursionError):
+        if re.match(r"\s*\{'(role|from)': '\w+', '(content|value)': ['\"]", value):
+            raise Unusable(f"{name}: looks like a message, but is not JSON") from None
+        return value
+    keys = set(found) if isinstance(found, dict) else set()
+    return found if {"role", "content"} <= keys or {"from", "value"} <= keys else value
 
 
 def _turn(turn: Any, name: str) -> Message:

@@ -257,6 +257,9 @@ def _jsonl(source: Path) -> Iterator[Any]:
 
 def _json(source: Path) -> Iterator[Any]:
     """Yield the rows of a list, or of the split `train` of `{"train": […], …}`; the rows of other splits are named."""
+    if _by_line(source):
+        yield from _jsonl(source)
+        return
     content = bytearray()
     with opened(source) as file:
         while chunk := file.read(ROW):
@@ -266,8 +269,7 @@ def _json(source: Path) -> Iterator[Any]:
     try:
         found, suspect = parse(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        lines = "; if each line is a row, name it .jsonl" if error.msg == "Extra data" else ""
-        raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}{lines}") from error
+        raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
     except RecursionError:
         raise BadData(f"{source}: nested too deeply to be rows") from None
     lists = {name: value for name, value in found.items() if isinstance(value, list)} if isinstance(found, dict) else {}
@@ -280,6 +282,16 @@ def _json(source: Path) -> Iterator[Any]:
     yield from map(sound, taken) if suspect else taken
     for other in lists.values():
         yield from (Dropped(OTHER_SPLIT) for _ in other)
+
+
+def _by_line(source: Path) -> bool:
+    """Return whether the first line is a row and others follow: JSONL is often called .json, as in SHP."""
+    with opened(source) as file:
+        first, second = file.readline(ROW), file.readline(ROW)
+    try:
+        return bool(second.strip()) and isinstance(parse(first.decode("utf-8-sig"))[0], dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _csv(source: Path) -> Iterator[Any]:

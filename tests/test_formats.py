@@ -150,6 +150,41 @@ def test_a_tie_is_counted_and_no_bad_row(tmp_path: Path) -> None:
     assert [row["row"] for row in quarantined(made)] == [2, 3]
 
 
+@pytest.mark.parametrize(("label", "chosen"), [(1, BAD), (0, GOOD), ("0", GOOD)])
+def test_shp_prefers_the_first_where_its_label_is_one(label: Any, chosen: str, tmp_path: Path) -> None:
+    assert only(prepared(tmp_path / "x", [EXAMPLES["SHP"] | {"labels": label}])).chosen == chosen
+
+
+def test_arena_has_a_winner_ties_and_dialogues_that_part(tmp_path: Path) -> None:
+    arena = EXAMPLES["Chatbot Arena"]
+    longer = {side: [*arena[side], said("user", "And then?"), said("assistant", "It works.")]
+              for side in ("conversation_a", "conversation_b")}  # fmt: skip
+    ties = [arena | {"winner": winner} for winner in ("tie", "tie (bothbad)", "both_bad")]
+    made = prepared(tmp_path / "x", [arena, *ties, arena | longer])
+    tie, parted = "a tie: neither answer is preferred", "the two dialogues differ before their last answers"
+    assert card(made)["rows_became"] == {"train": 1, tie: 3, parted: 1} and made.counts["quarantined"] == 0
+    assert only(prepared(tmp_path / "y", [arena | {"winner": "model_a"}])).chosen == BAD
+
+
+@pytest.mark.parametrize(
+    ("cell", "answer"),
+    [
+        (json.dumps(said("assistant", GOOD)), GOOD),
+        (json.dumps({"value": GOOD, "from": "gpt"}), GOOD),
+        ('{"role": "admin", "rights": []}', '{"role": "admin", "rights": []}'),
+        ('{"value": 3', '{"value": 3'),
+    ],
+)
+def test_a_cell_may_hold_one_message(cell: str, answer: str, tmp_path: Path) -> None:
+    assert only(prepared(tmp_path / "x", [EXAMPLES["TRL preference"] | {"chosen": cell}])).chosen == answer
+
+
+def test_a_rejected_message_may_stand_without_what_was_asked(tmp_path: Path) -> None:
+    row = EXAMPLES["ms-swift preference, two dialogues"]
+    made = prepared(tmp_path / "x", [row | {"rejected_messages": row["rejected_messages"][-1:]}])
+    assert only(made) == ([said("user", QUESTION)], GOOD, BAD)
+
+
 TRL, HH = EXAMPLES["TRL preference"], EXAMPLES["HH-RLHF"]
 
 
@@ -173,10 +208,16 @@ TRL, HH = EXAMPLES["TRL preference"], EXAMPLES["HH-RLHF"]
          "prompt: a message holds a part that is no text"),
         (TRL | {"prompt": "[{'role': 'user', 'content': 'hi'}]"},
          "prompt: looks like a list of messages, but is not JSON"),
+        (TRL | {"chosen": "{'role': 'assistant', 'content': 'hi'}"},
+         "chosen: looks like a message, but is not JSON"),
         (TRL | {"chosen": None}, "chosen: is null"),
         (EXAMPLES["OpenAI preference"] | {"input": {"messages": WHOLE[:1], "tools": [{"type": "function"}]}},
          "input: tools are not supported"),
         (EXAMPLES["HelpSteer3"] | {"overall_preference": 7}, "overall_preference: must be a number from -3 to 3"),
+        (EXAMPLES["SHP"] | {"labels": 2}, "labels: must be true or false"),
+        (EXAMPLES["Chatbot Arena"] | {"winner": "a"}, "winner: must be model_a, model_b or a tie"),
+        (EXAMPLES["Chatbot Arena"] | {"conversation_b": [said("user", "another"), said("assistant", GOOD)]},
+         "conversation_b and conversation_a have different contexts"),
     ],
 )  # fmt: skip
 def test_a_row_that_would_be_misread_is_refused(bad: Row, reason: str, tmp_path: Path) -> None:

@@ -122,7 +122,6 @@ def test_a_table_whose_quotes_do_not_close_is_refused_whole(text: str, tmp_path:
     [
         ("t.csv", "prompt;chosen;rejected\nq;a;b\n", "its columns are separated by ';'; write it with commas"),
         ("t.csv", "prompt\tchosen\nq\ta\n", r"its columns are separated by '\\t'; write it with commas"),
-        ("t.json", '{"prompt": "a"}\n{"prompt": "b"}\n', "Extra data; if each line is a row, name it .jsonl"),
         ("t.jsonl", '[\n  {"prompt": "a"}\n]\n', "is one value of JSON over many lines; name it .json"),
     ],
 )
@@ -132,6 +131,12 @@ def test_a_file_of_another_kind_than_its_name_says_what_to_do(
     (tmp_path / name).write_text(text)
     with pytest.raises(BadData, match=sentence):
         list(readers.rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "a"}\n{"prompt": "b"}\n', '\ufeff{"prompt": "a"}\r\n{"prompt": "b"}'])
+def test_rows_by_line_are_read_under_the_name_json_too(text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(text)
+    assert [row for _, row in readers.rows(tmp_path / "t.json")] == [{"prompt": "a"}, {"prompt": "b"}]
 
 
 @pytest.mark.parametrize("flag", [{"is_safe": False}, {"label": False}, {"kto_tag": "false"}])
