@@ -39,7 +39,7 @@ N = TypeVar("N", bound=Noun)
 
 VERSIONS = {
     "sources.gather": 4,
-    "preferences.prepare": 5,
+    "preferences.prepare": 6,
     "policy.base": 1,
     "alignment.sft": 3,
     "reference.score": 3,
