@@ -96,6 +96,12 @@ def unread(source: Path) -> list[str]:
     return [str(p.relative_to(source)) for p in _inside(source) if p.name.lower().endswith(DATA) and p not in read]
 
 
+def elsewhere(source: Path) -> int:
+    """Return how many rows stand in a split of a .json file that is not read."""
+    files = [file for file in _parts(source) if file.suffix == ".json"]
+    return sum(isinstance(row, Dropped) for file in files for row in _whole(file))
+
+
 def folders(source: Path) -> list[str]:
     """Return the folders inside one that its rows come from, as hubs keep several sets of data in one repository."""
     if not is_folder(source) or _of_datasets(source):

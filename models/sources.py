@@ -101,6 +101,8 @@ def noticed(files: dict[str, str]) -> Iterator[str]:
         if len(parts := readers.folders(path)) > 1:
             yield f"{role}: {path}: {', '.join(parts[:5])} are read as one; give one of them if they differ in kind"
         kind, _, name = role.partition("/")
+        if not role.startswith("steps.") and (others := readers.elsewhere(path)):  # of a step the card counts them
+            yield f"{role}: {path}: {counted(others, 'row')} not used, since only those of train are"
         if kind == "suite":
             yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
 

@@ -1,18 +1,22 @@
 """Rows in = rows used + rows named with a reason, whatever the format and the method."""
 
+import csv
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import jsonl, preferences
+from models import agreement, corpus, jsonl, preferences, readers, suites
+from models import sources as origins
 from models.artifacts import Preferences, Sources
 from models.errors import BadData
-from models.formats import FORMATS
+from models.formats import CORPORA, FORMATS
 from models.recipe import Data
 
 Row = dict[str, Any]
@@ -171,3 +175,101 @@ def test_no_row_is_lost(
             assert pair["prompt"][-1]["role"] == "user" and all(
                 pair[k].strip() for k in ("chosen", "answer") if k in pair
             )
+
+
+TABLES = [name for name, row in EXAMPLES.items() if name not in ("OpenAI preference",)]  # whose request is an object
+
+
+@settings(max_examples=30, deadline=None, database=None)
+@given(st.sampled_from(TABLES), st.lists(st.dictionaries(st.integers(0, 4), TEXT, max_size=2), max_size=8), st.data())
+def test_no_row_of_a_table_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, name: str, changes: list[dict[int, str]], data: st.DataObject
+) -> None:
+    """CSV and Parquet, whose cells are text: messages stand in them as JSON."""
+    folder = tmp_path_factory.mktemp("rows")
+    first = {column: cell if isinstance(cell, str) else json.dumps(cell) for column, cell in EXAMPLES[name].items()}
+    rows = [first, *({**first, **{list(first)[i % len(first)]: text for i, text in one.items()}} for one in changes)]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, folder / "rows.parquet")
+    with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(first))
+        writer.writeheader()
+        writer.writerows(rows)
+    file_name = data.draw(st.sampled_from(["rows.csv", "rows.parquet"]))
+    sources = Sources(path=folder, digest="x", files={"steps.0": file_name})
+    (folder / "out").mkdir()
+    method = "kto" if name in UNPAIRED else "dpo"
+    config = ALL.model_copy(update={"bad_rows": 0.99})
+    try:
+        made = preferences.prepare(sources, "steps.0", "harmless", method, "", 0, config, folder / "out")
+    except BadData as error:
+        assert re.search("no row is left to train on|rows cannot be used|not valid CSV", str(error))
+        return
+    became = card(made)["rows_became"]
+    assert sum(became.values()) == len(rows) == card(made)["rows"]
+    assert became["train"] + len({row["row"] for row in quarantined(made)}) == len(rows)
+
+
+@st.composite
+def texts(draw: st.DrawFn) -> list[Any]:
+    """Rows of a corpus, a suite or a labelled sample, good ones and spoilt ones."""
+    columns = draw(st.sampled_from([*CORPORA, ("prompt", "answer", "good"), ("prompt", "type", "label")]))
+    good = {
+        "prompt": "q", "instruction": "q", "completion": "a", "response": "a", "output": "a", "answer": "a",
+        "good": True, "type": "homonyms", "label": "safe",
+        "messages": [said("user", "q"), said("assistant", "a")],
+        "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+    }  # fmt: skip
+    rows: list[Any] = []
+    for i in range(draw(st.integers(1, 8))):
+        row: Any = {column: good[column] for column in columns}
+        if isinstance(row[columns[0]], str) and draw(st.booleans()):
+            row[columns[0]] = f"q{i % 4}"
+        change = draw(st.sampled_from(["none"] * 12 + ["value", "label", "junk"]))
+        if change == "value":
+            row[draw(st.sampled_from(columns))] = draw(VALUE)
+        elif change == "label":
+            row["label"] = draw(st.sampled_from(["safe", "unsafe", "true", "false", "?"]))
+        elif change == "junk":
+            row = draw(VALUE)
+        rows.append(row)
+    return rows
+
+
+@settings(max_examples=150, deadline=None, database=None)
+@given(texts(), st.booleans())
+def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Any], whole: bool
+) -> None:
+    """Each of them is used, counted as left out, or the first that cannot be used is named."""
+    folder = tmp_path_factory.mktemp("rows")
+    path = folder / ("rows.json" if whole else "rows.jsonl")
+    path.write_text(json.dumps(rows) if whole else "".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "suite.jsonl").write_text(json.dumps({"prompt": "q1"}) + "\n")
+    files = Sources(path=folder, digest="x", files={"sft": path.name, "suite/harmless/test": "suite.jsonl"})
+    named = re.compile(rf"{re.escape(str(path))}: row ([1-{len(rows)}]): ")
+    try:
+        kept, left_out = corpus.examples(files, Data(contaminated="drop"))
+        assert sorted([row.row for row in kept] + [row["row"] for row in left_out]) == [*range(1, len(rows) + 1)]
+    except BadData as error:
+        assert named.match(str(error)) or "nothing is left to train on" in str(error)
+    for role in ("harmless", "over_refusal"):
+        try:
+            used = suites.read(path, role)
+            counts = re.findall(r"(\d+) (?:duplicates? dropped|rows? left out)", " ".join(suites.noticed(path, role)))
+            assert len(used) + sum(map(int, counts)) == len(rows)
+        except BadData as error:
+            assert named.match(str(error)) or "holds no prompt for the role" in str(error)
+    try:
+        assert len(agreement.labels(path)) == len(rows)
+    except BadData as error:
+        assert named.match(str(error))
+
+
+def test_rows_of_another_split_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "suite.json"
+    path.write_text(json.dumps({"train": [{"prompt": "a"}], "test": [{"prompt": "b"}, {"prompt": "c"}]}))
+    assert [row["prompt"] for row in suites.read(path, "harmless")] == ["a"] and readers.elsewhere(path) == 2
+    assert list(origins.noticed({"suite/harmless": str(path)})) == [
+        f"suite/harmless: {path}: 2 rows not used, since only those of train are"
+    ]
