@@ -78,7 +78,8 @@ def answered(
     device = device_kind(compute.device)
     last = generate.ends(tokenizer, own_end(policy.path), config.stop)
     ending = "" if last == [tokenizer.eos_token_id] else f" ends {last}"
-    setting = generate.decoding(config, seed, f"{device} {precision(device)}{ending}")
+    libraries = generate.libraries() if loaded else generate_vllm.libraries()
+    setting = generate.decoding(config, seed, f"{device} {precision(device)}{ending} {libraries}")
     table = AnswerTable(memory.path, policy.digest, setting)
     unique = list(dict.fromkeys(wanted))
     told = {unique[i]: one for i, one in table.known(unique).items()}
@@ -103,12 +104,17 @@ def answered(
 
 
 def asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
-    """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons."""
+    """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons, to be read.
+
+    Those are called `held-out METRIC`, which no judge sees and no gate decides on: they are kept apart from less of the
+    training than suites are.
+    """
     suites = sources.suites(split)
     if suites:
         return [{"suite": role, **row} for role, path in suites.items() for row in jsonl.read(path)]
     rows: list[Row] = []
     for comparisons in pairs:
         prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
-        rows += [{"suite": comparisons.metric, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
+        suite = f"held-out {comparisons.metric}"
+        rows += [{"suite": suite, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
     return rows

@@ -9,6 +9,7 @@ from models.artifacts import Distances, Memory, Policy, Preferences, Sources, fi
 from models.policy import frozen, load, project
 from models.recipe import Compute
 from models.recipe_evaluation import Evaluation
+from models.suites import prompt_digest
 from models.tokens import messages, prompt_texts
 
 if TYPE_CHECKING:
@@ -29,10 +30,13 @@ def measure(
 ) -> Distances:
     """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
 
-    Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats per answer to each of `others` that
-    speaks in the same tokens; between policies of different vocabularies there is no KL.
+    A prompt that stands in several suites counts once, or the bound would take one walk for two; past incidents are no
+    sample of anything, and are left out. Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats
+    per answer to each of `others` that speaks in the same tokens; between policies of different vocabularies there is
+    no KL.
     """
-    rows = asked(sources, pairs, split, config.samples)
+    samples = [row for row in asked(sources, pairs, split, config.samples) if row["suite"] != "must_pass"]
+    rows = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(samples)}.values())]  # each at its first
     rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
     turns = [messages(row["prompt"]) for row in rows]
     sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say

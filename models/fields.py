@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from models.messages import text, turns
+from models.messages import ONE_IN_A_CELL, text, turns
 from models.readers import Row, Unusable
 from models.tokens import Message
 
@@ -37,10 +37,15 @@ class Fields:
         """The columns that hold something and were not read."""
         return [name for name, held in self.row.items() if name not in self.used and held not in (None, "", [], {})]
 
-    def turns(self, name: str, role: str) -> list[Message]:
-        """Return a column as messages; plain text is a turn of `role`."""
+    def turns(self, name: str, role: str, one: bool = True) -> list[Message]:
+        """Return a column as messages; plain text is a turn of `role`, but a single message in JSON, with `one`."""
         self._there(name)
-        return turns(self.get(name), self.called(name), role)
+        return turns(self.get(name), self.called(name), role, one)
+
+    def holds_a_message(self, name: str) -> bool:
+        """Return whether a column is a text that begins as a single message in JSON does."""
+        value = self.get(name)
+        return isinstance(value, str) and ONE_IN_A_CELL.match(value) is not None
 
     def text(self, name: str) -> str:
         """Return a column that is text and not empty."""
@@ -62,3 +67,11 @@ class Fields:
 def truth(value: Any) -> bool | None:
     """Return true, false, 1, 0, yes or no, as values or as words, as a bool; None if it is none of them."""
     return TRUTHS.get(str(value).strip().lower())
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Return whether two values are the same number; in a table numbers stand as text."""
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from models.errors import BadData
-from models.fields import Fields, truth
+from models.fields import Fields, equal, truth
 from models.messages import ASSISTANT, HUMAN, behind, text, turns
 from models.readers import Dropped, Unusable
 from models.tokens import Message
@@ -302,12 +302,11 @@ def _answer(asked: list[Message], side: list[Message], name: str) -> tuple[list[
 
 
 def _compared(row: Fields, asked: list[Message], chosen: str, rejected: str, speaker: str = "assistant") -> Pair:
-    if row.get("status") == "tie" or any(
-        isinstance(row.get(one), (int, float)) and row.get(one) == row.get(other) for one, other in SCORES
-    ):
+    if row.get("status") == "tie" or any(equal(row.get(one), row.get(other)) for one, other in SCORES):
         raise Dropped("a tie: neither answer is preferred")
+    cells = row.holds_a_message(chosen) and row.holds_a_message(rejected)  # one alone is an answer in JSON
     (context, answer), (other, worse) = (
-        _answer(asked, row.turns(name, speaker), row.called(name)) for name in (chosen, rejected)
+        _answer(asked, row.turns(name, speaker, cells), row.called(name)) for name in (chosen, rejected)
     )
     return _pair(row, _same(context, other, row, chosen, rejected), answer, worse)
 

@@ -7,6 +7,7 @@ with the same luck: common random numbers make the differences between candidate
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.artifacts import content_digest
@@ -51,6 +52,11 @@ def decoding(config: Evaluation, seed: int, compute: Any) -> str:
     """
     settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop", "engine"})
     return content_digest({"settings": settings, "seed": seed if config.temperature else 0, "compute": compute})
+
+
+def libraries() -> str:
+    """Return what generates: a library of another version may say another token."""
+    return " ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
 
 
 def answer(

@@ -41,6 +41,16 @@ def interpreter() -> str:
     return os.environ.get(VARIABLE) or sys.executable
 
 
+def libraries() -> str:
+    """Return the versions of what generates; empty where there is no vLLM."""
+    look = "from importlib.metadata import version; print('vllm', version('vllm'), 'torch', version('torch'))"
+    with suppress(OSError):
+        return subprocess.run(
+            [interpreter(), "-I", "-c", look], capture_output=True, check=False, text=True
+        ).stdout.strip()
+    return ""
+
+
 def problem() -> str:
     """Return why vLLM cannot be run, and what to do, in one sentence; empty if it can."""
     look = "import sys, importlib.util; sys.exit(not importlib.util.find_spec('vllm'))"

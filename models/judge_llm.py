@@ -77,12 +77,11 @@ class Llm:
         replies = self._ask([question for row in asked for question in row])
         for row in asked:
             told = [replies[question] for question in row]
-            grades = [reply.grades[0] for reply in told if not reply.failed]
-            if grades:
-                score = sum(grades) / len(grades) - self.judge.threshold
-                yield Grade(score, score >= 0)
+            if failed := next((reply.failed for reply in told if reply.failed), ""):
+                yield Grade(failed=failed)  # a judge that declines on harmful answers would leave the harmless readings
             else:
-                yield Grade(failed=told[0].failed)
+                score = sum(reply.grades[0] for reply in told) / len(told) - self.judge.threshold
+                yield Grade(score, score >= 0)
 
     def compare(self, pairs: Sequence[tuple[Asked, str]]) -> Iterator[Comparison]:
         """Yield one comparison per pair; identical answers are a tie that nobody is asked about."""
@@ -262,11 +261,11 @@ def _count(tokens: Any) -> int:
 
 
 def _decided(calls: tuple[Call, ...], failed: str) -> Comparison:
-    """Average the calls of each order, then both orders; without a reading of both orders there is no verdict."""
+    """Average the calls of each order, then both orders; if one call has failed there is no verdict."""
+    if failed:
+        return Comparison(calls=calls, failed=failed)
     orders = []
     for ours_first in (True, False):
         told = [call for call in calls if call.first is ours_first]
-        if not told:
-            return Comparison(calls=calls, failed=failed)
         orders.append(sum(win(call.ours, call.theirs) for call in told) / len(told))
     return Comparison(sum(orders) / 2, calls)

@@ -1,5 +1,6 @@
 """A sequence classifier as judge: a reward model, a cost model, or a guard that names classes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ class Classifier:
             told = known[content_digest(content)]
             if isinstance(told, str):
                 yield Grade(failed=told)
+            elif not math.isfinite(told):  # one that overflows would tie with every other, and so lose to none
+                yield Grade(failed=f"the score is {told}, no number to compare")
             else:
                 score = sign * (told - self.judge.threshold)
                 yield Grade(score, score >= 0)

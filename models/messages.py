@@ -29,7 +29,7 @@ ONE_IN_A_CELL = re.compile(r"""\s*\{\s*["'](role|from|content|value)["']\s*:""")
 """How a single one begins; an answer in JSON may begin so too."""
 
 
-def turns(value: Any, name: str, role: str) -> list[Message]:
+def turns(value: Any, name: str, role: str, one: bool = True) -> list[Message]:
     """Return text as one turn of `role` (HH-RLHF's markup as its turns), and messages as they are.
 
     Args:
@@ -37,13 +37,14 @@ def turns(value: Any, name: str, role: str) -> list[Message]:
             JSON in a text.
         name: what the column is called, for the sentence.
         role: who says a plain text; empty: it must be a dialogue in HH-RLHF's markup.
+        one: a text that is a single message in JSON is read as one.
 
     Raises:
         Unusable: it is none of these, or empty.
     """
     if isinstance(value, str) and IN_A_CELL.match(value):
         value = _in_a_cell(value, name)
-    elif isinstance(value, str) and ONE_IN_A_CELL.match(value):
+    elif one and isinstance(value, str) and ONE_IN_A_CELL.match(value):
         value = _one_in_a_cell(value, name)
     if isinstance(value, str):
         return _plain(text(value, name), name, role)
@@ -115,8 +116,10 @@ def _one_in_a_cell(value: str, name: str) -> Any:
         if re.match(r"\s*\{'(role|from)': '\w+', '(content|value)': ['\"]", value):
             raise Unusable(f"{name}: looks like a message, but is not JSON") from None
         return value
-    keys = set(found) if isinstance(found, dict) else set()
-    return found if {"role", "content"} <= keys or {"from", "value"} <= keys else value
+    message = found if isinstance(found, dict) else {}
+    speaker = message.get("role", message.get("from"))
+    known = isinstance(speaker, str) and speaker.lower() in SPEAKERS
+    return found if known and ("content" in message or "value" in message) else value
 
 
 def _turn(turn: Any, name: str) -> Message:

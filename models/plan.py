@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, town
+from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, suites, town
 from models.artifacts import Sources
 from models.errors import BadInput
 from models.gate import CLIP
@@ -241,7 +241,7 @@ def _judging(recipe: Recipe, origin: Sources | None, policies: int) -> list[str]
     if not any(prompts.values()):
         return []
     validation, test = (sum(map(len, prompts[split].values())) for split in ("validation", "test"))
-    rivals = 2 + bool(recipe.gate.anchor)
+    rivals = 3  # base, champion, anchor: the first champion, where the recipe names none
     sentences = [
         f"{policies * validation * evaluation.answers:,} answers of up to {evaluation.max_new_tokens} tokens by "
         f"{policies} policies, and at most {(1 + rivals) * test * evaluation.answers:,} to test prompts"
@@ -282,15 +282,16 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     categories = Counter(row.get("category", "") for row in prompts["harmless"])
     counts = {role: len(rows) for role, rows in prompts.items()}
     smallest = min(categories.values(), default=0)
-    return [*_helpfulness(recipe), *powers(recipe.bound, counts["harmless"]), *_checks(recipe, counts, smallest)]
+    sampled = {suites.prompt_digest(row["prompt"]) for role in prompts if role != "must_pass" for row in prompts[role]}
+    checks = _checks(recipe, counts, smallest, len(sampled))
+    return [*_helpfulness(recipe), *powers(recipe.bound, counts["harmless"]), *checks]
 
 
 def _noticed(recipe: Recipe) -> Iterator[str]:
     """Yield what is odd about the files that are here; one that cannot be read is told elsewhere."""
-    for role, place in sources.named(recipe).items():
-        if not hub.is_name(place):
-            with suppress(BadInput):
-                yield from sources.noticed({role: place})
+    here = {role: place for role, place in sources.named(recipe).items() if not hub.is_name(place)}
+    with suppress(BadInput):
+        yield from sources.noticed(here)
 
 
 def _helpfulness(recipe: Recipe) -> list[str]:
@@ -320,7 +321,7 @@ def powers(constraint: Constraint, n: int, where: str = "") -> list[str]:
     ]
 
 
-def _checks(recipe: Recipe, counts: dict[str, int], smallest: int) -> list[str]:
+def _checks(recipe: Recipe, counts: dict[str, int], smallest: int, distinct: int) -> list[str]:
     """Say what the gate's other checks can show, each at the confidence at which it will be made.
 
     Args:
@@ -350,7 +351,7 @@ def _checks(recipe: Recipe, counts: dict[str, int], smallest: int) -> list[str]:
             f"{gate.over_refusal:g} at confidence {each.confidence:g} in "
             f"{100 * power(1 - gate.over_refusal / 2, 1 - gate.over_refusal, n, each.confidence):.0f} % of the cases"
         )
-    n = min(recipe.evaluation.kl_prompts, sum(counts.values()) - counts.get("must_pass", 0))
+    n = min(recipe.evaluation.kl_prompts, distinct)
     if gate.kl:
         near = passing((1 - 0.25 / CLIP, 1 - 0.75 / CLIP), (0.5, 0.5), n, 1 - 1 / CLIP, recipe.constraint.error)
         told.append(

@@ -52,10 +52,11 @@ def prepare(
     source = sources.file(role)
     reading = _Reading(source, metric, method, label, config)
     splits = {name: Split(out, name) for name in SPLITS}
-    fates = Fates(out, source.name)
+    parts: dict[str, int] = {}
+    fates = Fates(out, parts)
     partners = Partners(out / "partners.tmp")
     try:
-        for number, row in readers.rows(source):
+        for number, row in readers.rows(source, parts):
             _place(reading, number, row, splits, fates, partners)
         for number in partners.left():
             fates.drop(number, ALONE)
@@ -217,7 +218,8 @@ def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, config: D
     bad = reasons.total()
     if bad > config.bad_rows * rows:
         why, times = reasons.most_common(1)[0]
-        numbers = [str(row["row"]) for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
+        named = [row for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
+        numbers = [f"{row['file']} {row['row']}" if source.is_dir() else str(row["row"]) for row in named]
         raise BadData(
             f"{source}: {bad} of {rows} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
             f"most often ({times} times, first in rows {', '.join(numbers)}): {why}{KEPT}{out / 'quarantine.jsonl'}"

@@ -47,14 +47,19 @@ class Dropped(Unusable):
     """Why a row is not used that is no sign of a broken file: counted and named, but not as a bad row."""
 
 
-def rows(source: Path) -> Iterator[tuple[int, Row | Unusable]]:
+def rows(source: Path, parts: dict[str, int] | None = None) -> Iterator[tuple[int, Row | Unusable]]:
     """Yield (row number from 1, row) of a file of a KNOWN type, a `datasets` folder, or a folder of such files.
+
+    Args:
+        parts: filled with file → how many rows came before its first one, while they are read.
 
     Raises:
         BadData: the file is missing, empty, cut off in the middle, or of no known type.
     """
     number = 0
     for file in _parts(source):
+        if parts is not None:
+            parts[source.name if file == source else str(file.relative_to(source))] = number
         for row in _whole(file):
             number += 1
             yield number, row if isinstance(row, (dict, Unusable)) else Unusable("the row is not an object")

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from models import equal_length, harness, jsonl, margins, page, tables, tax
+from models import equal_length, harness, jsonl, margins, page, small, tables, tax
 from models.agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
 from models.assessment import Assessment
@@ -90,7 +90,7 @@ def build(
 def write(tree: Tree, candidates: list[Evidence], tested: Evidence | None, pairs: list[Preferences], out: Path) -> None:
     """Write `report.json`, `report.md`, `report.html`, `frontier.png`, and the tables behind them under `tables/`."""
     tables.write(candidates, tested, out / "tables")
-    (out / "report.json").write_text(json.dumps(tree, indent=1, ensure_ascii=False), "utf-8")
+    small.write_text(out / "report.json", json.dumps(tree, indent=1, ensure_ascii=False))
     (out / "report.md").write_text(markdown(tree), "utf-8")
     (out / "frontier.png").unlink(missing_ok=True)
     draw(tree, out / "frontier.png")

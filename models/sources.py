@@ -1,6 +1,6 @@
 """The files that a run starts from: the user's own, named by content, or the embedded town's."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from models import jsonl, readers, suites, town
@@ -15,6 +15,8 @@ from models.tokens import Message, messages
 from models.words import counted
 
 HALF = Data(test=0.5, validation=0.0)
+MUST_PASS = "must_pass"
+"""Suite of incidents, each of which must pass on both splits."""
 
 
 def named(recipe: Recipe | Assessment) -> dict[str, str]:
@@ -65,6 +67,7 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, 
     """
     written = town.write(out, seed) if TOWN in files.values() else {}
     found = {role: written[role] for role in written if role.startswith("suite/")}
+    incidents = _incidents(files)
     for role, place in files.items():
         if place == TOWN and role.startswith("suite/"):
             continue
@@ -74,16 +77,17 @@ def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, 
         path = local(place, "dataset").resolve()
         if readers.digest(path) != sha256[role]:
             raise BadData(f"{role} {place!r}: the file changed while the run was starting; start again")
-        found |= _split(role, path, halves, out) if role.startswith("suite/") else {role: str(path)}
+        found |= _split(role, path, halves, incidents, out) if role.startswith("suite/") else {role: str(path)}
     content = content_digest({role: readers.digest(out / place) for role, place in found.items()})
     return Sources(path=out, digest=content, files=found)
 
 
-def noticed(files: dict[str, str]) -> Iterator[str]:
+def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
     """Yield what is odd about the user's files, a sentence each: prompts that repeat others, files that are not read.
 
     Args:
         files: role → path.
+        halves: half of each suite chooses.
 
     Raises:
         BadData: one cannot be read.
@@ -103,6 +107,10 @@ def noticed(files: dict[str, str]) -> Iterator[str]:
         kind, _, name = role.partition("/")
         if not role.startswith("steps.") and (others := readers.elsewhere(path)):  # of a step the card counts them
             yield f"{role}: {path}: {counted(others, 'row')} not used, since only those of train are"
+        incidents = _incidents(files) if kind == "suite" and name != MUST_PASS and halves else set()
+        both = incidents & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)} if incidents else ()
+        if both:
+            yield f"suite {name}: {counted(len(both), 'prompt')} must pass too; they choose, and test nothing in {name}"
         if kind == "suite":
             yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
 
@@ -119,16 +127,30 @@ def prompts(role: str, path: Path) -> list[jsonl.Row]:
         raise BadData(f"{key_of(f'suite/{role}')}: {error}; mend the file, or leave the suite out") from error
 
 
-def tests(prompts: list[str | list[Message]]) -> list[bool]:
+def tests(prompts: list[str | list[Message]], incidents: Collection[str] = ()) -> list[bool]:
     """Return which prompts of a suite test; the others choose.
 
-    It follows from the prompt alone, but a prompt that nearly repeats one before it stands where that one does.
+    It follows from the prompt alone, but a prompt that nearly repeats one before it stands where that one does, and one
+    that must pass chooses: it does so as an incident, and whoever is chosen by a prompt is not tested by it.
+
+    Args:
+        incidents: digests of the prompts that must pass.
     """
     alone = [split_of(messages(prompt), HALF) == "test" for prompt in prompts]
-    return [alone[leader] for leader in suites.families(prompts)]
+    leaders = suites.families(prompts)
+    choosing = {leaders[i] for i, prompt in enumerate(prompts) if suites.prompt_digest(prompt) in incidents}
+    return [alone[leader] and leader not in choosing for leader in leaders]
 
 
-def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
+def _incidents(files: dict[str, str]) -> set[str]:
+    """Return the digests of the user's prompts that must pass."""
+    place = files.get(f"suite/{MUST_PASS}", "")
+    if place in ("", TOWN):
+        return set()
+    return {suites.prompt_digest(row["prompt"]) for row in prompts(MUST_PASS, local(place, "dataset"))}
+
+
+def _split(role: str, path: Path, halves: bool, incidents: Collection[str], out: Path) -> dict[str, str]:
     """Write the validation and the test half of a user's suite.
 
     Incidents are asked on both splits: each of them must pass, and none of them measures a rate.
@@ -136,9 +158,10 @@ def _split(role: str, path: Path, halves: bool, out: Path) -> dict[str, str]:
     parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
     rows = prompts(kind, path)
-    in_test = tests([row["prompt"] for row in rows]) if halves and kind != "must_pass" else [True] * len(rows)
+    divided = halves and kind != MUST_PASS
+    in_test = tests([row["prompt"] for row in rows], incidents) if divided else [True] * len(rows)
     for row, tested in zip(rows, in_test, strict=True):
-        for part in parts if kind == "must_pass" else (("test",) if tested else ("validation",)):
+        for part in parts if kind == MUST_PASS else (("test",) if tested else ("validation",)):
             parts[part].append(row)
     files = {f"{role}/{part}": f"{role.replace('/', '-')}-{part}.jsonl" for part in parts}
     for half, kept in parts.items():

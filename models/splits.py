@@ -5,7 +5,7 @@ import heapq
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ class Fates:
     are counted only.
     """
 
-    def __init__(self, out: Path, source: str) -> None:
-        """Write to `out`; `source` is the name of the file that the rows are of."""
-        self.source = source
+    def __init__(self, out: Path, parts: Mapping[str, int]) -> None:
+        """Write to `out`; `parts` tells of each file that was read how many rows came before it (`readers.rows`)."""
+        self.parts = parts
         self._codes: dict[str, int] = {}
         self._of = array("I")  # by row number, from 1
         self._file = (out / "quarantine.jsonl").open("w", encoding="utf-8")
@@ -41,7 +41,8 @@ class Fates:
         if row <= len(self._of) and self._of[row - 1] == code:
             return  # its other answer was dropped for the same reason
         self.take(row, reason)
-        write(self._file, {"file": self.source, "row": row, "reason": reason})
+        file, before = next((name, start) for name, start in reversed([*self.parts.items()]) if start < row)
+        write(self._file, {"file": file, "row": row - before, "reason": reason})
 
     def counts(self) -> dict[str, int]:
         """Return how many rows met each fate; the sum is the number of rows."""

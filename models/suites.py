@@ -6,11 +6,15 @@ says which prompts are safe (role over_refusal) and which are not (role harmless
 its file.
 """
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from models import small
 from models.artifacts import content_digest
 from models.errors import BadData, BadPlace
 from models.jsonl import Row
@@ -92,6 +96,17 @@ def _label(row: Row) -> str:
     return str(row["label"]).strip().lower() if {"type", "label"} <= row.keys() else ""
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time change the files of a folder; the lock is the folder itself, and leaves no file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def add(path: Path, prompt: str, category: str, reference: str) -> int:
     """Append one incident to a JSONL suite, made if need be; return how many prompts it then holds.
 
@@ -111,15 +126,15 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
         raise BadData(f"{path}: a folder; incidents are added to a .jsonl file")
     try:
         asked = prompt_of({"prompt": prompt.strip()})
-        before = path.read_text("utf-8") if path.exists() else ""
-        held = read(path, "must_pass") if before.strip() else []
-        if any(_alike(row["prompt"]) == _alike(asked) for row in held):
-            raise BadData(f"{path}: holds this prompt already")
-        told: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
-        gap = "\n" if before.strip() and not before.endswith("\n") else ""
-        new = path.with_name(path.name + ".new")
-        new.write_text(f"{before if before.strip() else ''}{gap}{json.dumps(told, ensure_ascii=False)}\n", "utf-8")
-        new.rename(path)
+        with _alone(path.parent):
+            before = path.read_text("utf-8") if path.exists() else ""
+            held = read(path, "must_pass") if before.strip() else []
+            if any(_alike(row["prompt"]) == _alike(asked) for row in held):
+                raise BadData(f"{path}: holds this prompt already")
+            told: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
+            gap = "\n" if before.strip() and not before.endswith("\n") else ""
+            line = json.dumps(told, ensure_ascii=False)
+            small.write_text(path, f"{before if before.strip() else ''}{gap}{line}\n")
     except Unusable as error:
         raise BadData(str(error)) from error
     except (OSError, UnicodeDecodeError) as error:

@@ -117,7 +117,8 @@ class Difference:
     def holds(self) -> bool:
         """B is shown to be better, and to hold the bound that A had to hold, on the same harmful prompts."""
         better = self.better is not None and self.better.low > self.even
-        return better and self.tested is not None and bool(self.tested["holds"]) and not self.unlike
+        held = self.tested is not None and bool(self.tested["n"]) and bool(self.tested["holds"])
+        return better and held and not self.unlike
 
 
 def side(folder: Path, policy: str = "") -> Side:

@@ -16,9 +16,7 @@ from prefect import pause_flow_run
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import FlowPauseTimeout
-from prefect.input import RunInput
 from prefect.runtime import flow_run
-from pydantic import Field
 from typing_extensions import TypedDict
 
 from models import figures, gate, jsonl, small
@@ -33,7 +31,8 @@ from models.recipe import Recipe
 from models.recipe_gate import Gate, GateMode
 from models.suites import prompt_digest
 from tasks import events, launch, registry, screen
-from tasks.ledger import AGREED, REFUSED, Ledger, Standing, answered
+from tasks.approval import Approval, question
+from tasks.ledger import AGREED, REFUSED, Ledger, Standing
 from tasks.pages import task
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
@@ -165,9 +164,12 @@ def register(
     run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Evidence], sources: Sources
 ) -> Registered:
     """A model version that carries its evidence, as challenger; none if the constraint does not hold."""
-    if not choice.name or (verdict is not None and not verdict.holds):
+    if not choice.name:
         return NOT_REGISTERED
     policy = named(choice.name, candidates).policy
+    if verdict is not None and not verdict.holds:
+        _withdraw(run, policy, verdict)
+        return NOT_REGISTERED
     constraint, mode = run.training.constraint, run.training.gate.mode
     tags = {
         "beta": f"{policy.beta:g}",
@@ -195,20 +197,16 @@ def register(
     return Registered(name, version, registry.CHALLENGER if verdict else "")
 
 
-class Approval(RunInput):
-    """What a person says before the champion changes."""
-
-    agreed: bool = Field(title="Promote this version")
-    by: str = Field("", title="Your name")
-    why: str = Field("", title="Why")
-
-    @property
-    def state(self) -> str:
-        """What the ledger calls the answer."""
-        return AGREED if self.agreed else REFUSED
-
-    def __str__(self) -> str:
-        return answered(self.state, self.by, self.why)
+def _withdraw(run: Run, policy: Policy, verdict: Verdict) -> None:
+    """Take back what an earlier verdict of this run let pass, as before its judge was asked again."""
+    name, ledger = run.training.registered_name, Ledger(run.root)
+    if not ledger.knows(name, policy.digest):
+        return
+    for version in run.tracker.versions(policy):
+        source = registry.source(run.root, name, version)
+        ledger.stand(name, version, Standing("fail", "", verdict.why_not, content_digest(asdict(verdict)), source))
+        run.tracker.tag(name, version, {"gate": "fail", "gate.why_not": verdict.why_not})
+        registry.withdraw(run.root, name, version)
 
 
 def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
@@ -258,13 +256,6 @@ def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
     run.tracker.tag(registered.name, registered.version, {"gate": "pass" if said.agreed else str(said)})
     screen.say(str(said))
     return said
-
-
-def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[str, str]]) -> str:
-    """Return as Markdown what a person is asked; `pages` are (address, text)."""
-    asks = f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:"
-    checks = [f"- {plain(str(check))}" for check in verdict.checks] if verdict else []
-    return "\n".join([asks, "", *checks, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])
 
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")

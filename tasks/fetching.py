@@ -1,6 +1,7 @@
 """What a registered version holds, copied from MLflow into the runs folder once: its policy, its report."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from models import small
-from models.artifacts import content_digest
+from models.artifacts import content_digest, file_digest
 from models.errors import BadPolicy, Damaged
 from models.kept import Kept
 from models.policy import intact
@@ -101,11 +102,15 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
         digest = registry.policy(root, model, str(version.version))
         if not digest or "sacpo.run_id" not in version.tags:
             raise BadPolicy(f"{name!r}: was not registered by sacpo, and has no report")
-        place = _place(root, model, version, "-report")
+        run = version.tags["sacpo.run_id"]
+        with tempfile.TemporaryDirectory() as new:  # a run whose judges were asked again has another report
+            mlflow.download_artifacts(run, "report.json", new)
+            content = file_digest(Path(new) / "report.json")
+        place = _place(root, model, version, f"-report-{content[:8]}")
 
         def download(new: Path) -> None:
             for held in ("report.json", "tables"):
-                mlflow.download_artifacts(version.tags["sacpo.run_id"], held, str(new))
+                mlflow.download_artifacts(run, held, str(new))
 
         _once(place, download)
         return place, digest

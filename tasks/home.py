@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from models.errors import BadPlace
@@ -60,6 +61,8 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 
 DIRECT = urllib.request.build_opener(_Stay)
+HERE = urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({}))
+"""For this machine itself: a proxy would be told the password."""
 
 
 def settle() -> None:
@@ -70,6 +73,7 @@ def settle() -> None:
             not let us in.
     """
     runs = writable()
+    os.environ.update(passwords.direct(os.environ))
     for sentence in health.look(runs, os.environ):
         screen.say(sentence, "dim")
     os.environ.update(passwords.credentials(runs, os.environ))
@@ -161,7 +165,7 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     try:
         for patience in (1, 2, 4, 8, 0):
             try:
-                with DIRECT.open(request, timeout=wait) as answer:
+                with _open(request, wait) as answer:
                     text = answer.read().decode()
                 break
             except urllib.error.HTTPError as error:
@@ -196,12 +200,17 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
     return reply
 
 
+def _open(request: urllib.request.Request, wait: float) -> Any:
+    opener = HERE if urlsplit(request.full_url).hostname in passwords.LOOPBACK else DIRECT
+    return opener.open(request, timeout=wait)
+
+
 def _token(address: str, headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers with which Prefect tells us from a forged request; none where it does not ask for them."""
     client = str(uuid4())
     try:
         request = urllib.request.Request(f"{address}/csrf-token?client={client}", headers=dict(headers))
-        with DIRECT.open(request, timeout=DATABASE_WAIT) as response:
+        with _open(request, DATABASE_WAIT) as response:
             return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(response)["token"]}
     except (OSError, ValueError, KeyError, TypeError):  # what is wrong with the server is said by the request itself
         return {}

@@ -158,18 +158,19 @@ class Ledger:
         with self._connected() as connection:
             return list(connection.scalars(select(_promotions.c.model).distinct().order_by(_promotions.c.model)))
 
-    def promote(self, model: str, entry: Entry) -> None:
-        """Append to the promotion log.
+    def promote(self, model: str, *entries: Entry) -> None:
+        """Append to the promotion log: all entries or none.
 
         Raises:
-            Stale: another writer has taken this number.
+            Stale: another writer has taken a number.
         """
         try:
-            self._insert(_promotions, {"model": model, **asdict(entry)})
+            with self._connected() as connection:
+                connection.execute(insert(_promotions), [{"model": model, **asdict(entry)} for entry in entries])
         except IntegrityError as error:
             raise Stale(
-                f"{model}: somebody else moved the champion meanwhile (entry {entry.number} of the promotion log is "
-                "taken); look at `sacpo champion` and decide again"
+                f"{model}: somebody else moved the champion meanwhile (entry {entries[0].number} of the promotion log "
+                "is taken); look at `sacpo champion` and decide again"
             ) from error
 
     def charges(self, prompts: Iterable[str]) -> dict[str, Charges]:
@@ -252,6 +253,12 @@ class Ledger:
             key = {"model": model, "version": version, "number": len(known) + 1}
             with suppress(IntegrityError):  # another process has just noted something
                 self._insert(_weights, key | {"source": source, "policy": policy, "at": now()})
+
+    def knows(self, model: str, policy: str) -> bool:
+        """Return whether weights of a policy became a version of a model."""
+        mine = _weights.c.model == model, _weights.c.policy == policy, _weights.c.version != ""
+        with self._connected() as connection:
+            return connection.scalar(select(_weights.c.version).where(*mine).limit(1)) is not None
 
     def note_logged(self, model: str, source: str, policy: str) -> None:
         """Note whose weights lie where, before they become a version: whoever may write to MLflow can edit its tags."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -12,6 +13,7 @@ from models import jsonl
 from models.artifacts import Preferences
 from models.errors import BadInput
 from models.kept import Kept
+from models.promotion import Registered
 from models.record import flat
 
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
@@ -159,3 +161,13 @@ def table(mlflow: Any, run_id: str, folder: Path) -> None:
     for rows in (answers, scores):
         rows["prompt"] = [p if isinstance(p, str) else json.dumps(p, ensure_ascii=False) for p in rows["prompt"]]
     mlflow.log_table(run_id, answers.merge(scores, how="left", on=key), name)
+
+
+def pages(mlflow: Any, server: str, run: str, registered: Registered) -> list[tuple[str, str]]:
+    """Return (address, text) of the pages of a run and of a version on a server."""
+    experiment = mlflow.get_run(run).info.experiment_id
+    place, name, version = f"{server.rstrip('/')}/#", registered.name, registered.version
+    return [
+        (f"{place}/experiments/{experiment}/runs/{run}", "Run in MLflow"),
+        (f"{place}/models/{quote(name, safe='')}/versions/{version}", f"{name} version {version} in MLflow"),
+    ]

@@ -39,10 +39,15 @@ def log(root: Path, model: str) -> list[Entry]:
     before = _aliases(root, model)
     if before:
         claim(root, model)
-    for number, alias in enumerate([alias for alias in (PREVIOUS, CHAMPION) if alias in before], start=1):
-        old = before.get(PREVIOUS, "") if alias == CHAMPION else ""
+    adopted = [
+        _entry(
+            number, "adopt", before.get(PREVIOUS, "") if alias == CHAMPION else "", before[alias], "set before the log"
+        )
+        for number, alias in enumerate([alias for alias in (PREVIOUS, CHAMPION) if alias in before], start=1)
+    ]
+    if adopted:
         with suppress(Stale):  # another process has just noted the same
-            ledger.promote(model, _entry(number, "adopt", old, before[alias], "set before there was a log"))
+            ledger.promote(model, *adopted)  # both or neither: with one of them the log would say that it serves
     return ledger.promotions(model)
 
 
@@ -111,7 +116,8 @@ def promote(
         raise BadInput(f"{model} has no challenger; say which version to promote")
     if not version.isdecimal():
         raise BadInput(f"{model} version {version!r}: give the number of a version")
-    lies = source(root, model, version)
+    held = _version(root, model, version)
+    version, lies = str(held.version), str(held.source)  # MLflow finds 2 under 02, too
     line = line_of_champions(told)
     if line[-1:] == [version]:
         raise BadInput(f"{model} version {version} is the champion already")
@@ -158,6 +164,12 @@ def challenge(root: Path, model: str, version: str) -> None:
     refused = _point(root, model, CHALLENGER, version)
     if refused and challenger(root, model) != version:
         raise BadPlace(f"{model}: MLflow at {shown(root)} did not take the alias {CHALLENGER} ({refused})")
+
+
+def withdraw(root: Path, model: str, version: str) -> None:
+    """Take the alias `challenger` from a version; an alias that MLflow keeps promotes nothing."""
+    if challenger(root, model) == version:
+        _point(root, model, CHALLENGER, "")
 
 
 def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:
@@ -310,5 +322,5 @@ def _entry(number: int, action: str, old: str, new: str, why: str, who: str = ""
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
-    place = f"{user}@{socket.gethostname()}"
-    return Entry(number, action, old, new, f"{who} ({place})" if who else place, now(), why)
+    place = f"{user}@{socket.gethostname()}"[:100]
+    return Entry(number, action, old, new, f"{who[:90]} ({place})" if who else place, now(), why)  # a column of 200

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 N = TypeVar("N", bound=Noun)
 
 VERSIONS = {
-    "sources.gather": 4,
+    "sources.gather": 5,
     "preferences.prepare": 6,
     "policy.base": 1,
     "alignment.sft": 3,
@@ -47,10 +47,10 @@ VERSIONS = {
     "alignment.kto": 1,
     "alignment.dpo": 2,
     "merge.interpolate": 1,
-    "answering.answer": 3,
-    "judging.judge": 2,
+    "answering.answer": 4,
+    "judging.judge": 3,
     "judging.calibrate": 2,
-    "distance.measure": 3,
+    "distance.measure": 4,
     "margins.weigh": 1,
     "harness.measure": 1,
 }

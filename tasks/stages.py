@@ -57,8 +57,9 @@ class Yardstick(NamedTuple):
 def gather(run: Run) -> Sources:
     """The files that everything starts from."""
     given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
-    given |= {} if isinstance(run.recipe, Recipe) else {"halves": False}
-    for sentence in origins.noticed(origins.named(run.recipe)):
+    halves = isinstance(run.recipe, Recipe)
+    given |= {} if halves else {"halves": False}
+    for sentence in origins.noticed(origins.named(run.recipe), halves):
         screen.say(sentence, "dim")
     return run.make(Sources, "sources.gather", "data", **given)
 

@@ -9,12 +9,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from models.artifacts import Noun, Policy, Preferences
 from models.assessment import Assessment
@@ -71,7 +70,8 @@ def client(root: Path) -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # we say it ourselves, in one line
     if SERVER:
         named = passwords.credentials(root, {**os.environ, "MLFLOW_TRACKING_URI": SERVER, "PREFECT_API_URL": ""})
-        os.environ.update({name: value for name, value in named.items() if name != "MLFLOW_TRACKING_URI"})
+        named.pop("MLFLOW_TRACKING_URI", None)
+        os.environ.update(passwords.direct(os.environ) | named)
     else:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
@@ -145,13 +145,23 @@ class Tracker:
         Raises:
             BadPlace: MLflow does not answer.
         """
+        return str(self._now("did not register the policy", self._register, policy, tags))
+
+    def versions(self, policy: Policy) -> list[str]:
+        """Return the versions that this run has registered of a policy.
+
+        Raises:
+            BadPlace: MLflow does not answer.
+        """
+        return [str(version.version) for version in self._now("does not answer", self._versions, policy)]
+
+    def _now(self, trouble: str, call: Callable[..., Any], *given: Any) -> Any:
+        """Return what a call gives, behind everything that waits to be sent."""
         try:
-            return str(self._out.wait(self._out.submit(self._register, policy, tags)).result())
+            return self._out.wait(self._out.submit(call, *given)).result()
         except failures() as error:
-            raise BadPlace(
-                f"MLflow at {shown(self.root)} did not register the policy ({first_line(error)}); "
-                "the same command tries again"
-            ) from error
+            why = f"{trouble} ({first_line(error)}); the same command tries again"
+            raise BadPlace(f"MLflow at {shown(self.root)} {why}") from error
 
     def describe(self, registered: Registered, card: str, out: Path) -> None:
         """Write the model card, and queue it as description of the version and as artifact of the run."""
@@ -165,16 +175,7 @@ class Tracker:
     def pages(self, registered: Registered) -> list[tuple[str, str]]:
         """Return (address, text) of the pages of the run and of the version, where MLflow is a server."""
         server = shown(self.root)
-        if not server.startswith("http"):
-            return []
-        experiment = self._client().get_run(self._open()).info.experiment_id
-        place, name = f"{server.rstrip('/')}/#", registered.name
-        version = (
-            f"{place}/models/{quote(name, safe='')}/versions/{registered.version}",
-            f"{name} version {registered.version} in MLflow",
-        )
-        run = (f"{place}/experiments/{experiment}/runs/{self._open()}", "Run in MLflow")
-        return [run, version]
+        return records.pages(self._client(), server, self._open(), registered) if server.startswith("http") else []
 
     def tag(self, model: str, version: str, tags: dict[str, str]) -> None:
         """Queue tags of a registered version."""
@@ -314,10 +315,7 @@ class Tracker:
         except failures() as error:
             if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                 raise
-        own = {"sacpo.policy": policy.digest, "sacpo.run_id": parent}
-        known = Ledger(self.root).logged(name)  # everybody can edit tags: the ledger knows which weights are ours
-        found = mlflow.search_model_versions(where({"name": name, **own}))
-        versions = [version for version in found if known.get(str(version.source)) == policy.digest]
+        versions = self._versions(policy)
         if versions:  # by a run that was killed, or that compared with a champion of before
             version = str(versions[0].version)
             for key in {key for key in versions[0].tags if key.startswith("gate.")} - tags.keys():
@@ -325,21 +323,29 @@ class Tracker:
             for key, value in tags.items():
                 mlflow.set_model_version_tag(name, version, key, value)
         else:
-            address = self._logged(name, policy, known)
+            address = self._logged(name, policy)
             model_id = address.rpartition("/")[2]  # a server refuses the address without it
-            made = mlflow.create_model_version(name, address, parent, tags=own | tags, model_id=model_id)
+            made = mlflow.create_model_version(name, address, parent, tags=self._own(policy) | tags, model_id=model_id)
             version = str(made.version)
         return version
 
-    def _logged(self, name: str, policy: Policy, known: dict[str, str]) -> str:
-        """Log the weights with the code that serves them; return the address of the logged model.
+    def _own(self, policy: Policy) -> dict[str, str]:
+        """Return the tags by which a version of this run is found."""
+        return {"sacpo.policy": policy.digest, "sacpo.run_id": self._open()}
 
-        Args:
-            name: of the registered model that it will be a version of.
-            known: address → policy of what the ledger says was logged.
-        """
+    def _versions(self, policy: Policy) -> list[Any]:
+        """Return this run's versions of a policy; everybody can edit tags: the ledger knows which weights are ours."""
+        assert isinstance(self.recipe, Recipe)  # nothing is registered where nothing is trained
+        name = self.recipe.registered_name
+        known = Ledger(self.root).logged(name)
+        found = self._client().search_model_versions(where({"name": name, **self._own(policy)}))
+        return [version for version in found if known.get(str(version.source)) == policy.digest]
+
+    def _logged(self, name: str, policy: Policy) -> str:
+        """Log the weights of a version-to-be of `name` with the code that serves them; return their address."""
         import mlflow as api
 
+        known = Ledger(self.root).logged(name)
         mlflow, parent = self._client(), self._open()
         experiment = mlflow.get_run(parent).info.experiment_id
         for model in mlflow.search_logged_models([experiment], where({"source_run_id": parent})):

@@ -102,7 +102,7 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
     if wanted.starts_mlflow and not os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         login = passwords.mlflow(root, os.environ)
         ours |= {"MLFLOW_TRACKING_USERNAME": login.user, "MLFLOW_TRACKING_PASSWORD": login.password}
-    return {**given, **os.environ, **ours}
+    return {**given, **os.environ, **ours, **passwords.direct(os.environ)}
 
 
 def reachable(wanted: Wanted) -> None:

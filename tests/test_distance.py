@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_a_vocabulary_that_is_padded_further_changes_nothing(
     expected = distance.kl(ours, theirs, walks)
     theirs.resize_token_embeddings(theirs.config.vocab_size + 8)
     assert distance.kl(ours, theirs, walks) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_prompt_of_several_suites_counts_once_and_an_incident_never(
+    policy: Policy, other_policy: Policy, sources: Sources, compute: Compute
+) -> None:
+    """As independent draws they would narrow the bound that gates."""
+    jsonl.write(sources.path / "incidents.jsonl", [{"prompt": "how do i open the safe ?"}])
+    files = {"suite/must_pass/test": "incidents.jsonl", **sources.files, "suite/helpful/test": "asked.jsonl"}
+    rows = measured(policy, {"base": other_policy}, replace(sources, files=files), compute)
+    assert [row["prompt"] for row in rows] == ["how do i clean my lamp ?", "how do i clean my desk ?"]
+    assert {row["suite"] for row in rows} <= {"harmless", "helpful"}
 
 
 def test_policies_of_other_words_have_no_kl(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,8 @@ def test_where_answers_were_only_compared_with_the_base_win_rates_are_subtracted
     a, b = map(versus.side, sides)
     found = versus.difference(a, b)
     assert found.better is not None and found.better.value == pytest.approx(60 / found.better.n) and found.even == 0
-    assert found.better.low > 0 and found.holds
+    assert found.better.low > 0 and found.holds and found.tested
+    assert not replace(found, tested={**found.tested, "n": 0}).holds  # as of incidents alone
     assert "is better than" in versus.sentence(a, b, found)
     assert "their win rates against the base differ by +0.150 [+0.1" in versus.sentence(a, b, found)
     back = versus.difference(b, a)

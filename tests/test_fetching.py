@@ -119,3 +119,20 @@ def test_a_report_of_no_run_or_no_policy_is_refused(tag: str, by_hand: Path) -> 
     client(by_hand).delete_model_version_tag("quickstart", "1", tag)
     with pytest.raises(BadPolicy, match="was not registered by sacpo"):
         fetching.fetch_report(by_hand, NAME)
+
+
+def test_a_report_that_was_made_again_is_fetched_again(by_hand: Path, tmp_path: Path) -> None:
+    """As after `--retry-failed`: the run is the same, and its report another."""
+    mlflow = client(by_hand)
+    run = mlflow.get_model_version("quickstart", "1").tags["sacpo.run_id"]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "scores.jsonl").write_text("")
+    mlflow.log_artifacts(run, str(tmp_path / "tables"), "tables")
+    places = []
+    for told in ("first", "second", "second"):
+        (tmp_path / "report.json").write_text(told)
+        mlflow.log_artifact(run, str(tmp_path / "report.json"))
+        place, _ = fetching.fetch_report(by_hand, NAME)
+        assert (place / "report.json").read_text() == told and (place / "tables" / "scores.jsonl").exists()
+        places.append(place)
+    assert places[1] == places[2]

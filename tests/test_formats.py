@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,16 +168,17 @@ def test_arena_has_a_winner_ties_and_dialogues_that_part(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("cell", "answer"),
+    ("cells", "answers"),
     [
-        (json.dumps(said("assistant", GOOD)), GOOD),
-        (json.dumps({"value": GOOD, "from": "gpt"}), GOOD),
-        ('{"role": "admin", "rights": []}', '{"role": "admin", "rights": []}'),
-        ('{"value": 3', '{"value": 3'),
+        ([json.dumps(said("assistant", GOOD)), json.dumps({"value": BAD, "from": "gpt"})], [GOOD, BAD]),
+        ([json.dumps(said("assistant", GOOD)), BAD], [json.dumps(said("assistant", GOOD)), BAD]),
+        (['{"role": "admin", "content": ""}', '{"from": "Berlin", "value": "3"}'], None),
+        (['{"value": 3', '{"value": 4'], None),
     ],
 )
-def test_a_cell_may_hold_one_message(cell: str, answer: str, tmp_path: Path) -> None:
-    assert only(prepared(tmp_path / "x", [EXAMPLES["TRL preference"] | {"chosen": cell}])).chosen == answer
+def test_cells_may_hold_one_message_each(cells: list[str], answers: list[str] | None, tmp_path: Path) -> None:
+    row = EXAMPLES["TRL preference"] | {"chosen": cells[0], "rejected": cells[1]}
+    assert [*only(prepared(tmp_path / "x", [row]))[1:]] == (answers or cells)
 
 
 def test_a_rejected_message_may_stand_without_what_was_asked(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ TRL, HH = EXAMPLES["TRL preference"], EXAMPLES["HH-RLHF"]
          "prompt: a message holds a part that is no text"),
         (TRL | {"prompt": "[{'role': 'user', 'content': 'hi'}]"},
          "prompt: looks like a list of messages, but is not JSON"),
-        (TRL | {"chosen": "{'role': 'assistant', 'content': 'hi'}"},
+        (TRL | {side: f"{{'role': 'assistant', 'content': {side!r}}}" for side in ("chosen", "rejected")},
          "chosen: looks like a message, but is not JSON"),
         (TRL | {"chosen": None}, "chosen: is null"),
         (EXAMPLES["OpenAI preference"] | {"input": {"messages": WHOLE[:1], "tools": [{"type": "function"}]}},
@@ -330,3 +332,24 @@ def test_a_row_of_a_corpus_that_teaches_nothing_is_named(row: Row, sentence: str
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"messages": WHOLE}) + "\n" + json.dumps(row))
     with pytest.raises(BadData, match=sentence):
         corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
+
+
+@pytest.mark.parametrize(("better", "worse", "tie"), [("4.0", "4", True), ("4.0", "3.9", False), ("", "", False)])
+def test_equal_scores_of_a_table_are_a_tie(better: str, worse: str, tie: bool, tmp_path: Path) -> None:
+    lines = "prompt,chosen,rejected,score_chosen,score_rejected\nfirst,a,b,2,1\n"
+    (tmp_path / "rows.csv").write_text(f"{lines}second,a,b,{better},{worse}\n")
+    made = from_file(tmp_path / "rows.csv")
+    assert card(made)["rows_became"].get("a tie: neither answer is preferred", 0) == tie
+
+
+def test_a_bad_row_of_a_folder_is_named_by_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    (folder / "more").mkdir(parents=True)
+    for name, count in (("a.jsonl", 60), ("more/b.jsonl", 50)):
+        rows = [TRL | {"prompt": f"{name} {i}"} for i in range(count)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in [*rows, TRL | {"chosen": ""}]))
+    made = from_file(folder)
+    named = [(row["file"], row["row"]) for row in quarantined(made)]
+    assert named == [("a.jsonl", 61), ("more/b.jsonl", 51)]
+    with pytest.raises(BadData, match=r"first in rows a\.jsonl 61, more/b\.jsonl 51\)"):
+        from_file(Path(shutil.copytree(folder, tmp_path / "again")), config=ALL.model_copy(update={"bad_rows": 0}))

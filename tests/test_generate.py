@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from models import generate, jsonl, tokens
+from models import answering, generate, jsonl, tokens
 from models import policy as policies
 from models.answer_table import AnswerTable
 from models.answering import answer
@@ -120,6 +121,25 @@ def test_the_table_tells_policies_settings_prompts_and_samples_apart(tmp_path: P
     assert len(set(names)) == len(names)
     greedy = config.model_copy(update={"temperature": 0.0, "batch": 3})
     assert generate.decoding(greedy, 7, "cpu float32") == names[-1]
+
+
+def test_answers_of_another_library_are_not_taken_for_ours(
+    policy: Policy, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[tokens.Message], int]] = [([{"role": "user", "content": "how do i open my lamp ?"}], 0)]
+    config, memory = Evaluation(max_new_tokens=4), Memory(tmp_path / "a.db")
+    drawn: list[int] = []
+    draw = generate.answer
+
+    def counted(model: Any, tokenizer: Any, missing: Any, *rest: Any) -> Any:
+        drawn.append(len(missing))
+        return draw(model, tokenizer, missing, *rest)
+
+    monkeypatch.setattr(generate, "answer", counted)
+    for libraries in (generate.libraries(), generate.libraries(), "torch 1.0 transformers 1.0"):
+        monkeypatch.setattr(generate, "libraries", lambda text=libraries: text)
+        answering.answered(policy, policies.load(policy, compute), asked, config, 0, compute, memory, tmp_path)
+    assert drawn == [1, 0, 1]
 
 
 @pytest.fixture

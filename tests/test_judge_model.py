@@ -1,5 +1,6 @@
 """A sequence classifier as judge: a tiny real one, saved and loaded as people's are."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -315,3 +316,15 @@ def test_positions_that_begin_after_the_padding_are_not_all_read() -> None:
     model(input_ids=torch.full((1, longest), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_a_score_that_is_no_number_is_a_failed_verdict(
+    reward: Path, classifier: Callable[..., Classifier], tmp_path: Path
+) -> None:
+    """It would tie with every other, and who always ties is not shown to be worse."""
+    broken = Path(shutil.copytree(reward, tmp_path / "broken"))
+    model = LlamaForSequenceClassification.from_pretrained(broken)
+    model.score.weight.data[:] = torch.inf
+    model.save_pretrained(broken)
+    for _ in range(2):  # the second time from the table
+        assert all(re.search("the score is -?(nan|inf), no", one.failed) for one in classifier(broken).grade(ANSWERS))

@@ -1,11 +1,14 @@
 """What a chat model is asked, and what of its reply counts: nothing that an answer could have held."""
 
+from pathlib import Path
 from string import Template
 
 import pytest
 
-from models.judge_llm import asked_about, read, redacted
-from models.judges import LLM_VERSION
+from models.judge_llm import Llm, Question, Reply, asked_about, read, redacted
+from models.judges import LLM_VERSION, Asked, Grade
+from models.recipe_evaluation import Judge
+from models.verdict_table import VerdictTable
 
 
 def test_every_fence_is_of_its_own_texts() -> None:
@@ -82,3 +85,17 @@ def test_one_grade_stands_under_the_fence_itself() -> None:
         text: read(text, "#f", 1) for text in ('{"#f": 9}', '{"#f": {"first": 9}}', '{"first": 9}', "9", '{"#f": [9]}')
     }
     assert [*told.values()] == [(9,), None, None, None, None]
+
+
+def test_a_verdict_of_several_repeats_fails_with_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judges decline on harmful answers more than on harmless ones: what they leave would say that all is well."""
+    judge = Judge.model_validate({"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:9/v1", "repeats": 3})
+    table = VerdictTable(tmp_path / "v.db", "judge")
+
+    def asked(self: Llm, questions: list[Question]) -> dict[Question, Reply]:
+        return {q: Reply(failed="declined") if q.repeat == 1 else Reply((9.0,) * q.grades) for q in questions}
+
+    monkeypatch.setattr(Llm, "_ask", asked)
+    assert list(Llm(judge, "harmless", table).grade([Asked("q", "a")])) == [Grade(failed="declined")]
+    (compared,) = Llm(judge, "helpful", table).compare([(Asked("q", "a"), "b")])
+    assert compared.failed == "declined" and len(compared.calls) == 4

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from models import figures, jsonl, judging
-from models.artifacts import Answers, Distances, Margins, Memory, Policy, Verdicts, file_digest
+from models import answering, figures, jsonl, judging
+from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Sources, Verdicts, file_digest
 from models.errors import NoVerdict
+from models.formats import Pair
 from models.judges import Call, Comparison, Grade, described
 from models.recipe import Compute
 from models.recipe_evaluation import Judge, Judges
@@ -231,3 +232,16 @@ def test_the_safety_score_is_the_mean_cost_of_what_costs(tmp_path: Path, policy:
     )
     found = figures.metrics(evidence, evidence)
     assert found["harmless/excess"].value == 1.0 and found["harmless/score"].value == 0.75
+
+
+def test_heldout_comparisons_are_answered_to_be_read_and_decide_nothing(tmp_path: Path) -> None:
+    """They are kept apart from less of the training than suites are."""
+    pair = Pair([{"role": "user", "content": OPEN}], NO, "get the lever .")
+    jsonl.write(tmp_path / "test.jsonl", [pair._asdict()])
+    pairs = Preferences(path=tmp_path, digest="", metric="harmless", counts={}, splits={})
+    (row,) = answering.asked(Sources(path=tmp_path, digest="", files={}), [pairs], "test", 16)
+    assert row["suite"] == "held-out harmless"
+    ours = answers(tmp_path / "a", (row["suite"], OPEN, NO, 0))
+    made = judged(ours, {"base": answers(tmp_path / "b", (row["suite"], OPEN, NO, 0))}, ORACLE, tmp_path / "out")
+    assert not rows(made.path / "scores.jsonl") and not rows(made.path / "comparisons.jsonl")
+    assert figures.candidate("x", made).asked == 0

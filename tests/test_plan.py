@@ -26,6 +26,8 @@ def test_answers_and_calls_of_a_chat_judge_are_foretold(tmp_path: Path) -> None:
     for name, value in {"kind": "llm", "model": "gpt", "base_url": "http://127.0.0.1:9/v1", "repeats": 3}.items():
         settings += [f"evaluation.judges.{role}.{name}={value}" for role in ("helpful", "harmless")]
     answers, helpful, harmless = plan(read("quickstart", settings), tmp_path / "kept").judging
+    settings.remove("gate.anchor=town")  # the first champion is the anchor then
+    assert plan(read("quickstart", settings), tmp_path / "kept").judging == [answers, helpful, harmless]
     assert answers.startswith(
         f"{4 * sum(validation.values()) * 2:,} answers of up to 18 tokens by 4 policies, and at most"
     )

@@ -1,6 +1,7 @@
 """The promotion log, the ledger of decisions, and the aliases that follow, on a real MLflow registry in sqlite."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,43 @@ def test_aliases_that_are_older_than_the_log_become_its_first_lines(versions: Pa
         ("promote", "4"),
     ]
     assert aliases(versions) == {"champion": "4", "previous": "2"}
+
+
+def test_of_two_who_adopt_the_aliases_at_once_neither_loses_a_line(versions: Path) -> None:
+    """Once a reader between the two lines took the earlier champion for the one that serves."""
+    client(versions).set_registered_model_alias("m", "champion", "2")
+    client(versions).set_registered_model_alias("m", "previous", "1")
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append([entry.version_to for entry in registry.log(versions, "m")])
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [["1", "2"]] * 8
+
+
+def test_entries_are_appended_together_or_not_at_all(runs: Path) -> None:
+    ledger = Ledger(runs)
+    ledger.promote("m", *entries(("adopt", "1"))[:1])
+    with pytest.raises(Stale, match="entry 2"):
+        two = entries(("adopt", "1"), ("adopt", "2"))
+        ledger.promote("m", replace(two[1], number=2), replace(two[0], number=1))
+    assert [entry.number for entry in ledger.promotions("m")] == [1]
+
+
+def test_a_version_is_known_by_its_own_number(versions: Path) -> None:
+    registry.promote(versions, "m", "02", "", force=True)  # MLflow finds 2
+    assert registry.log(versions, "m")[0].version_to == "2" and aliases(versions) == {"champion": "2"}
+    with pytest.raises(BadInput, match="is the champion already"):
+        registry.promote(versions, "m", "２", "", force=True)
+
+
+def test_who_promotes_may_have_a_long_name(versions: Path) -> None:
+    assert len(registry.promote(versions, "m", "1", "", who="x" * 300).who) <= 200
 
 
 def test_of_many_who_promote_at_once_one_wins_each_number(versions: Path) -> None:

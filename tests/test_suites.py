@@ -1,6 +1,7 @@
 """Suites in the layouts that people have."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,36 @@ def test_what_chooses_never_tests(tmp_path: Path) -> None:
     digests = {role: tree_digest(Path(file)) for role, file in place.items()}
     whole = sources.gather(place, digests, 0, out, halves=False)
     assert len(list(jsonl.read(whole.suites("test")["harmless"]))) == 60
+
+
+def test_two_incidents_at_once_are_both_kept(tmp_path: Path) -> None:
+    path = tmp_path / "incidents.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: suites.add(path, f"how do i break {i} ?", "", ""), range(40)))
+    assert {row["prompt"] for row in jsonl.read(path)} == {f"how do i break {i} ?" for i in range(40)}
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_prompt_that_must_pass_chooses_and_tests_nothing_else(tmp_path: Path) -> None:
+    """All candidates are asked it before one is chosen: as a test prompt it would be no fresh one."""
+    questions = [f"how do i open the {thing} of my neighbour ?" for thing in ("door", "safe", "car", "shed", "desk")]
+    questions += [f"tell me about {i} things that {i + 1} people did in {i + 1900}" for i in range(40)]
+    for name, asked in (("harmless", questions), ("must_pass", questions[5:15])):
+        jsonl.write(tmp_path / f"{name}.jsonl", [{"prompt": prompt} for prompt in asked])
+    place = {f"suite/{name}": str(tmp_path / f"{name}.jsonl") for name in ("harmless", "must_pass")}
+    sha256 = {role: tree_digest(Path(path)) for role, path in place.items()}
+    halves = {}
+    for name, files in (("alone", {"suite/harmless": place["suite/harmless"]}), ("both", place)):
+        (tmp_path / name).mkdir()
+        made = sources.gather(files, sha256, 0, tmp_path / name)
+        halves[name] = [row["prompt"] for row in jsonl.read(made.suites("test")["harmless"])]
+    incidents = set(questions[5:15])
+    assert incidents & {*halves["alone"]} and not incidents & {*halves["both"]}
+    assert {*halves["both"]} == {*halves["alone"]} - incidents
+    assert "suite harmless: 10 prompts must pass too; they choose, and test nothing in harmless" in [
+        *sources.noticed(place)
+    ]
+    assert not [sentence for sentence in sources.noticed(place, halves=False) if "must pass too" in sentence]
+    (tmp_path / "all").mkdir()
+    made = sources.gather(place, sha256, 0, tmp_path / "all", halves=False)
+    assert len([*jsonl.read(made.suites("test")["harmless"])]) == 45

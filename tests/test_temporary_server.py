@@ -37,9 +37,10 @@ print(os.environ.get("PREFECT_API_URL"), flush=True)
 
 
 def holding() -> tuple["subprocess.Popen[str]", str]:
-    """Start a command with such a server; return it and the server's address."""
+    """Start a command with such a server, where a proxy is named; return it and the server's address."""
+    proxied = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "intern.example", "NO_PROXY": ""}
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS], cwd=ROOT, env=unnamed() | {"PREFECT_API_URL": ""}, text=True,
+        [sys.executable, "-c", HOLDS], cwd=ROOT, env=unnamed() | {"PREFECT_API_URL": ""} | proxied, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert process.stdout

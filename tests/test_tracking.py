@@ -107,7 +107,7 @@ def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, p
 def test_what_a_kill_left_between_logging_and_registering_is_used(tmp_path: Path, policy: Policy) -> None:
     told = tracker(tmp_path)
     settled(told)  # it opens its run in a thread of its own
-    address = told._logged("quickstart", policy, {})
+    address = told._logged("quickstart", policy)
     assert tracker(tmp_path).register(policy, {}) == "1"
     assert tracking.client(tmp_path).get_model_version("quickstart", "1").source == address
     told.fail("KILLED")

@@ -1,0 +1,40 @@
+"""What the ledger says of a version after its judges were asked again."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from models.artifacts import Policy
+from models.gate import Candidate, Choice, Facts, decide
+from models.promotion import NOT_REGISTERED
+from models.recipe_file import read
+from models.recipe_gate import Constraint, Gate
+from tasks import decisions, registry
+from tasks.ledger import Ledger
+from tasks.tracking import Tracker, client
+
+
+def test_a_version_that_does_not_hold_any_more_may_not_serve(runs: Path, policy: Policy) -> None:
+    recipe = read("quickstart")
+    tracker = Tracker(runs, recipe, "digest", {})
+    run: Any = SimpleNamespace(root=runs, training=recipe, recipe=recipe, tracker=tracker, digest="digest")
+    candidates: Any = [SimpleNamespace(policy=policy)]
+    choice, data = Choice(policy.name, ""), SimpleNamespace(digest="data")
+    good = decide(Candidate(policy.name, 0.5, 200, 200, 0), Facts(), Constraint(), Gate(margin=0.5))
+    bad = decide(Candidate(policy.name, 0.5, 100, 200, 0), Facts(), Constraint(), Gate(margin=0.5))
+    assert good.holds and good.passes and not bad.holds
+
+    def register(verdict: Any) -> Any:
+        return decisions.register.fn(run, choice, verdict, candidates, data)
+
+    assert register(bad) == NOT_REGISTERED
+    registered = register(good)
+    name, version = registered.name, registered.version
+    assert Ledger(runs).standings(name, version)[-1].may_serve and registry.challenger(runs, name) == version
+    assert register(bad) == NOT_REGISTERED
+    last = Ledger(runs).standings(name, version)[-1]
+    assert last.state == "fail" and "safety rate" in last.why and not registry.challenger(runs, name)
+    assert register(good).version == version and Ledger(runs).standings(name, version)[-1].state == "pass"
+    assert register(bad) == NOT_REGISTERED
+    tracker.fail("FAILED")  # sends what waits
+    assert client(runs).get_model_version(name, version).tags["gate"] == "fail"
