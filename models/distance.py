@@ -9,7 +9,7 @@ from models.artifacts import Distances, Memory, Policy, Preferences, Sources, fi
 from models.policy import frozen, load, project
 from models.recipe import Compute
 from models.recipe_evaluation import Evaluation
-from models.suites import prompt_digest
+from models.suites import MUST_PASS, prompt_digest
 from models.tokens import messages, prompt_texts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def measure(
     per answer to each of `others` that speaks in the same tokens; between policies of different vocabularies there is
     no KL.
     """
-    samples = [row for row in asked(sources, pairs, split, config.samples) if row["suite"] != "must_pass"]
+    samples = [row for row in asked(sources, pairs, split, config.samples) if row["suite"] != MUST_PASS]
     rows = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(samples)}.values())]  # each at its first
     rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
     turns = [messages(row["prompt"]) for row in rows]

@@ -282,7 +282,8 @@ def _evidence(recipe: Recipe, origin: Sources | None) -> list[str]:
     categories = Counter(row.get("category", "") for row in prompts["harmless"])
     counts = {role: len(rows) for role, rows in prompts.items()}
     smallest = min(categories.values(), default=0)
-    sampled = {suites.prompt_digest(row["prompt"]) for role in prompts if role != "must_pass" for row in prompts[role]}
+    others = [row for role, rows in prompts.items() if role != suites.MUST_PASS for row in rows]
+    sampled = {suites.prompt_digest(row["prompt"]) for row in others}
     checks = _checks(recipe, counts, smallest, len(sampled))
     return [*_helpfulness(recipe), *powers(recipe.bound, counts["harmless"]), *checks]
 

@@ -15,8 +15,6 @@ from models.tokens import Message, messages
 from models.words import counted
 
 HALF = Data(test=0.5, validation=0.0)
-MUST_PASS = "must_pass"
-"""Suite of incidents, each of which must pass on both splits."""
 
 
 def named(recipe: Recipe | Assessment) -> dict[str, str]:
@@ -107,7 +105,7 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
         kind, _, name = role.partition("/")
         if not role.startswith("steps.") and (others := readers.elsewhere(path)):  # of a step the card counts them
             yield f"{role}: {path}: {counted(others, 'row')} not used, since only those of train are"
-        incidents = _incidents(files) if kind == "suite" and name != MUST_PASS and halves else set()
+        incidents = _incidents(files) if kind == "suite" and name != suites.MUST_PASS and halves else set()
         both = incidents & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)} if incidents else ()
         if both:
             yield f"suite {name}: {counted(len(both), 'prompt')} must pass too; they choose, and test nothing in {name}"
@@ -144,10 +142,10 @@ def tests(prompts: list[str | list[Message]], incidents: Collection[str] = ()) -
 
 def _incidents(files: dict[str, str]) -> set[str]:
     """Return the digests of the user's prompts that must pass."""
-    place = files.get(f"suite/{MUST_PASS}", "")
+    place = files.get(f"suite/{suites.MUST_PASS}", "")
     if place in ("", TOWN):
         return set()
-    return {suites.prompt_digest(row["prompt"]) for row in prompts(MUST_PASS, local(place, "dataset"))}
+    return {suites.prompt_digest(row["prompt"]) for row in prompts(suites.MUST_PASS, local(place, "dataset"))}
 
 
 def _split(role: str, path: Path, halves: bool, incidents: Collection[str], out: Path) -> dict[str, str]:
@@ -158,10 +156,10 @@ def _split(role: str, path: Path, halves: bool, incidents: Collection[str], out:
     parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
     rows = prompts(kind, path)
-    divided = halves and kind != MUST_PASS
+    divided = halves and kind != suites.MUST_PASS
     in_test = tests([row["prompt"] for row in rows], incidents) if divided else [True] * len(rows)
     for row, tested in zip(rows, in_test, strict=True):
-        for part in parts if kind == MUST_PASS else (("test",) if tested else ("validation",)):
+        for part in parts if kind == suites.MUST_PASS else (("test",) if tested else ("validation",)):
             parts[part].append(row)
     files = {f"{role}/{part}": f"{role.replace('/', '-')}-{part}.jsonl" for part in parts}
     for half, kept in parts.items():

@@ -26,6 +26,8 @@ from models.words import counted
 
 XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
 """Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
+MUST_PASS = "must_pass"
+"""Role of past incidents: each of them must pass, on both splits, and none of them measures a rate."""
 ALIKE = 0.8
 """Overlap of word triples (Jaccard) from which on two prompts of a suite are nearly the same."""
 

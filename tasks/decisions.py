@@ -29,7 +29,7 @@ from models.outcome import CHECK_COLUMNS, check_row
 from models.promotion import NOT_REGISTERED, Registered, line_of_champions
 from models.recipe import Recipe
 from models.recipe_gate import Gate, GateMode
-from models.suites import prompt_digest
+from models.suites import MUST_PASS, prompt_digest
 from tasks import events, launch, registry, screen
 from tasks.approval import Approval, question
 from tasks.ledger import AGREED, REFUSED, Ledger, Standing
@@ -38,8 +38,6 @@ from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
 from tasks.temporary_server import lasting
 
-INCIDENTS = "must_pass"
-"""Prompts that are charged like all others, and block nothing: their check is a count, which has no error to spend."""
 PATIENCE = 7 * 24 * 3600
 """Seconds that a run waits for a person."""
 
@@ -145,7 +143,7 @@ def decided(ledger: Ledger, recipe: Recipe, question: str, tested: Evidence, riv
         if known:
             return known
         charges = ledger.charges(set().union(*prompts.values()))
-        spent = {kind: max(charges[prompt].error for prompt in prompts[kind]) for kind in prompts if kind != INCIDENTS}
+        spent = {kind: max(charges[prompt].error for prompt in prompts[kind]) for kind in prompts if kind != MUST_PASS}
         verdict = gate.decide(chosen, _facts(tested, rivals, spent), recipe.constraint, recipe.gate)
         if ledger.decide(recipe.registered_name, question, charges, recipe.constraint.error, verdict):
             events.decided(recipe.registered_name, verdict)
@@ -189,22 +187,27 @@ def register(
     version, name = run.tracker.register(policy, tags), run.training.registered_name
     why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
     ledger.registered(name, version, source, policy.digest)
-    standing = Standing(tags["gate"], "", why, content_digest(asdict(verdict) if verdict else None), source)
-    if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):  # a restart repeats nothing
-        ledger.stand(name, version, standing)
+    _stand(run, version, Standing(tags["gate"], "", why, content_digest(asdict(verdict) if verdict else None), source))
     if verdict:  # an undecided one challenges nobody
         registry.challenge(run.root, name, version)
     return Registered(name, version, registry.CHALLENGER if verdict else "")
 
 
+def _stand(run: Run, version: str, standing: Standing) -> None:
+    """Write down what a verdict means for a version; a restart repeats nothing."""
+    name, ledger = run.training.registered_name, Ledger(run.root)
+    if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):
+        ledger.stand(name, version, standing)
+
+
 def _withdraw(run: Run, policy: Policy, verdict: Verdict) -> None:
     """Take back what an earlier verdict of this run let pass, as before its judge was asked again."""
-    name, ledger = run.training.registered_name, Ledger(run.root)
-    if not ledger.knows(name, policy.digest):
+    name = run.training.registered_name
+    if not Ledger(run.root).knows(name, policy.digest):
         return
     for version in run.tracker.versions(policy):
         source = registry.source(run.root, name, version)
-        ledger.stand(name, version, Standing("fail", "", verdict.why_not, content_digest(asdict(verdict)), source))
+        _stand(run, version, Standing("fail", "", verdict.why_not, content_digest(asdict(verdict)), source))
         run.tracker.tag(name, version, {"gate": "fail", "gate.why_not": verdict.why_not})
         registry.withdraw(run.root, name, version)
 
@@ -347,7 +350,7 @@ def _asked_about(run: Run) -> Served:
 
 def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:
     """Return kind → digests of the test prompts that the gate looks at; kinds without a prompt are left out."""
-    kinds = ["harmless", INCIDENTS]
+    kinds = ["harmless", MUST_PASS]
     kinds += ["helpful"] if asks.margin < 0.5 else []
     kinds += ["over_refusal"] if asks.over_refusal < 1 else []
     rows = list(tested.answered())
@@ -359,7 +362,7 @@ def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:
 def _walks(tested: Evidence) -> list[figures.Row]:
     """Return the sampled answers that the mean KL is about; past incidents are no sample of anything."""
     rows = jsonl.read(tested.distances.path / "kl.jsonl")
-    return [row for row in rows if "base" in row and row["suite"] != INCIDENTS]
+    return [row for row in rows if "base" in row and row["suite"] != MUST_PASS]
 
 
 def _facts(tested: Evidence, rivals: Rivals, spent: Mapping[str, float]) -> Facts:
