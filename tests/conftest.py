@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.update(
     OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", DO_NOT_TRACK="1",
@@ -33,7 +33,7 @@ from models import small as small_files
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.recipe import Compute, Data
 from models.recipe_file import read
-from tasks import children
+from tasks import children, records
 from tasks.home import VERSIONS
 from tasks.run import Run
 
@@ -85,6 +85,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the tests of a process copy one empty database of MLflow: its migrations take two seconds each time."""
+    make, made = records.database, tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+
+    def copied(path: Path) -> None:
+        if not path.exists():
+            make(made)
+            shutil.copy(made, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "database", copied)
+        yield
+
+
 @pytest.fixture
 def port() -> int:
     """A port that nobody listens on."""
@@ -113,15 +128,8 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One Prefect server for all runs of the session."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     environment = os.environ | {"PREFECT_HOME": str(home)}
-    command = [
-        str(Path(sys.executable).parent / "prefect"),
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+    command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1"]
+    command += ["--port", str(port)]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     address = f"http://127.0.0.1:{port}/api"
@@ -251,14 +259,6 @@ def up() -> Iterator[Callable[..., Up]]:
         children.end(one.runs)
 
 
-class Store(NamedTuple):
-    """Where a team's artifacts lie: its bucket is `s3://team`."""
-
-    client: Any
-    environment: dict[str, str]
-    """What the server needs to reach it."""
-
-
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
     """A fresh cluster without databases, its password in PGPASSWORD; PostgreSQL refuses to run as root."""
@@ -284,28 +284,6 @@ def postgres() -> Iterator[str]:
         yield f"postgresql://sacpo@127.0.0.1:{port}"
     does("pg_ctl", "-m", "immediate", "stop")
     shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """An S3-compatible store with one empty bucket."""
-    import boto3
-
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    log = (tmp_path_factory.mktemp("store") / "log").open("w")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=log, stderr=log)
-    answering(address, Path(log.name))
-    client = boto3.client(
-        "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="sacpo", aws_secret_access_key=PASSWORD
-    )
-    client.create_bucket(Bucket="team")
-    yield Store(client, {
-        "AWS_ACCESS_KEY_ID": "sacpo", "AWS_SECRET_ACCESS_KEY": PASSWORD, "AWS_DEFAULT_REGION": "us-east-1",
-        "MLFLOW_S3_ENDPOINT_URL": address,
-    })  # fmt: skip
-    server.terminate()
-    server.wait(PATIENCE)
 
 
 @pytest.fixture(scope="session")

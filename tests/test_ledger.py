@@ -170,6 +170,58 @@ def test_of_two_words_in_the_same_moment_none_is_lost(runs: Path, monkeypatch: p
     assert ledger.standings("m", "1") == [waits, agreed]
 
 
+def test_whose_weights_a_version_holds_is_noted_once_and_in_order(runs: Path) -> None:
+    ledger = Ledger(runs)
+    assert ledger.policy("m", "1", "a") == "" and not ledger.knows("m", "p")
+    for source, policy in (("a", "p"), ("a", "p"), ("b", "q"), ("a", "p")):
+        ledger.registered("m", "1", source, policy)
+    ledger.registered("m", "2", "c", "r")
+    ledger.registered("other", "1", "d", "s")
+    told = table(runs, "select version, number, source, policy from sacpo_weights where model = 'm' order by 1, 2")
+    assert told == [("1", 1, "a", "p"), ("1", 2, "b", "q"), ("1", 3, "a", "p"), ("2", 1, "c", "r")]
+    assert recent(*table(runs, "select max(at) from sacpo_weights")[0])
+    with ledger._engine.connect() as connection:  # whatever order the database would take
+        connection.exec_driver_sql("PRAGMA reverse_unordered_selects = ON")
+    assert [ledger.policy("m", "1", source) for source in ("a", "b", "elsewhere")] == ["p", "q", "p"]
+    assert ledger.policy("m", "2", "a") == "r" and ledger.policy("m", "3", "a") == ""
+    assert ledger.knows("m", "p") and ledger.knows("m", "r") and not ledger.knows("m", "s")
+
+
+def test_of_one_address_the_last_note_counts(runs: Path) -> None:
+    ledger = Ledger(runs)
+    ledger.registered("m", "1", "a", "old")
+    ledger.registered("m", "1", "a", "new")
+    assert ledger.policy("m", "1", "a") == "new"
+
+
+def test_who_notes_weights_in_the_same_moment_loses_no_note(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, read = Ledger(runs), Ledger._registered
+
+    def late(*key: Any) -> list[tuple[str, str]]:
+        found = read(*key)
+        monkeypatch.setattr(Ledger, "_registered", read)
+        ledger.registered("m", "1", "b", "q")  # another process, after we looked which number is free
+        return found
+
+    monkeypatch.setattr(Ledger, "_registered", late)
+    ledger.registered("m", "1", "a", "p")
+    assert read(ledger, "m", "1") == [("b", "q"), ("a", "p")]
+
+
+def test_weights_that_were_logged_are_found_before_they_are_a_version(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(runs)
+    times = iter(["2026-01-01T00:00:02Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:03Z"])
+    monkeypatch.setattr(ledgers, "now", lambda: next(times))
+    ledger.registered("m", "1", "a", "later")
+    ledger.note_logged("m", "a", "earlier")
+    ledger.note_logged("other", "b", "q")
+    assert ledger.logged("m") == {"a": "later"} and ledger.logged("other") == {"b": "q"} and not ledger.logged("x")
+    assert table(runs, "select version, number, policy from sacpo_weights where model = 'other'") == [("", 1, "q")]
+    assert not ledger.knows("other", "q")  # no version of it yet
+
+
 @pytest.mark.parametrize(
     ("state", "who", "why", "text", "serves"),
     [
@@ -300,6 +352,19 @@ def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) ->
     assert ledgers.secret(address) is holds
     shown = str(ledgers._unusable(address, ValueError()))
     assert not [part for part in ("secret", "se#", "se?", "se/", "se[", "cret") if part in shown]
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("postgresql+psycopg://me:se?cret@db/sacpo", "postgresql+psycopg://…"),
+        ("postgresql://me:se?c://ret@db", "postgresql://…"),
+        ("me:se?cret@db/sacpo", "…"),
+    ],
+)
+def test_of_an_address_that_is_not_understood_no_more_is_shown_than_its_kind(address: str, place: str) -> None:
+    shown = str(ledgers._unusable(address, ValueError()))
+    assert shown.startswith(f"SACPO_DATABASE at {place} cannot be used; give ")
 
 
 def test_a_runs_folder_that_is_a_file_is_a_bad_place(runs: Path) -> None:

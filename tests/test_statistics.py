@@ -244,3 +244,11 @@ def test_no_number_of_prompts_shows_more_than_the_truth() -> None:
     for truth in (0.9, 0.89):
         with pytest.raises(ValueError, match=rf"a true rate of {truth:g} can never show 0.9"):
             figures.enough_prompts(truth, 0.9, 0.95)
+
+
+@pytest.mark.parametrize("cached", [7 * 50, 1])
+def test_resamples_in_blocks_are_the_same_resamples(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).exponential(size=50)
+    whole = figures.mean(values)
+    monkeypatch.setattr(figures, "CACHED", cached)
+    assert figures.mean(values) == whole
