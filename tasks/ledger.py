@@ -258,7 +258,7 @@ class Ledger:
         """Return whether weights of a policy became a version of a model."""
         mine = _weights.c.model == model, _weights.c.policy == policy, _weights.c.version != ""
         with self._connected() as connection:
-            return connection.scalar(select(_weights.c.version).where(*mine).limit(1)) is not None
+            return connection.scalar(select(_weights.c.version).where(*mine)) is not None
 
     def note_logged(self, model: str, source: str, policy: str) -> None:
         """Note whose weights lie where, before they become a version: whoever may write to MLflow can edit its tags."""

@@ -173,18 +173,18 @@ def test_of_two_words_in_the_same_moment_none_is_lost(runs: Path, monkeypatch: p
 def test_whose_weights_a_version_holds_is_noted_once_and_in_order(runs: Path) -> None:
     ledger = Ledger(runs)
     assert ledger.policy("m", "1", "a") == "" and not ledger.knows("m", "p")
-    for source, policy in (("a", "p"), ("a", "p"), ("b", "q"), ("a", "p")):
+    for source, policy in (("a", "p"), ("a", "p"), ("b", "q"), ("a", "s")):
         ledger.registered("m", "1", source, policy)
     ledger.registered("m", "2", "c", "r")
-    ledger.registered("other", "1", "d", "s")
+    ledger.registered("other", "1", "d", "t")
     told = table(runs, "select version, number, source, policy from sacpo_weights where model = 'm' order by 1, 2")
-    assert told == [("1", 1, "a", "p"), ("1", 2, "b", "q"), ("1", 3, "a", "p"), ("2", 1, "c", "r")]
+    assert told == [("1", 1, "a", "p"), ("1", 2, "b", "q"), ("1", 3, "a", "s"), ("2", 1, "c", "r")]
     assert recent(*table(runs, "select max(at) from sacpo_weights")[0])
     with ledger._engine.connect() as connection:  # whatever order the database would take
         connection.exec_driver_sql("PRAGMA reverse_unordered_selects = ON")
-    assert [ledger.policy("m", "1", source) for source in ("a", "b", "elsewhere")] == ["p", "q", "p"]
+    assert [ledger.policy("m", "1", source) for source in ("a", "b", "elsewhere")] == ["s", "q", "s"]
     assert ledger.policy("m", "2", "a") == "r" and ledger.policy("m", "3", "a") == ""
-    assert ledger.knows("m", "p") and ledger.knows("m", "r") and not ledger.knows("m", "s")
+    assert ledger.knows("m", "p") and ledger.knows("m", "r") and not ledger.knows("m", "t")
 
 
 def test_of_one_address_the_last_note_counts(runs: Path) -> None:
@@ -212,10 +212,10 @@ def test_weights_that_were_logged_are_found_before_they_are_a_version(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(runs)
-    times = iter(["2026-01-01T00:00:02Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:03Z"])
+    times = iter(["2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z", "2026-01-01T00:00:03Z"])
     monkeypatch.setattr(ledgers, "now", lambda: next(times))
-    ledger.registered("m", "1", "a", "later")
-    ledger.note_logged("m", "a", "earlier")
+    ledger.registered("m", "1", "a", "earlier")
+    ledger.note_logged("m", "a", "later")  # which the database has before the other
     ledger.note_logged("other", "b", "q")
     assert ledger.logged("m") == {"a": "later"} and ledger.logged("other") == {"b": "q"} and not ledger.logged("x")
     assert table(runs, "select version, number, policy from sacpo_weights where model = 'other'") == [("", 1, "q")]

@@ -250,5 +250,7 @@ def test_no_number_of_prompts_shows_more_than_the_truth() -> None:
 def test_resamples_in_blocks_are_the_same_resamples(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(3).exponential(size=50)
     whole = figures.mean(values)
+    drawn = values[np.random.default_rng(0).integers(50, size=(figures.RESAMPLES, 50))].mean(axis=1)
+    assert (whole.low, whole.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
     monkeypatch.setattr(figures, "CACHED", cached)
     assert figures.mean(values) == whole
