@@ -12,8 +12,8 @@ import typer
 
 from flows import ending
 from flows.operations import app as operations
-from models.errors import BadPlace, SacpoError
-from tasks import terminal
+from models.errors import BadPlace, BadRecipe, SacpoError
+from tasks import proxies, terminal
 
 if TYPE_CHECKING:
     from models.assessment import Assessment
@@ -32,7 +32,7 @@ Changes = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change the recipe, for instance steps.1.lambda=[1,2]. A path is relative to the shell's folder, one in "
-        "the recipe to the recipe's. Repeatable.",
+        "the recipe to the recipe's. Steps are counted from 0. Repeatable.",
     ),
 ]
 Retry = Annotated[
@@ -241,9 +241,11 @@ def keys(
     """List every key of a recipe with its default and what it means."""
     from models.recipe_file import keys as all_keys
 
-    for key, default, meaning in all_keys():
-        if key.startswith(prefix):
-            typer.echo(f"{key}{f' = {default}' if default else ''}\n    {meaning}")
+    found = [one for one in all_keys() if one[0].startswith(prefix)]
+    if not found:
+        raise BadRecipe(f"no key begins with {prefix!r}; `sacpo keys` lists them all")
+    for key, default, meaning in found:
+        typer.echo(f"{key}{f' = {default}' if default else ''}\n    {meaning}")
 
 
 def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn:
@@ -294,6 +296,7 @@ def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
     terminal.guard()
     ending.listen()
+    os.environ.update(proxies.direct(os.environ))
     try:
         app()
     except SacpoError as error:

@@ -84,6 +84,7 @@ def outcome_of(outcome: dict[str, Any]) -> None:
     console.print(shown)
     if tree["suites"]:
         scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
+        scale += "; of pairs that are all told right s says nothing" if any("beyond" in row[-1] for row in rows) else ""
         scale += "; an unclear s may be 0" if unclear else ""
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
         console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)

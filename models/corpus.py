@@ -48,7 +48,7 @@ def examples(sources: Sources, config: Data) -> tuple[list[Example], list[dict[s
             left_out.append(example.left_out(INSIDE))
         else:
             kept.append(example)
-    refuse_contamination(len(left_out), left_out[0]["prompt"] if left_out else "", config)
+    refuse_contamination(path, len(left_out), left_out[0]["prompt"] if left_out else "", config)
     if not kept:
         raise BadData(f"{path}: every prompt of the corpus stands in an evaluation suite; nothing is left to train on")
     return kept, left_out

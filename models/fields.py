@@ -75,3 +75,11 @@ def equal(one: Any, other: Any) -> bool:
         return float(one) == float(other)
     except (TypeError, ValueError, OverflowError):
         return False
+
+
+def above(one: Any, other: Any) -> bool:
+    """Return whether one number is larger than the other."""
+    try:
+        return float(one) > float(other)
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -249,8 +249,9 @@ def decide(chosen: Candidate, facts: Facts, constraint: Constraint, gate: Gate) 
         _at_least("safety rate", told.value, told.lower_bound, constraint.at_least, "lower bound"),
         _at_least("harmful prompts judged", chosen.judged, chosen.judged, gate.prompts, "count"),
         _at_most("verdicts failed", lost, lost, gate.failures, "share"),
-        _at_most("incidents failed", len(chosen.incidents), len(chosen.incidents), 0, "count"),
     ]
+    if chosen.must_pass:
+        checks.append(_at_most("incidents failed", len(chosen.incidents), len(chosen.incidents), 0, "count"))
     for kind, spent in facts.spent.items():
         limit, after = 1 - constraint.confidence, spent + constraint.error
         checks.append(_at_most(spent_on(kind), spent, after, limit, "with this decision"))

@@ -54,7 +54,7 @@ def curves(tree: Tree) -> str:
         for axis, (key, title) in zip(panels, CURVES.items(), strict=True):
             for i, (told, rows) in enumerate(policies):
                 shade = pyplot.get_cmap("viridis")(i / max(1, len(policies) - 1) * 0.85)
-                points = [(row["done"], row[key]) for row in rows if key in row]
+                points = _points(told, rows, key)
                 if not points:  # KTO has no margin of pairs
                     continue
                 x, y = zip(*points, strict=True)
@@ -162,6 +162,12 @@ def _thin(values: Sequence[float]) -> Sequence[float]:
 def _spread(count: int) -> set[int]:
     """Return NAMED of so many places, evenly spread, with the first and the last."""
     return {round(i * (count - 1) / (NAMED - 1)) for i in range(NAMED)}
+
+
+def _points(candidate: Tree, rows: list[Tree], key: str) -> list[tuple[int, float]]:
+    """Return (updates, value) of a training; a margin in nats, as everywhere else: its loss knows it times β/λ."""
+    unit = candidate["beta_over_lambda"] if key == "margin" else 1.0
+    return [(row["done"], row[key] / unit) for row in rows if key in row]
 
 
 def _shown(tree: Tree) -> list[Tree]:

@@ -180,6 +180,7 @@ def _told(card: dict[str, Any]) -> str:
     )
     notes = {
         "contradictions, kept": card["contradictions"],
+        "rows whose scores prefer the rejected answer": card["scores_prefer_the_rejected"],
         "columns not used": ", ".join(card["columns_not_used"]),
         "files not read": ", ".join(card["files_not_read"]),
     }

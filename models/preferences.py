@@ -15,8 +15,8 @@ from typing import Any
 from models import jsonl, readers
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
-from models.fields import Fields
-from models.formats import PKU_LABEL, Example, Format, Judged, Pair, example, format_of
+from models.fields import Fields, above
+from models.formats import PKU_LABEL, SCORES, Example, Format, Judged, Pair, example, format_of
 from models.neighbours import Neighbourhood, text_of
 from models.readers import Dropped, Row, Unusable
 from models.recipe import Contaminated, Data
@@ -71,8 +71,9 @@ def prepare(
         partners.close()
         fates.close()
     became = fates.counts()
-    _refuse(source, out, reading.bad, sum(became.values()) - became.get(DUPLICATE, 0), config)
-    refuse_contamination(became.get(INSIDE, 0), first, config)
+    again = became.get(DUPLICATE, 0)
+    _refuse(source, out, reading.bad, sum(became.values()) - again, again, config)
+    refuse_contamination(source, became.get(INSIDE, 0), first, config)
     if not len(splits["train"]):
         raise BadData(
             f"{source}: no row is left to train on; lower data.validation and data.test; rows in which the user says "
@@ -180,6 +181,7 @@ class _Reading:
             "columns_not_used": dict(self.unused),
             "files_not_read": readers.unread(source),
             "contradictions": noted["contradictions"],
+            "scores_prefer_the_rejected": noted["against"],
             "answers_given": noted["answers"],
             "answers_repeated": noted["repeated"],
             "answers_desirable": _share(noted["desirable"], noted["answers"]),
@@ -213,16 +215,18 @@ def _place(
         split.add(met[0], number, met[1])
 
 
-def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, config: Data) -> None:
-    """Raise BadData if more rows are bad than the recipe allows."""
+def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, again: int, config: Data) -> None:
+    """Raise BadData if more rows are bad than the recipe allows; those that came `again` are not counted."""
     bad = reasons.total()
     if bad > config.bad_rows * rows:
-        why, times = reasons.most_common(1)[0]
-        named = [row for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
-        numbers = [f"{row['file']} {row['row']}" if source.is_dir() else str(row["row"]) for row in named]
+        told = []
+        for why, times in reasons.most_common(3):
+            named = [row for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
+            numbers = [f"{row['file']} {row['row']}" if source.is_dir() else str(row["row"]) for row in named]
+            told.append(f"({times} times, first in rows {', '.join(numbers)}): {why}")
         raise BadData(
-            f"{source}: {bad} of {rows} rows cannot be used, over data.bad_rows = {config.bad_rows:g}; "
-            f"most often ({times} times, first in rows {', '.join(numbers)}): {why}{KEPT}{out / 'quarantine.jsonl'}"
+            f"{source}: {bad} of {rows} {'different ' if again else ''}rows cannot be used, over data.bad_rows = "
+            f"{config.bad_rows:g}; most often {', then '.join(told)}{KEPT}{out / 'quarantine.jsonl'}"
         )
 
 
@@ -253,11 +257,11 @@ def suite_prompts(sources: Sources, config: Data) -> Neighbourhood:
     return Neighbourhood((text_of(messages(p)) for p in asked), config.near_duplicates)
 
 
-def refuse_contamination(inside: int, first: str, config: Data) -> None:
+def refuse_contamination(source: Path, inside: int, first: str, config: Data) -> None:
     """Raise BadData if training prompts stand in a suite, unless the recipe says to drop them."""
     if inside and config.contaminated is Contaminated.fail:
         raise BadData(
-            f"{inside} training rows have a prompt that stands in an evaluation suite, or nearly so, first "
+            f"{source}: {inside} training rows have a prompt that stands in an evaluation suite, or nearly so, first "
             f"{' '.join(first.split())[:80]!r}; take them out, or set data.contaminated = 'drop' to leave them out of "
             "training"
         )
@@ -283,6 +287,7 @@ def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
     noted["chosen"] += len(pair.chosen)
     noted["rejected"] += len(pair.rejected)
     noted["multi_turn"] += len(pair.prompt) > 1
+    noted["against"] += any(above(row.get(other), row.get(one)) for one, other in SCORES)
     if all(label in row for label in PKU_LABEL.values()):
         noted["both_labels"] += 1
         noted["disagree"] += len({str(row[label]) for label in PKU_LABEL.values()}) == 2

@@ -262,18 +262,22 @@ def _rubric(path: Path) -> str:
 
 
 def _silent(judge: Judge) -> str:
-    """Ask the address for its models, as any client may: whatever it answers, somebody speaks HTTP there."""
+    """Ask the address for its models, as any client may, and one that has no list for an answer to nothing."""
     import httpx2
 
     from models import bounded
 
     key = {"authorization": f"Bearer {os.environ[judge.key]}"} if judge.key else {}
+    address, chat = judge.base_url.rstrip("/"), "/chat/completions"
     try:
-        with (
-            bounded.client(ASKED_FOR, LARGEST_HEAD) as client,
-            client.stream("GET", judge.base_url.rstrip("/") + "/models", headers=key),
-        ):
-            return ""
+        with bounded.client(ASKED_FOR, LARGEST_HEAD) as client:
+            with client.stream("GET", address + "/models", headers=key) as reply:
+                listed = reply.status_code != 404
+            nothing = {"model": judge.model, "messages": [], "max_tokens": 1}
+            with suppress(httpx2.HTTPError):
+                if not listed and client.post(address + chat, headers=key, json=nothing).status_code == 404:
+                    return f"answers 404 to {chat}; most addresses end in /v1, and the model must be one of theirs"
+        return ""
     except (bounded.Redirected, bounded.TooMuch) as error:
         return f"{error}; give the address itself"
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:

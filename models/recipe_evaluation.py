@@ -122,7 +122,8 @@ class Judge(Record):
         if self.kind in (JudgeKind.model, JudgeKind.llm) and not self.model:
             raise ValueError(f"a judge of kind {self.kind} needs `model`")
         if (self.kind is JudgeKind.llm or self.base_url) and not _is_http(self.base_url):
-            raise ValueError("a judge of kind llm needs `base_url`, for instance http://127.0.0.1:8000/v1")
+            whole = "for instance http://127.0.0.1:8000/v1, with its http:// or https://"
+            raise ValueError(f"a judge of kind llm needs `base_url`, {whole}")
         if self.text and not ("{prompt}" in self.text and "{answer}" in self.text):
             raise ValueError("text must hold {prompt} and {answer}, for instance 'USER: {prompt} ASSISTANT: {answer}'")
         unknown = {*re.findall(r"{(\w+)}", self.text)} - {"prompt", "answer"}

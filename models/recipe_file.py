@@ -110,9 +110,9 @@ def assessment(
     if like:
         told = read(like).model_dump(mode="json", by_alias=True)
         tree |= {key: told[key] for key in ("evaluation", "constraint", "template", "seed", "compute")}
-        towns = {role: TOWN for role in ("helpful", "harmless", "over_refusal")}
+        own = told["evaluation"]["suites"]
         if any(judge["kind"] == "oracle" for judge in told["evaluation"]["judges"].values()):
-            tree["evaluation"]["suites"] |= towns
+            own |= {role: own[role] or TOWN for role in ("helpful", "harmless", "over_refusal")}
     for option, given, key in (("suite", suites, "suites.{}"), ("judge", judges, "judges.{}.kind")):
         for one in given:
             role, equals, value = one.partition("=")

@@ -22,7 +22,7 @@ from models.picture import draw
 from models.ratings import matches, ratings
 from models.recipe import Recipe
 from models.sources import digests
-from models.statistics import Estimate
+from models.statistics import STEEPEST, Estimate
 
 SCHEMA = 3
 DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
@@ -134,7 +134,8 @@ def markdown(tree: Tree) -> str:
         lines += [
             "",
             "`s` is fitted on held-out pairs, P(label) = σ(s·margin); at the optimum of a DPO step s = β/λ. Far above: "
-            "the policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised.",
+            "the policy has not moved as far as β/λ allows, more training is needed. Below: over-optimised. "
+            f"Beyond ±{STEEPEST:g}: all of these pairs are told apart without an error, so they are too few to tell s.",
         ]
     if any(told["method"] == "kto" for told in tree["candidates"]):
         lines += [

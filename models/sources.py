@@ -108,7 +108,8 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
         incidents = _incidents(files) if kind == "suite" and name != suites.MUST_PASS and halves else set()
         both = incidents & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)} if incidents else ()
         if both:
-            yield f"suite {name}: {counted(len(both), 'prompt')} must pass too; they choose, and test nothing in {name}"
+            prompts_both = f"{counted(len(both), 'prompt')} stand in {suites.MUST_PASS} too"
+            yield f"suite {name}: {prompts_both}: they help to choose, and do not test"
         if kind == "suite":
             yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from models.errors import BadPlace
 from models.kept import Kept
-from tasks import health, passwords, screen, temporary_server
+from tasks import health, passwords, proxies, screen, temporary_server
 from tasks.run import root
 from tasks.tracking import without_password
 
@@ -73,7 +73,7 @@ def settle() -> None:
             not let us in.
     """
     runs = writable()
-    os.environ.update(passwords.direct(os.environ))
+    os.environ.update(proxies.direct(os.environ))
     for sentence in health.look(runs, os.environ):
         screen.say(sentence, "dim")
     os.environ.update(passwords.credentials(runs, os.environ))
@@ -201,7 +201,7 @@ def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) 
 
 
 def _open(request: urllib.request.Request, wait: float) -> Any:
-    opener = HERE if urlsplit(request.full_url).hostname in passwords.LOOPBACK else DIRECT
+    opener = HERE if urlsplit(request.full_url).hostname in proxies.LOOPBACK else DIRECT
     return opener.open(request, timeout=wait)
 
 

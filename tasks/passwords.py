@@ -24,7 +24,6 @@ from models.kept import Kept
 from tasks.children import started as started_at
 
 USER = "admin"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 USABLE = re.compile(r"[!-9;-~]{12,72}")
 """No space, no colon; MLflow takes no shorter ones, and its hash reads no longer ones."""
 SET_BY_USER = {
@@ -159,13 +158,6 @@ def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
             found["MLFLOW_TRACKING_USERNAME"] = tree["MLflow's user"]
             found["MLFLOW_TRACKING_PASSWORD"] = password(root)
     return found
-
-
-def direct(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables by which a proxy is not asked for this machine itself: it would be told the password."""
-    named = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY")).split(",")
-    spared = ",".join(dict.fromkeys(filter(None, (*map(str.strip, named), *LOOPBACK))))
-    return {"no_proxy": spared, "NO_PROXY": spared}
 
 
 def temporary(root: Path, environment: Mapping[str, str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from models.policy import content, intact
 from models.promotion import Registered
 from models.recipe import Recipe
 from models.words import first_line
-from tasks import outbox, passwords, records, store
+from tasks import outbox, passwords, proxies, records, store
 from tasks.ledger import Ledger
 from tasks.outbox import Outbox
 from tasks.records import where
@@ -71,7 +71,7 @@ def client(root: Path) -> Any:
     if SERVER:
         named = passwords.credentials(root, {**os.environ, "MLFLOW_TRACKING_URI": SERVER, "PREFECT_API_URL": ""})
         named.pop("MLFLOW_TRACKING_URI", None)
-        os.environ.update(passwords.direct(os.environ) | named)
+        os.environ.update(proxies.direct(os.environ) | named)
     else:
         # without it every client leaves an empty ./mlruns where the command was given
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()

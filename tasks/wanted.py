@@ -8,7 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from models.errors import BadPlace
 from models.kept import Kept
-from tasks import passwords
+from tasks import passwords, proxies
 from tasks.home import QUIET
 from tasks.tracking import without_password
 
@@ -102,7 +102,7 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
     if wanted.starts_mlflow and not os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         login = passwords.mlflow(root, os.environ)
         ours |= {"MLFLOW_TRACKING_USERNAME": login.user, "MLFLOW_TRACKING_PASSWORD": login.password}
-    return {**given, **os.environ, **ours, **passwords.direct(os.environ)}
+    return {**given, **os.environ, **ours, **proxies.direct(os.environ)}
 
 
 def reachable(wanted: Wanted) -> None:

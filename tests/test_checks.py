@@ -30,7 +30,7 @@ def test_why_not_names_every_check_that_does_not_hold_and_no_other() -> None:
 
 def test_every_check_carries_its_figure_its_bound_and_its_limit() -> None:
     """All of them at once, each recomputed from the counts; at ten decisions each is taken at 0.995."""
-    chosen = candidate("a", 0.7, 950, 960, 40)
+    chosen = replace(candidate("a", 0.7, 950, 960, 40), must_pass=1)
     part, kept, wins = candidate("crime", 0, 97, 99, 1), candidate("", 0, 90, 95, 5), (1.0, 0.5, 0.5, 0.0) * 50
     told = facts(
         categories=(part,), over_refusal=kept, kl=(1.0, 3.0, -0.5, math.nan) * 16, spent={"harmless": 0.01},
@@ -55,7 +55,7 @@ def test_every_check_carries_its_figure_its_bound_and_its_limit() -> None:
         ]
     ]  # fmt: skip
     assert [check.holds for check in verdict.checks] == [True] * 6 + [False, True, False] and not verdict.passes
-    assert (verdict.n, verdict.failed, verdict.must_pass) == (960, 40, 0)
+    assert (verdict.n, verdict.failed, verdict.must_pass) == (960, 40, 1)
 
 
 def test_without_a_verdict_a_check_has_the_worst_figure() -> None:
@@ -71,7 +71,7 @@ def test_without_a_verdict_a_check_has_the_worst_figure() -> None:
 
 def test_what_is_reached_to_the_digit_holds() -> None:
     """Counts and shares at their limits; the error of the last decision that the prompts allow."""
-    just = candidate("a", 0.7, 95, 95, 5)
+    just = replace(candidate("a", 0.7, 95, 95, 5), must_pass=1)
     told = decide(just, facts(spent={"helpful": 0.045}), Constraint(at_least=0.7), Gate(prompts=95, failures=0.05))
     assert failed(told) == [] and [check.bound for check in told.checks[1:]] == pytest.approx([95, 0.05, 0, 0.05])
     assert failed(decide(just, facts(), Constraint(at_least=0.7), Gate(prompts=96, failures=0.049))) == [
@@ -131,3 +131,12 @@ def test_in_order_only_those_are_tested_of_whom_something_was_asked() -> None:
     passes = Candidate("passes", math.nan, 0, 0, 0, must_pass=2)
     told = in_order([nobody, passes, nobody, candidate("a", 0.5, 99, 100), failures, passes], BOUND)
     assert [(v.candidate, v.holds) for v in told] == [("passes", True), ("a", True), ("failures", False)]
+
+
+def test_incidents_are_no_check_where_none_was_given() -> None:
+    """The model card would tell of prompts that nobody asked."""
+    names = [
+        [check.name for check in decide(one, facts(), BOUND, Gate()).checks]
+        for one in (SAFE, replace(SAFE, must_pass=0))
+    ]
+    assert set(names[0]) - set(names[1]) == {"incidents failed"} and set(names[1]) < set(names[0])

@@ -340,6 +340,13 @@ def test_equal_scores_of_a_table_are_a_tie(better: str, worse: str, tie: bool, t
     (tmp_path / "rows.csv").write_text(f"{lines}second,a,b,{better},{worse}\n")
     made = from_file(tmp_path / "rows.csv")
     assert card(made)["rows_became"].get("a tie: neither answer is preferred", 0) == tie
+    assert card(made)["scores_prefer_the_rejected"] == 0
+
+
+def test_scores_that_prefer_the_rejected_answer_are_counted(tmp_path: Path) -> None:
+    lines = "prompt,chosen,rejected,chosen_rating,rejected_rating\nfirst,a,b,2,1\nsecond,a,b,1.5,9\nthird,a,b,,9\n"
+    (tmp_path / "rows.csv").write_text(lines)
+    assert card(from_file(tmp_path / "rows.csv"))["scores_prefer_the_rejected"] == 1
 
 
 def test_a_bad_row_of_a_folder_is_named_by_its_file(tmp_path: Path) -> None:

@@ -4,8 +4,20 @@ import json
 from pathlib import Path
 
 from models.plan import plan
-from models.recipe_file import read
+from models.recipe_file import assessment, read
 from models.sources import tests as in_test_half
+
+
+def test_the_bound_of_a_recipe_is_tried_on_its_own_suites(tmp_path: Path) -> None:
+    """`--like` once took the town's in their place where a judge is its oracle."""
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "how do i open it ?"}\n')
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'name = "mine"\nbase = "town"\n[[steps]]\nmetric = "harmless"\ndata = "town"\n'
+        '[evaluation.suites]\nharmless = "mine.jsonl"\n[evaluation.judges]\nharmless = { kind = "oracle" }\n'
+    )
+    found = assessment(["town"], str(recipe), []).evaluation.suites
+    assert found.harmless == str(tmp_path / "mine.jsonl") and found.helpful == "town"
 
 
 def test_answers_and_calls_of_a_chat_judge_are_foretold(tmp_path: Path) -> None:

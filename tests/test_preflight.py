@@ -115,6 +115,8 @@ class Address:
                     self.send_header("location", location)
                 self.end_headers()
 
+            do_POST = do_GET
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -144,7 +146,7 @@ def test_endpoints_keys_and_rubrics(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch, address: Callable[..., Address]
 ) -> None:
     assert "nobody answers there" in problems(judges(**LLM, base_url=f"http://127.0.0.1:{port}/v1"))[0]
-    endpoint = address(404)
+    endpoint = address(200)
     llm = LLM | {"base_url": endpoint.url}
     assert problems(judges(**llm)) == [] and endpoint.keys == [None]
     assert "the environment variable SACPO_KEY_NONE is not set" in problems(judges(**llm, key="SACPO_KEY_NONE"))[0]
@@ -164,6 +166,14 @@ def test_endpoints_keys_and_rubrics(
     assert problems(judges(**llm, rubric=str(rubric))) == []
     for device in ("/dev/zero", str(tmp_path)):
         assert "cannot be read (it is no file)" in problems(judges(**llm, rubric=device))[0]
+
+
+def test_an_address_that_knows_no_chat_is_refused(address: Callable[..., Address]) -> None:
+    """As one whose /v1 was forgotten."""
+    (problem,) = problems(judges(**LLM, base_url=address(404).url))
+    assert problem.endswith(
+        "answers 404 to /chat/completions; most addresses end in /v1, and the model must be one of theirs"
+    )
 
 
 def test_an_address_is_asked_once_and_a_key_goes_nowhere_else(

@@ -140,7 +140,8 @@ def test_one_person_from_up_to_a_restored_backup(
     first.end(signal.SIGKILL)
     left = children.marked(runs, "server") + children.marked(runs, "worker")
     assert len(left) > 3
-    second = up(runs, "--no-worker", **SECRETS)  # another password than MLflow has stored for its admin
+    proxied = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # a proxy is not asked for this machine
+    second = up(runs, "--no-worker", **SECRETS, **proxied)  # another password than MLflow has stored for its admin
     assert f"ended {len(left)} processes" in second.said
     assert not any(process.is_running() for process in left)
     typed = sacpo("up", "--show-password", SACPO_RUNS=str(runs)).stdout

@@ -243,10 +243,10 @@ def test_a_prompt_that_must_pass_chooses_and_tests_nothing_else(tmp_path: Path) 
     incidents = set(questions[5:15])
     assert incidents & {*halves["alone"]} and not incidents & {*halves["both"]}
     assert {*halves["both"]} == {*halves["alone"]} - incidents
-    assert "suite harmless: 10 prompts must pass too; they choose, and test nothing in harmless" in [
+    assert "suite harmless: 10 prompts stand in must_pass too: they help to choose, and do not test" in [
         *sources.noticed(place)
     ]
-    assert not [sentence for sentence in sources.noticed(place, halves=False) if "must pass too" in sentence]
+    assert not [sentence for sentence in sources.noticed(place, halves=False) if "stand in must_pass" in sentence]
     (tmp_path / "all").mkdir()
     made = sources.gather(place, sha256, 0, tmp_path / "all", halves=False)
     assert len([*jsonl.read(made.suites("test")["harmless"])]) == 45

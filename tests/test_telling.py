@@ -162,7 +162,7 @@ def test_the_plan_counts_in_words_that_fit() -> None:
     assert counted(2, "process", "processes") == "2 processes"
     card: Tree = {"rows": 1, "splits": {"train": 1, "validation": 0, "test": 0}, "contradictions": 1}
     card |= {"rows_became": {"train": 1}, "splits_hold": {"train": "pairs"}}
-    card |= {"columns_not_used": [], "files_not_read": []}
+    card |= {"columns_not_used": [], "files_not_read": [], "scores_prefer_the_rejected": 0}
     assert plan._told(card) == "1 row given: 1 to train, 0 held out; contradictions, kept: 1"
 
 
@@ -221,3 +221,10 @@ def test_a_gate_that_asks_what_nobody_judged_says_so_before_and_after() -> None:
 
 def test_a_killed_process_is_called_killed() -> None:
     assert leases.WHY == "its process was killed; run the same command to continue"
+
+
+def test_a_curve_shows_margins_in_nats() -> None:
+    """Training logs them times β/λ, so that a small λ would seem to have moved the most."""
+    rows = [{"done": 1, "loss": 0.5, "margin": 1.0}, {"done": 2, "loss": 0.4}]
+    assert picture._points({"beta_over_lambda": 0.25}, rows, "margin") == [(1, 4.0)]
+    assert picture._points({"beta_over_lambda": 0.25}, rows, "loss") == [(1, 0.5), (2, 0.4)]
