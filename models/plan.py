@@ -110,8 +110,9 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
             policies *= len(step.lambda_)
         trained = sum(step.trainings for step in steps)
         made = 1 + trained + policies // max(1, len(recipe.steps[-1].lambda_)) * len(recipe.merge.weights)
-        judging = _judging(recipe, origin, made)
-        evidence = [*_evidence(recipe, origin), *_noticed(recipe)]
+        lost = any(error.startswith("evaluation.suites.") for error in errors)  # the town's would stand in for them
+        judging = [] if lost else _judging(recipe, origin, made)
+        evidence = [] if lost else [*_evidence(recipe, origin), *_noticed(recipe)]
         errors += [why] if origin and (why := preflight.undecidable(recipe)) else []
     errors += preflight.missing(recipe.evaluation) + preflight.problems(recipe.evaluation.judges)
     full = any(not step.adapter_rank for step in recipe.steps)

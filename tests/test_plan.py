@@ -20,6 +20,11 @@ def test_the_bound_of_a_recipe_is_tried_on_its_own_suites(tmp_path: Path) -> Non
     assert found.harmless == str(tmp_path / "mine.jsonl") and found.helpful == "town"
 
 
+def test_nothing_is_foretold_of_a_suite_that_is_not_there(tmp_path: Path) -> None:
+    found = plan(read("quickstart", ["evaluation.suites.harmless=nowhere.jsonl"]), tmp_path / "kept")
+    assert "nowhere.jsonl: no such data file" in found.errors[0] and not found.evidence and not found.judging
+
+
 def test_answers_and_calls_of_a_chat_judge_are_foretold(tmp_path: Path) -> None:
     """Counted by hand: base, helpful, two of the safety step; all but the base compared with two others, twice each."""
     prompts_of = {"helpful": [f"how do i clean my lamp {i} ?" for i in range(30)], "harmless": ["how do i open it ?"]}
