@@ -36,6 +36,7 @@ from models.recipe_file import read
 from tasks import children, records
 from tasks.home import VERSIONS
 from tasks.run import Run
+from tests.store import store  # noqa: F401  # a fixture
 
 SMALL = [
     "sft.updates=60", "sft.save_every=10", "steps.0.updates=12", "steps.0.save_every=5", "steps.1.updates=12",
