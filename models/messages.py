@@ -88,7 +88,7 @@ def dialogue(value: str) -> list[Message]:
 
 def _plain(value: str, name: str, role: str) -> list[Message]:
     if not role and ASSISTANT not in value:
-        raise Unusable(f"{name}: has no 'Assistant:' turn, as a dialogue has where no prompt stands beside it")
+        raise Unusable(f"{name}: has no 'Assistant:' turn")
     if not role or value.startswith(HUMAN) or (value.lstrip().startswith("Human:") and ASSISTANT in value):
         found = dialogue(value)
         waits = role == "user" and not found[-1]["content"]  # "… Assistant:" and nothing more
