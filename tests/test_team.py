@@ -45,11 +45,18 @@ def composed(
     return command, {key: here(str(value)) for key, value in service["environment"].items()}, used
 
 
-def empty(postgres: str) -> None:
-    """Make the three databases anew: the tests of a module share a cluster."""
+def without(postgres: str) -> None:
+    """Drop the three databases: the tests of a module share a cluster."""
     with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
         for name in DATABASES:
             connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+
+
+def empty(postgres: str) -> None:
+    """Make the three databases anew."""
+    without(postgres)
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        for name in DATABASES:
             connection.execute(f"create database {name}")  # type: ignore[arg-type]
 
 
@@ -130,6 +137,7 @@ def reached(address: str) -> bool:
 
 
 def test_a_database_that_is_missing_is_named_with_the_command_that_makes_it(postgres: str) -> None:
+    without(postgres)
     wanted = Wanted(postgres=postgres)
     port = postgres.rpartition(":")[2]
     for name in DATABASES:
