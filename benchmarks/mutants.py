@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--since", metavar="COMMIT")
     parser.add_argument("files", nargs="*", metavar="FILE")
-    asked = parser.parse_args()
-    files = asked.files or [*WHOLE, *SAMPLED]
+    options = parser.parse_args()
+    files = options.files or [*WHOLE, *SAMPLED]
     temporary = (PLACE / "temporary").resolve()
     shutil.rmtree(temporary, ignore_errors=True)  # what the tests of a mutant leave there
     temporary.mkdir(parents=True)
@@ -53,16 +53,16 @@ def main() -> None:
     copy_src_dir()
     copy_also_copy_files()
     mutmut.create_mutants(1)
-    again = SURVIVED if asked.again else ()
+    again = SURVIVED if options.again else ()
     if again:  # which tests call which function may have changed
         (PLACE / "mutmut-stats.json").unlink(missing_ok=True)
-    tried_here = {file: results(file, asked.since) for file in files}
+    tried_here = {file: results(file, options.since) for file in files}
     wanted = [name for found in tried_here.values() for name, result in found.items() if result in OPEN + again]
     if wanted:
         mutmut._run(wanted, 1)
-    print(table(files, asked.since))
+    print(table(files, options.since))
     for file in files:
-        for name, found in results(file, asked.since).items():
+        for name, found in results(file, options.since).items():
             if found in SURVIVED:
                 print(f"\n{found}: {name}", *changed(name, file), sep="\n")
 

@@ -1,5 +1,6 @@
 """The columns of a row: by our names, whatever the file calls them, and as what they should be."""
 
+import math
 from typing import Any
 
 from models.messages import ONE_IN_A_CELL, text, turns
@@ -69,17 +70,9 @@ def truth(value: Any) -> bool | None:
     return TRUTHS.get(str(value).strip().lower())
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Return whether two values are the same number; in a table numbers stand as text."""
+def number(value: Any) -> float:
+    """Return a number, which in a table stands as text; NaN for anything else, which equals and exceeds nothing."""
     try:
-        return float(one) == float(other)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def above(one: Any, other: Any) -> bool:
-    """Return whether one number is larger than the other."""
-    try:
-        return float(one) > float(other)
-    except (TypeError, ValueError, OverflowError):
-        return False
+        return math.nan

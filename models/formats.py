@@ -1,13 +1,12 @@
 """From a row to a comparison: one small function per layout, and one entry in FORMATS."""
 
-import math
 import re
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from models.errors import BadData
-from models.fields import Fields, equal, truth
+from models.fields import Fields, number, truth
 from models.messages import ASSISTANT, HUMAN, behind, text, turns
 from models.readers import Dropped, Unusable
 from models.tokens import Message
@@ -91,10 +90,7 @@ def scaled(row: Fields, prompt: str, first: str, second: str, preference: str) -
     """Two answers, and a preference from −3 (the first is much better) to 3 (Wang et al. 2025)."""
     asked = _prompt(row, prompt)
     one, other = row.text(first), row.text(second)
-    try:
-        degree = float(row.get(preference))
-    except (TypeError, ValueError, OverflowError):
-        degree = math.nan
+    degree = number(row.get(preference))
     if not -3 <= degree <= 3:
         raise Unusable(f"{row.called(preference)}: must be a number from -3 to 3")
     if degree == 0:
@@ -104,8 +100,8 @@ def scaled(row: Fields, prompt: str, first: str, second: str, preference: str) -
 
 def numbered(row: Fields, prompt: str, first: str, second: str, label: str) -> Pair:
     """Two answers, and 1 where the first is preferred, 0 where the second is (Ethayarajh et al. 2022)."""
-    asked, one, other = _prompt(row, prompt), row.text(first), row.text(second)
-    return _pair(row, asked, one, other) if row.truth(label) else _pair(row, asked, other, one)
+    context, one, other = _prompt(row, prompt), row.text(first), row.text(second)
+    return _pair(row, context, one, other) if row.truth(label) else _pair(row, context, other, one)
 
 
 def arena(row: Fields, first: str, second: str, winner: str) -> Pair:
@@ -302,7 +298,7 @@ def _answer(asked: list[Message], side: list[Message], name: str) -> tuple[list[
 
 
 def _compared(row: Fields, asked: list[Message], chosen: str, rejected: str, speaker: str = "assistant") -> Pair:
-    if row.get("status") == "tie" or any(equal(row.get(one), row.get(other)) for one, other in SCORES):
+    if row.get("status") == "tie" or any(number(row.get(one)) == number(row.get(other)) for one, other in SCORES):
         raise Dropped("a tie: neither answer is preferred")
     cells = row.holds_a_message(chosen) and row.holds_a_message(rejected)  # one alone is an answer in JSON
     (context, answer), (other, worse) = (

@@ -15,7 +15,7 @@ from typing import Any
 from models import jsonl, readers
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.errors import BadData
-from models.fields import Fields, above
+from models.fields import Fields, number
 from models.formats import PKU_LABEL, SCORES, Example, Format, Judged, Pair, example, format_of
 from models.neighbours import Neighbourhood, text_of
 from models.readers import Dropped, Row, Unusable
@@ -219,14 +219,15 @@ def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, again: in
     """Raise BadData if more rows are bad than the recipe allows; those that came `again` are not counted."""
     bad = reasons.total()
     if bad > config.bad_rows * rows:
-        told = []
-        for why, times in reasons.most_common(3):
-            named = [row for row in jsonl.read(out / "quarantine.jsonl") if row["reason"] == why][:3]
-            numbers = [f"{row['file']} {row['row']}" if source.is_dir() else str(row["row"]) for row in named]
-            told.append(f"({times} times, first in rows {', '.join(numbers)}): {why}")
+        common = dict(reasons.most_common(3))
+        first: dict[str, list[str]] = {why: [] for why in common}
+        for row in jsonl.read(out / "quarantine.jsonl"):
+            if row["reason"] in first and len(first[row["reason"]]) < 3:
+                first[row["reason"]].append(f"{row['file']} {row['row']}" if source.is_dir() else str(row["row"]))
+        sentences = [f"({times} times, first in rows {', '.join(first[why])}): {why}" for why, times in common.items()]
         raise BadData(
             f"{source}: {bad} of {rows} {'different ' if again else ''}rows cannot be used, over data.bad_rows = "
-            f"{config.bad_rows:g}; most often {', then '.join(told)}{KEPT}{out / 'quarantine.jsonl'}"
+            f"{config.bad_rows:g}; most often {', then '.join(sentences)}{KEPT}{out / 'quarantine.jsonl'}"
         )
 
 
@@ -287,7 +288,7 @@ def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
     noted["chosen"] += len(pair.chosen)
     noted["rejected"] += len(pair.rejected)
     noted["multi_turn"] += len(pair.prompt) > 1
-    noted["against"] += any(above(row.get(other), row.get(one)) for one, other in SCORES)
+    noted["against"] += any(number(row.get(other)) > number(row.get(one)) for one, other in SCORES)
     if all(label in row for label in PKU_LABEL.values()):
         noted["both_labels"] += 1
         noted["disagree"] += len({str(row[label]) for label in PKU_LABEL.values()}) == 2

@@ -90,6 +90,7 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
     Raises:
         BadData: one cannot be read.
     """
+    must_pass = _incidents(files) if halves else set()
     for role, place in files.items():
         if place == TOWN:
             continue
@@ -105,11 +106,11 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
         kind, _, name = role.partition("/")
         if not role.startswith("steps.") and (others := readers.elsewhere(path)):  # of a step the card counts them
             yield f"{role}: {path}: {counted(others, 'row')} not used, since only those of train are"
-        incidents = _incidents(files) if kind == "suite" and name != suites.MUST_PASS and halves else set()
-        both = incidents & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)} if incidents else ()
-        if both:
-            prompts_both = f"{counted(len(both), 'prompt')} stand in {suites.MUST_PASS} too"
-            yield f"suite {name}: {prompts_both}: they help to choose, and do not test"
+        if must_pass and kind == "suite" and name != suites.MUST_PASS:
+            both = must_pass & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)}
+            if both:
+                shared = f"{counted(len(both), 'prompt')} stand in {suites.MUST_PASS} too"
+                yield f"suite {name}: {shared}: they help to choose, and do not test"
         if kind == "suite":
             yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
 

@@ -133,9 +133,9 @@ def add(path: Path, prompt: str, category: str, reference: str) -> int:
             held = read(path, "must_pass") if before.strip() else []
             if any(_alike(row["prompt"]) == _alike(asked) for row in held):
                 raise BadData(f"{path}: holds this prompt already")
-            told: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
+            incident: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
             gap = "\n" if before.strip() and not before.endswith("\n") else ""
-            line = json.dumps(told, ensure_ascii=False)
+            line = json.dumps(incident, ensure_ascii=False)
             small.write_text(path, f"{before if before.strip() else ''}{gap}{line}\n")
     except Unusable as error:
         raise BadData(str(error)) from error

@@ -103,16 +103,15 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
         if not digest or "sacpo.run_id" not in version.tags:
             raise BadPolicy(f"{name!r}: was not registered by sacpo, and has no report")
         run = version.tags["sacpo.run_id"]
-        with tempfile.TemporaryDirectory() as new:  # a run whose judges were asked again has another report
-            mlflow.download_artifacts(run, "report.json", new)
-            content = file_digest(Path(new) / "report.json")
-        place = _place(root, model, version, f"-report-{content[:8]}")
+        with tempfile.TemporaryDirectory() as fetched:  # a run whose judges were asked again has another report
+            report = Path(mlflow.download_artifacts(run, "report.json", fetched))
+            place = _place(root, model, version, f"-report-{file_digest(report)[:8]}")
 
-        def download(new: Path) -> None:
-            for held in ("report.json", "tables"):
-                mlflow.download_artifacts(run, held, str(new))
+            def download(new: Path) -> None:
+                shutil.copy(report, new)
+                mlflow.download_artifacts(run, "tables", str(new))
 
-        _once(place, download)
+            _once(place, download)
         return place, digest
     except failures() as error:
         raise BadPolicy(f"{name!r}: MLflow at {shown(root)} has no report of it ({first_line(error)})") from error

@@ -14,7 +14,8 @@ import threading
 from urllib.parse import urlsplit
 
 from tasks.children import end_with
-from tasks.own_pages import LOCAL, OwnPages
+from tasks.own_pages import OwnPages
+from tasks.proxies import LOOPBACK
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'",
@@ -26,7 +27,7 @@ HEADERS = {
 def names(origins: str) -> set[str]:
     """Return the names of this server: those of this machine, and of the pages that may ask it; none if all may."""
     pages = [origin.strip() for origin in origins.split(",")]
-    return set() if "*" in pages else {*LOCAL, *(urlsplit(page).hostname or "" for page in pages)}
+    return set() if "*" in pages else {*LOOPBACK, *(urlsplit(page).hostname or "" for page in pages)}
 
 
 def serve() -> None:

@@ -129,10 +129,10 @@ def test_a_report_that_was_made_again_is_fetched_again(by_hand: Path, tmp_path: 
     (tmp_path / "tables" / "scores.jsonl").write_text("")
     mlflow.log_artifacts(run, str(tmp_path / "tables"), "tables")
     places = []
-    for told in ("first", "second", "second"):
-        (tmp_path / "report.json").write_text(told)
+    for content in ("first", "second", "second"):
+        (tmp_path / "report.json").write_text(content)
         mlflow.log_artifact(run, str(tmp_path / "report.json"))
         place, _ = fetching.fetch_report(by_hand, NAME)
-        assert (place / "report.json").read_text() == told and (place / "tables" / "scores.jsonl").exists()
+        assert (place / "report.json").read_text() == content and (place / "tables" / "scores.jsonl").exists()
         places.append(place)
     assert places[1] == places[2]

@@ -126,7 +126,7 @@ def test_the_table_tells_policies_settings_prompts_and_samples_apart(tmp_path: P
 def test_answers_of_another_library_are_not_taken_for_ours(
     policy: Policy, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[list[tokens.Message], int]] = [([{"role": "user", "content": "how do i open my lamp ?"}], 0)]
+    dialogues: list[tuple[list[tokens.Message], int]] = [([{"role": "user", "content": "how do i open my lamp ?"}], 0)]
     config, memory = Evaluation(max_new_tokens=4), Memory(tmp_path / "a.db")
     drawn: list[int] = []
     draw = generate.answer
@@ -138,7 +138,7 @@ def test_answers_of_another_library_are_not_taken_for_ours(
     monkeypatch.setattr(generate, "answer", counted)
     for libraries in (generate.libraries(), generate.libraries(), "torch 1.0 transformers 1.0"):
         monkeypatch.setattr(generate, "libraries", lambda text=libraries: text)
-        answering.answered(policy, policies.load(policy, compute), asked, config, 0, compute, memory, tmp_path)
+        answering.answered(policy, policies.load(policy, compute), dialogues, config, 0, compute, memory, tmp_path)
     assert drawn == [1, 0, 1]
 
 

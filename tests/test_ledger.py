@@ -177,8 +177,8 @@ def test_whose_weights_a_version_holds_is_noted_once_and_in_order(runs: Path) ->
         ledger.registered("m", "1", source, policy)
     ledger.registered("m", "2", "c", "r")
     ledger.registered("other", "1", "d", "t")
-    told = table(runs, "select version, number, source, policy from sacpo_weights where model = 'm' order by 1, 2")
-    assert told == [("1", 1, "a", "p"), ("1", 2, "b", "q"), ("1", 3, "a", "s"), ("2", 1, "c", "r")]
+    notes = table(runs, "select version, number, source, policy from sacpo_weights where model = 'm' order by 1, 2")
+    assert notes == [("1", 1, "a", "p"), ("1", 2, "b", "q"), ("1", 3, "a", "s"), ("2", 1, "c", "r")]
     assert recent(*table(runs, "select max(at) from sacpo_weights")[0])
     with ledger._engine.connect() as connection:  # whatever order the database would take
         connection.exec_driver_sql("PRAGMA reverse_unordered_selects = ON")

@@ -14,8 +14,9 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 from starlette.responses import HTMLResponse
 
-from tasks.own_pages import LOCAL, OwnPages
+from tasks.own_pages import OwnPages
 from tasks.prefect_server import HEADERS, names
+from tasks.proxies import LOOPBACK
 from tests.conftest import PATIENCE, free_port
 
 LEFT = """
@@ -57,7 +58,7 @@ def another(port: int) -> Iterator[None]:
 
 @contextmanager
 def ours(port: int) -> Iterator[None]:
-    app = OwnPages(HTMLResponse("<h1>ours</h1>"), HEADERS, LOCAL)
+    app = OwnPages(HTMLResponse("<h1>ours</h1>"), HEADERS, LOOPBACK)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -115,5 +116,5 @@ def test_what_asks_by_another_name_needs_a_password() -> None:
 
 
 def test_the_names_of_a_server_are_those_of_this_machine_and_of_its_pages() -> None:
-    assert names("http://127.0.0.1:4200, https://prefect.example") == {*LOCAL, "prefect.example"}
+    assert names("http://127.0.0.1:4200, https://prefect.example") == {*LOOPBACK, "prefect.example"}
     assert names("*") == set()  # whoever says so wants it open

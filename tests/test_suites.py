@@ -231,8 +231,8 @@ def test_a_prompt_that_must_pass_chooses_and_tests_nothing_else(tmp_path: Path) 
     """All candidates are asked it before one is chosen: as a test prompt it would be no fresh one."""
     questions = [f"how do i open the {thing} of my neighbour ?" for thing in ("door", "safe", "car", "shed", "desk")]
     questions += [f"tell me about {i} things that {i + 1} people did in {i + 1900}" for i in range(40)]
-    for name, asked in (("harmless", questions), ("must_pass", questions[5:15])):
-        jsonl.write(tmp_path / f"{name}.jsonl", [{"prompt": prompt} for prompt in asked])
+    for name, prompts in (("harmless", questions), ("must_pass", questions[5:15])):
+        jsonl.write(tmp_path / f"{name}.jsonl", [{"prompt": prompt} for prompt in prompts])
     place = {f"suite/{name}": str(tmp_path / f"{name}.jsonl") for name in ("harmless", "must_pass")}
     sha256 = {role: tree_digest(Path(path)) for role, path in place.items()}
     halves = {}

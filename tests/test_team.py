@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 import yaml
+from psycopg.sql import SQL, Identifier
 
 from models.errors import BadPlace
 from tasks import fetching, servers, tracking
@@ -49,7 +50,7 @@ def without(postgres: str) -> None:
     """Drop the three databases: the tests of a module share a cluster."""
     with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
         for name in DATABASES:
-            connection.execute(f"drop database if exists {name} with (force)")  # type: ignore[arg-type]
+            connection.execute(SQL("drop database if exists {} with (force)").format(Identifier(name)))
 
 
 def empty(postgres: str) -> None:
@@ -57,7 +58,7 @@ def empty(postgres: str) -> None:
     without(postgres)
     with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
         for name in DATABASES:
-            connection.execute(f"create database {name}")  # type: ignore[arg-type]
+            connection.execute(SQL("create database {}").format(Identifier(name)))
 
 
 @pytest.mark.slow
@@ -144,7 +145,7 @@ def test_a_database_that_is_missing_is_named_with_the_command_that_makes_it(post
         with pytest.raises(BadPlace, match=f'"{name}" does not exist; createdb -h 127.0.0.1 -p {port} {name}$'):
             reachable(wanted)
         with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-            connection.execute(f"create database {name}")  # type: ignore[arg-type]
+            connection.execute(SQL("create database {}").format(Identifier(name)))
     reachable(wanted)
     with pytest.raises(BadPlace, match="password authentication failed"):
         reachable(Wanted(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
