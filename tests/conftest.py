@@ -26,6 +26,8 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking i
 
 import pytest
 from filelock import FileLock
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from models import jsonl, preferences, reference, town
 from models import policy as policies
@@ -285,6 +287,13 @@ def postgres() -> Iterator[str]:
         yield f"postgresql://sacpo@127.0.0.1:{port}"
     does("pg_ctl", "-m", "immediate", "stop")
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def client(prefect: str) -> Iterator[SyncPrefectClient]:
+    """A client of the session's server, which is also the server of this process."""
+    with temporary_settings({PREFECT_API_URL: prefect}), SyncPrefectClient(prefect) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -162,6 +162,7 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
         pass
 
 
+@pytest.mark.slow
 def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
     prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:

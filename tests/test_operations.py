@@ -27,6 +27,7 @@ def more(small: list[str]) -> list[str]:
     return [*small, "steps.1.lambda=[1]", "steps.1.updates=20", "merge.weights=[]", "gate.margin=0.3"]
 
 
+@pytest.mark.slow
 def test_a_challenger_meets_the_champion(
     run: Running, served: Path, small: list[str], more: list[str], prefect: str
 ) -> None:

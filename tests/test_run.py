@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from models.recipe_file import read
 from models.suites import prompt_digest
 from tasks.ledger import Charges, Ledger
+from tests.watching import until
 
 
 def report(runs: Path, recipe: str = "quickstart") -> dict[str, Any]:
@@ -32,14 +32,6 @@ def outcome(runs: Path) -> dict[str, Any]:
 def weights(runs: Path) -> dict[str, str]:
     """Return candidate → digest of its weights and tokenizer."""
     return {told["name"]: told["digest"] for told in report(runs)["candidates"]}
-
-
-def until(true: Callable[[], Any], seconds: float = 600) -> None:
-    """Wait until something has happened."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> None:
@@ -267,6 +259,7 @@ def test_a_bound_that_cannot_be_shown_promotes_nothing(
     assert {*runs.glob("store/dpo-*")} == policies  # these policies were there already
 
 
+@pytest.mark.slow
 def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple[int, str]], runs: Path) -> None:
     steps = (
         'steps=[{metric="harmless",data="town",updates=8,batch=16,learning_rate=1e-4,lambda=2},'
