@@ -163,6 +163,7 @@ def test_suites_and_judges_of_ones_own(undisturbed: Path, runs: Path, run: Comma
     assert "b &amp; c" in page and "system: help me" in page and not re.search(r"(src|href)=.http", page)
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared(undisturbed: Path, runs: Path, run: Command, tmp_path: Path) -> None:
     (folder,) = undisturbed.glob("quickstart/*/")
     code, out = run("diff", str(folder), str(folder), changes=[])

@@ -293,6 +293,7 @@ def test_a_skipped_first_step_leaves_the_base_in_its_place(run: Callable[..., tu
     )
 
 
+@pytest.mark.slow
 def test_bad_rows_stop_the_run_before_training_and_lie_in_quarantine(
     run: Callable[..., tuple[int, str]], runs: Path, tmp_path: Path
 ) -> None:
