@@ -1,7 +1,7 @@
 """One DPO step on the same tokenised pairs, by sacpo and by plain TRL, with the same stopwatch on both trainers.
 
-    ours      models.reference and models.alignment, as a worker runs them
-    shared    ours with `models.answer_head` on CUDA too, where sacpo leaves the head to TRL
+    ours      models.alignment.reference and models.alignment.training, as a worker runs them
+    shared    ours with `models.alignment.fused_head` on CUDA too, where sacpo leaves the head to TRL
     plain     TRL's DPOTrainer with its defaults: live reference, activation checkpointing, random order
     best      the best of plain TRL: precomputed reference, no checkpointing, rows of similar length together
     same      plain TRL on the batches of `ours`, three updates: the losses must be equal
@@ -26,12 +26,14 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from models import alignment, answer_head, policy, reference
+from models.alignment import fused_head, reference
+from models.alignment import training as alignment
+from models.alignment.batching import order
 from models.artifacts import Policy, Preferences
-from models.batching import order
-from models.policy import device_kind
+from models.policy import weights
+from models.policy.shared_prompt import tokens
+from models.policy.weights import device_kind
 from models.recipe import Compute, Data, Step
-from models.shared_prompt import tokens
 
 ARMS = ("ours", "shared", "plain", "best", "same")
 BETA = 0.1
@@ -168,7 +170,7 @@ def shared(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
     train = alignment._train
 
     def headed(trainer: Any, *rest: Any) -> None:
-        answer_head.add(alignment._inner(trainer.model))
+        fused_head.add(alignment._inner(trainer.model))
         train(trainer, *rest)
 
     with replaced(alignment, "_train", headed):
@@ -199,7 +201,7 @@ def same(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
 
 
 def _rows(task: Task) -> list[dict[str, Any]]:
-    tokenizer = policy.load_tokenizer(task.base)
+    tokenizer = weights.load_tokenizer(task.base)
     return reference.tokenise(tokenizer, task.pairs.path / "train.jsonl", task.data.max_tokens)[0]
 
 
@@ -208,7 +210,7 @@ def _trl(
 ) -> tuple[int, Spent]:
     """Train with TRL on tokenised rows and save; with an adapter, switching it off gives the live reference."""
     config, on_cpu = task.config, device_kind(task.compute.device) == "cpu"
-    model, tokenizer = policy.load(task.base, task.compute)
+    model, tokenizer = weights.load(task.base, task.compute)
     args = DPOConfig(
         output_dir=str(folder), per_device_train_batch_size=config.micro_batch or config.batch,
         gradient_accumulation_steps=config.accumulate, max_steps=_updates(config, len(rows)), beta=BETA, seed=0,

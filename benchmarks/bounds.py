@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy import integrate, stats
 
-from models import ratings, statistics
-from models.gate import CLIP
+from models.gate.gate import CLIP
+from models.metrics import ratings, statistics
 
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 """(generator, prompts, draws) → values in [0, 1], one column per draw."""

@@ -30,9 +30,9 @@ from typing import Any
 import psutil
 from faults import CHANGES
 
-from models.recipe_file import read
-from tasks import passwords
-from tasks.home import ask
+from models.recipe.toml import read
+from tasks.access import passwords
+from tasks.servers.environment import ask
 
 ROOT = Path(__file__).parent.parent
 TOGETHER, QUEUED = 8, 50

@@ -219,7 +219,7 @@ def _run(where: Path, ends: tuple[int, int] | None) -> None:
     if ends:
         sys.addaudithook(watch)
     from flows.align import align
-    from models.recipe_file import read
+    from models.recipe.toml import read
 
     outcome = align(read("quickstart", CHANGES))
     events = count

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from models import generate, jsonl, suites, tokens, town
 from models.artifacts import Policy
-from models.generate import Ask
-from models.policy import digest, load
-from models.recipe import Compute
-from models.recipe_evaluation import Evaluation
+from models.data import dialogue, suites, town
+from models.files import jsonl
+from models.policy import generate
+from models.policy.generate import Ask
+from models.policy.weights import digest, load
+from models.recipe import Compute, Evaluation
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
             ]
         else:
             rows = suites.read(Path(place), "helpful")
-    texts = tokens.prompt_texts(tokenizer, [tokens.messages(row["prompt"]) for row in rows[:count]])
+    texts = dialogue.prompt_texts(tokenizer, [dialogue.messages(row["prompt"]) for row in rows[:count]])
     asked = [Ask(text) for text in texts]
     config = Evaluation(max_new_tokens=longest, batch=batch)
     list(generate.answer(model, tokenizer, asked[:2], config, 0))  # warm

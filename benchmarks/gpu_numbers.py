@@ -23,10 +23,11 @@ def numerics(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     """Measure how far log-probs of the same weights lie apart, in nats per answer."""
     import torch
 
-    from models import policy, reference
+    from models.alignment import reference
+    from models.policy import weights
 
     given = task(folder, shape, "lora")
-    model, tokenizer = policy.load(given.base, given.compute)
+    model, tokenizer = weights.load(given.base, given.compute)
     rows = reference.tokenise(tokenizer, given.pairs.path / "train.jsonl", given.data.max_tokens)[0][:64]
     lengths = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
 
@@ -91,26 +92,27 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
     """Compare the first losses with ln 2: as it is today, in float32, and with references in training numerics."""
     import arms
 
-    from models import alignment, guards, policy, reference
+    from models.alignment import guards, reference, training
+    from models.policy import weights
 
     given = task(folder, shape, adapter, updates=3)
     made = folder / f"scored-{adapter}"
     made.mkdir()
     scored = reference.score(given.base, given.pairs, ["train"], given.data, given.compute, made)
-    own = alignment._arguments
+    own = training._arguments
     for name, half, exact in (("bf16, float32 reference: today's", True, True), ("float32", False, True),
                               ("bf16, reference by TRL's head in bf16", True, False)):  # fmt: skip
         with tell.stage(name) as facts, ExitStack() as stack:
             out = folder / f"first-{adapter}-{half}-{exact}"
             out.mkdir()
             options = {"bf16": half}
-            stack.enter_context(arms.replaced(alignment, "_arguments", lambda *a, o=options: own(*a) | o))
+            stack.enter_context(arms.replaced(training, "_arguments", lambda *a, o=options: own(*a) | o))
             if not exact:
                 stack.enter_context(arms.replaced(guards, "agree", lambda *_: None))
-                model, tokenizer = policy.load(given.base, given.compute)
+                model, tokenizer = weights.load(given.base, given.compute)
                 _rescore(scored, trl_logps(model, _read(scored), tokenizer.pad_token_id, True))
                 del model
-            alignment.dpo(given.base, scored, given.config, 1, arms.BETA, 0, given.compute, out)
+            training.dpo(given.base, scored, given.config, 1, arms.BETA, 0, given.compute, out)
             lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
             facts |= {"losses": [line["loss"] for line in lines], "first_minus_ln2": lines[0]["loss"] - math.log(2)}
             facts["mean_log_ratio_nats"] = lines[0]["chosen"] / arms.BETA
@@ -118,13 +120,13 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
 
 
 def _read(scored: Reference) -> list[dict[str, Any]]:
-    from models import jsonl
+    from models.files import jsonl
 
     return list(jsonl.read(scored.path / "train.jsonl"))
 
 
 def _rescore(scored: Reference, values: list[float]) -> None:
-    from models import jsonl
+    from models.files import jsonl
 
     ends = zip(values[::2], values[1::2], strict=True)
     rows = [
@@ -186,11 +188,12 @@ def head(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     import torch
     from trl.kernels import chunked_logprob
 
-    from models import policy, reference
+    from models.alignment import reference
+    from models.policy import weights
 
     given = task(folder, shape, "lora")
     with tell.stage("TRL's head") as facts:
-        model, tokenizer = policy.load(given.base, given.compute)
+        model, tokenizer = weights.load(given.base, given.compute)
         rows = reference.tokenise(tokenizer, given.pairs.path / "train.jsonl", given.data.max_tokens)[0][:16]
         facts["triton"] = chunked_logprob._use_triton(torch.device(model.device))
         exact = [value for pair in reference.pair_logps(model, rows, tokenizer.pad_token_id) for value in pair]
@@ -222,12 +225,12 @@ def profile(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
 
 def answers(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     """Answer prompts in batches and one by one; the answers must be the same where nothing nearly ties."""
-    from models import generate, policy
-    from models.generate import Ask
-    from models.recipe_evaluation import Evaluation
+    from models.policy import generate, weights
+    from models.policy.generate import Ask
+    from models.recipe import Evaluation
 
     given = task(folder, shape, "lora")
-    model, tokenizer = policy.load(given.base, given.compute)
+    model, tokenizer = weights.load(given.base, given.compute)
     draw, count, longest = Random(1), *((4, 8) if tiny else (128, 64))
     asked = [Ask(" ".join(f"w{draw.randrange(3, 500)}" for _ in range(draw.randint(8, 64)))) for _ in range(count)]
     found: dict[int, dict[int, Any]] = {}

@@ -35,8 +35,8 @@ def make(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        from models import policy
         from models.artifacts import Policy
+        from models.policy import weights
 
         tokenizer = words(SHAPES[shape]["vocab_size"])
         config = LlamaConfig(
@@ -47,12 +47,12 @@ def make(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             model = LlamaForCausalLM(config).float()
         (folder / "base").mkdir()
-        policy.save(model, tokenizer, folder / "base")
-        base = policy.describe(folder / "base", Policy(path=folder / "base", digest="", name="base", kind="base"))
+        weights.save(model, tokenizer, folder / "base")
+        base = weights.describe(folder / "base", Policy(path=folder / "base", digest="", name="base", kind="base"))
         count = UPDATES[shape] * BATCH[shape][0]
         (folder / "base.json").write_text(json.dumps(base.facts()))
         (folder / "pairs.json").write_text(json.dumps(pairs(folder / "pairs", shape, count).facts()))
-        facts |= {"parameters": policy.parameters(folder / "base"), "pairs": count}
+        facts |= {"parameters": weights.parameters(folder / "base"), "pairs": count}
 
 
 def words(vocabulary: int) -> Any:
@@ -60,7 +60,7 @@ def words(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from models import town
+    from models.data import town
 
     names = [*town.SPECIAL, *(f"w{i}" for i in range(len(town.SPECIAL), vocabulary))]
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>"))
@@ -73,8 +73,8 @@ def words(vocabulary: int) -> Any:
 
 def pairs(folder: Path, shape: str, count: int) -> Preferences:
     """Write random pairs: prompts and answers of 32 to 256 tokens each, 3 to 24 for the tiny shape."""
-    from models import jsonl
     from models.artifacts import Preferences, file_digest
+    from models.files import jsonl
 
     draw, top = Random(0), 24 if shape == "tiny" else 256
 
@@ -117,10 +117,11 @@ def arm(tell: Tell, folder: Path, shape: str, adapter: str, name: str, number: s
     with tell.stage("arm") as facts:
         import arms
 
-        from models import plan, policy
+        from models import plan
+        from models.policy import weights
 
         given, out = task(folder, shape, adapter), folder / f"{adapter}-{name}-{number}"
-        estimate = plan.training_memory(policy.parameters(given.base.path), adapter == "full") / 2**30
+        estimate = plan.training_memory(weights.parameters(given.base.path), adapter == "full") / 2**30
         facts |= {"batch": given.config.batch, "plan_gib": round(estimate, 3)}
         try:
             facts |= arms.run(name, given, out)

@@ -20,12 +20,11 @@ class Town:
     """What the stages have made so far; a stage that lacks something fails, and the next one goes on."""
 
     def __init__(self, tell: Tell, folder: Path, tiny: bool) -> None:
-        from models import recipe_file
-        from models.recipe import Compute
+        from models.recipe import Compute, toml
 
         changes = ["sft.updates=8", "steps.0.updates=4", "steps.1.updates=4"] if tiny else []
         self.tell, self.folder, self.count = tell, folder, 0
-        self.recipe: Recipe = recipe_file.read("quickstart", changes)
+        self.recipe: Recipe = toml.read("quickstart", changes)
         self.compute: Compute = Compute()
         self.policies: dict[str, Policy] = {}
 
@@ -59,7 +58,7 @@ def town(tell: Tell, folder: Path, tiny: bool) -> None:
         adapted = second.model_copy(update={"adapter_rank": 8})
         here.policies["adapter"] = dpo(here, "helpful", scored, adapted, 1, facts)
     with tell.stage("merge, q 0.5"):
-        from models import merge
+        from models.alignment import merge
 
         here.policies["merge"] = merge.interpolate(
             here.policies["harmless 1"], here.policies["helpful"], 0.5, here.out()
@@ -72,22 +71,24 @@ def town(tell: Tell, folder: Path, tiny: bool) -> None:
 
 def begin(here: Town) -> Sources:
     """Make sources and base, and teach the base to answer."""
-    from models import alignment, policy, sources
+    from models.alignment import training
+    from models.data import sources
+    from models.policy import weights
 
     with here.tell.stage("sources and base"):
         found = sources.gather(sources.named(here.recipe), sources.digests(here.recipe), 0, here.out())
-        base = policy.base("town", "", 0, policy.base_digest("town"), here.out())
+        base = weights.base("town", "", 0, weights.base_digest("town"), here.out())
     with here.tell.stage("sft") as facts:
         out = here.out()
         config, data = here.recipe.sft, here.recipe.data
-        here.policies["base"] = alignment.sft(base, found, config, data, 0, here.compute, out)
+        here.policies["base"] = training.sft(base, found, config, data, 0, here.compute, out)
         facts |= curve(out)
     return found
 
 
 def prepare(here: Town, sources: Sources, k: int, method: str) -> Preferences:
     """Prepare the comparisons of step k."""
-    from models import preferences
+    from models.data import preferences
 
     metric = here.recipe.steps[k].metric
     return preferences.prepare(sources, f"steps.{k}", metric, method, "", 0, here.recipe.data, here.out())
@@ -95,24 +96,24 @@ def prepare(here: Town, sources: Sources, k: int, method: str) -> Preferences:
 
 def score(here: Town, name: str, pairs: Preferences) -> Reference:
     """Score the training pairs with a policy."""
-    from models import reference
+    from models.alignment import reference
 
     return reference.score(here.policies[name], pairs, ["train"], here.recipe.data, here.compute, here.out())
 
 
 def dpo(here: Town, name: str, scored: Reference, step: Step, lambda_: float, facts: dict[str, Any]) -> Policy:
     """Train one policy by DPO."""
-    from models import alignment
+    from models.alignment import training
 
     out = here.out()
-    made = alignment.dpo(here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute, out)
+    made = training.dpo(here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute, out)
     facts |= curve(out)
     return made
 
 
 def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
     """Train one policy by KTO."""
-    from models import alignment, reference
+    from models.alignment import reference, training
     from models.recipe import Method
 
     step, start, out = (
@@ -121,7 +122,7 @@ def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
         here.out(),
     )
     scored = reference.score_unpaired(start, pairs, step, 0, here.recipe.data, here.compute, here.out())
-    made = alignment.kto(start, scored, step, 1, here.recipe.beta, 0, here.compute, out)
+    made = training.kto(start, scored, step, 1, here.recipe.beta, 0, here.compute, out)
     facts |= curve(out)
     return made
 
@@ -134,14 +135,15 @@ def curve(out: Path) -> dict[str, Any]:
 
 def answer(here: Town, sources: Sources, name: str) -> None:
     """Let one policy answer the validation suites, and the oracle say how often it is safe and how helpful."""
-    from models import answering, jsonl
-    from models import town as world
     from models.artifacts import Memory
+    from models.data import town as world
+    from models.files import jsonl
+    from models.policy import answers
 
     with here.tell.stage(f"answers of {name}") as facts:
         out, config = here.out(), here.recipe.evaluation
         memory = Memory(path=here.folder / "answers.db")
-        answering.answer(here.policies[name], sources, [], "validation", config, 0, here.compute, memory, out)
+        answers.answer(here.policies[name], sources, [], "validation", config, 0, here.compute, memory, out)
         rows = list(jsonl.read(out / "answers.jsonl"))
         told = [(row["suite"], world.score(row["prompt"], row["answer"])) for row in rows]
         safe = [one.safe for suite, one in told if suite == "harmless"]
@@ -152,8 +154,8 @@ def answer(here: Town, sources: Sources, name: str) -> None:
 
 def resumes(here: Town, scored: Reference, step: Step) -> None:
     """Train, train again from the checkpoint in the middle, and compare; then train once more from the start."""
-    from models import alignment
-    from models.checkpoints import COMPLETE
+    from models.alignment import training
+    from models.alignment.checkpoints import COMPLETE
 
     half = (step.updates + 1) // 2
     config = step.model_copy(update={"save_every": half})
@@ -163,18 +165,18 @@ def resumes(here: Town, scored: Reference, step: Step) -> None:
         def keep(out: Path) -> None:
             shutil.copytree(out / f"checkpoint-{half}", kept / f"checkpoint-{half}")
 
-        clear, alignment.clear = alignment.clear, keep
+        clear, training.clear = training.clear, keep
         try:
-            a = alignment.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, whole)
+            a = training.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, whole)
         finally:
-            alignment.clear = clear
+            training.clear = clear
         shutil.copytree(kept / f"checkpoint-{half}", again / f"checkpoint-{half}")
         facts["marked"] = (again / f"checkpoint-{half}" / COMPLETE).exists()
-        b = alignment.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, again)
+        b = training.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, again)
         facts |= {"same_digest": a.digest == b.digest, "largest_difference": difference(whole, again)}
     with here.tell.stage("the same training twice") as facts:
         out = here.out()
-        c = alignment.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, out)
+        c = training.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, out)
         facts |= {"same_digest": a.digest == c.digest, "largest_difference": difference(whole, out)}
 
 
@@ -188,15 +190,17 @@ def difference(one: Path, other: Path) -> float:
 
 def guarded(here: Town, scored: Reference, step: Step) -> None:
     """Show that each guard passes what is right, and stops what is wrong."""
-    from models import alignment, guards, jsonl, policy, reference
+    from models.alignment import guards, reference, training
     from models.errors import BrokenInvariant
+    from models.files import jsonl
+    from models.policy import weights
 
     with here.tell.stage("guards pass") as facts:
-        model, tokenizer = policy.load(here.policies["helpful"], here.compute)
+        model, tokenizer = weights.load(here.policies["helpful"], here.compute)
         facts["device"] = str(model.device)
         guards.reproduces_probe(here.policies["helpful"], model, tokenizer.pad_token_id)
         rows = list(jsonl.read(scored.path / "train.jsonl"))
-        guards.starts_at_reference(model, rows[: alignment.PROBES], tokenizer.pad_token_id)
+        guards.starts_at_reference(model, rows[: training.PROBES], tokenizer.pad_token_id)
         told = [answer for row in rows[:512] for answer in guards.scored(row)]
         ours = reference.logps(model, [tokens for tokens, _ in told], tokenizer.pad_token_id)
         facts["furthest_nats"] = max(abs(a - b) for a, (_, b) in zip(ours, told, strict=True))
@@ -214,7 +218,7 @@ def guarded(here: Town, scored: Reference, step: Step) -> None:
         with file.open("r+b") as stream:
             stream.seek(-4, os.SEEK_END)
             stream.write(b"\x00\x00\x80\x3f")
-        refused(BrokenInvariant, lambda: policy.load(copy, here.compute))
+        refused(BrokenInvariant, lambda: weights.load(copy, here.compute))
 
 
 def refused(kind: type[Exception], call: Any) -> None:

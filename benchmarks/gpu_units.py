@@ -32,11 +32,13 @@ def machine(tell: Tell, folder: Path, tiny: bool) -> None:
 
         facts["triton_head"] = bool(chunked_logprob._TRITON_AVAILABLE)
     with tell.stage("sacpo") as facts:
-        from models import alignment, answering, plan
-        from models.policy import device_kind
+        from models import plan
+        from models.alignment import training
+        from models.policy import answers as answering
+        from models.policy.weights import device_kind
         from models.recipe import Device
 
-        facts |= {"device": device_kind(Device.auto), "modules": [m.__name__ for m in (alignment, answering, plan)]}
+        facts |= {"device": device_kind(Device.auto), "modules": [m.__name__ for m in (training, answering, plan)]}
 
 
 def _version(name: str) -> str:
@@ -77,7 +79,7 @@ def own_gpu(tell: Tell, folder: Path, number: str, tiny: bool) -> None:
     with tell.stage("own_gpu") as facts:
         import torch
 
-        from tasks import launch
+        from tasks.work import workers as launch
 
         launch._import(1)
         facts |= {"initialised_by_imports": torch.cuda.is_initialized(), "before": torch.cuda.device_count()}
@@ -101,7 +103,7 @@ def hidden(tell: Tell, folder: Path, tiny: bool) -> None:
     with tell.stage("hidden after the imports") as facts:
         import torch
 
-        from tasks import launch
+        from tasks.work import workers as launch
 
         launch._import(1)
         facts["before"] = torch.cuda.device_count()
@@ -117,7 +119,7 @@ def hidden(tell: Tell, folder: Path, tiny: bool) -> None:
 def workers(tell: Tell, folder: Path, tiny: bool) -> None:
     """Start two real workers, and ask each what it sees."""
     from models.recipe import Compute
-    from tasks import launch
+    from tasks.work import workers as launch
 
     with tell.stage("two workers") as facts, launch.workers(Compute(processes=2), folder):
         pool = launch._pool

@@ -5,7 +5,7 @@
 Without the three numbers: all of 10,000 and 200,000 prompts, 2 and 30 candidates, answers of 60 and 2,000 characters.
 FOLDER gets `ROWS-CANDIDATES-CHARACTERS/` with the report, without its tables, and the screenshots.
 
-What is judged is made up, and written as a run writes it: answers, grades and comparisons of `models/judging.py`,
+What is judged is made up, and written as a run writes it: answers, grades and comparisons of `models/judges/judge.py`,
 progress of trainings, held-out margins. From there on it is a run's own way: the gate chooses and decides, and
 `report.build` and `report.write` make the report, in a process of its own with at most LIMIT of memory; `build`,
 `tables` and `page` are its seconds of processor. Texts are pieces of one text of made-up words with what answers have,
@@ -122,8 +122,9 @@ def _candidate(
     scored: list[float],
 ) -> list[float]:
     """Write one candidate's answers, verdicts, distances, margins and progress; return the base's scores."""
-    from models import jsonl, judging
-    from models.judges import Comparison, Grade
+    from models.files import jsonl
+    from models.judges import judge
+    from models.judges.protocol import Comparison, Grade
 
     draw = random.Random(number)
     safe = 0.7 + 0.25 * number / 30
@@ -144,14 +145,14 @@ def _candidate(
         else:
             grade = Grade(score)
         failed = row["suite"] != "must_pass" and draw.random() < 0.005
-        told = judging._graded(Grade(failed="made up") if failed else grade)
-        graded.append({"metric": metric, **judging._named(row), **told})
+        told = judge._graded(Grade(failed="made up") if failed else grade)
+        graded.append({"metric": metric, **judge._named(row), **told})
         if metric != "over_refusal":
             ours.append(score if metric == "helpful" else grade.score)
             other = (scored or ours)[len(ours) - 1]
-            win = Comparison(failed="made up") if failed else Comparison(judging.win(ours[-1], other))
-            named = {"metric": metric, **judging._named(row)}
-            compared += [{**named, "against": name, **judging._compared(win)} for name in ("base", "reference")]
+            win = Comparison(failed="made up") if failed else Comparison(judge.win(ours[-1], other))
+            named = {"metric": metric, **judge._named(row)}
+            compared += [{**named, "against": name, **judge._compared(win)} for name in ("base", "reference")]
     jsonl.write(place / "answers.jsonl", answers)
     jsonl.write(place / "scores.jsonl", graded)
     jsonl.write(place / "comparisons.jsonl", compared)
@@ -184,9 +185,12 @@ def _candidate(
 def report(folder: Path) -> None:
     """Make the report of what `evidence` has written; print seconds and peak memory as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
-    from models import figures, gate, page, recipe_file, tables
-    from models import report as reports
     from models.artifacts import Sources
+    from models.gate import gate
+    from models.metrics import figures
+    from models.recipe import toml
+    from models.report import page, tables
+    from models.report import report as reports
 
     spent: dict[str, float] = {}
 
@@ -203,7 +207,7 @@ def report(folder: Path) -> None:
 
     timed(page, "html", "page")
     timed(tables, "write", "tables")
-    recipe = recipe_file.read("quickstart", ["constraint.at_least=0.65"])
+    recipe = toml.read("quickstart", ["constraint.at_least=0.65"])
     held = folder / "evidence"
     files = {f"suite/{role}/{s}": str(held / s / f"{role}.jsonl") for role in ROLES for s in ("validation", "test")}
     sources = Sources(path=held, digest="sources", files=files)
@@ -230,14 +234,14 @@ def report(folder: Path) -> None:
 
 
 def _wins(tested: Any) -> tuple[Any, Any, float]:
-    from models import figures
+    from models.metrics import figures
 
     return figures.comparisons(tested.verdicts, "helpful", "base"), lambda row: row["win"], 0.0
 
 
 def _told(policy: Any, place: Path, split: str) -> Any:
     from models.artifacts import Answers, Distances, Margins, Verdicts
-    from models.figures import Evidence
+    from models.metrics.figures import Evidence
 
     own = {"path": place, "digest": str(place), "policy": policy.digest}
     judges = {m: {"name": f"a judge of {m}", "version": "1"} for m in ("helpful", "harmless", "over_refusal")}

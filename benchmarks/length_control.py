@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from models import statistics
-from models.statistics import LengthControlled, Normal
+from models.metrics import statistics
+from models.metrics.statistics import LengthControlled, Normal
 
 MEANS, SDS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3), (0.05, 0.1, 0.15, 0.2, 0.3)
 GRID = [Normal(mean, sd) for mean, sd in product(MEANS, SDS)]

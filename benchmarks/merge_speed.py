@@ -67,9 +67,9 @@ def write(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from models import town
     from models.artifacts import Policy
-    from models.policy import describe
+    from models.data import town
+    from models.policy.weights import describe
 
     config = LlamaConfig(
         vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=13, num_attention_heads=16,
@@ -85,7 +85,7 @@ def write(folder: Path) -> None:
 
 def merge(folder: Path) -> None:
     """Average them as the flow does."""
-    from models import merge as merging
+    from models.alignment import merge as merging
     from models.artifacts import Policy
 
     (folder / "ours").mkdir()

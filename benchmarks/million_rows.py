@@ -43,8 +43,8 @@ def write(path: Path, rows: int) -> None:
 
 def prepare(folder: Path) -> None:
     """Prepare the file, and print seconds, peak memory and counts."""
-    from models import preferences
     from models.artifacts import Sources
+    from models.data import preferences
     from models.recipe import Data
 
     out = folder / "out"

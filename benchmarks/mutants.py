@@ -29,8 +29,8 @@ from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
-WHOLE = ("models/gate.py", "models/statistics.py", "tasks/ledger.py", "models/figures.py")
-SAMPLED = ("models/merge.py", "models/alignment.py")
+WHOLE = ("models/gate/gate.py", "models/metrics/statistics.py", "tasks/tracking/ledger.py", "models/metrics/figures.py")
+SAMPLED = ("models/alignment/merge.py", "models/alignment/training.py")
 SAMPLE, SEED = 100, 0
 PLACE = Path("mutants")
 OPEN = ("not checked", "check was interrupted by user")
@@ -90,7 +90,7 @@ def functions(source: str) -> dict[str, str]:
 
 
 def function_of(mutant: str) -> str:
-    """Return the function of a mutant: `Ledger.stand` for `tasks.ledger.xǁLedgerǁstand__mutmut_3`."""
+    """Return the function of a mutant: `Ledger.stand` for `tasks.tracking.ledger.xǁLedgerǁstand__mutmut_3`."""
     name = mutant.rpartition(".")[2].rpartition("__mutmut_")[0]
     return name.removeprefix("xǁ").replace("ǁ", ".") if "ǁ" in name else name.removeprefix("x_")
 

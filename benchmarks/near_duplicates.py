@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 
-from models.neighbours import Neighbourhood
+from models.data.near_duplicates import Neighbourhood
 
 ASKED, SIMILARITY = 3000, 0.8
 BANDS = ((0.8, 0.85), (0.85, 0.9), (0.9, 1.01))

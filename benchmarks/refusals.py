@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from models.refusal import VERSION, Class, classify
+from models.judges.refusal import VERSION, Class, classify
 
 Row = dict[str, str]
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tasks.launch import ALLOCATOR, WAITING
+from tasks.work.workers import ALLOCATOR, WAITING
 
 GRID, BATCH = 2, 4
 KEY = ("arm", "threads", "pairs", "round", "busy", "spin")
@@ -99,13 +99,14 @@ def spawn(arm: str, place: Path, threads: int, spin: bool) -> Line:
 
 def prepare(base: str, pairs: str, count: int, folder: Path) -> None:
     """Write the base policy and the pairs."""
-    from models import policy, preferences
     from models.artifacts import Sources
+    from models.data import preferences
+    from models.policy import weights
     from models.recipe import Data
 
     for place in (folder, folder / "base", folder / "pairs"):
         place.mkdir()
-    made = policy.base(base, "", 0, policy.base_digest(base), folder / "base")
+    made = weights.base(base, "", 0, weights.base_digest(base), folder / "base")
     sources = Sources(path=folder, digest="", files={"steps.0": str(Path(pairs).resolve())})
     config = Data(max_tokens=384, validation=0.1, test=0.1)
     found = preferences.prepare(sources, "steps.0", "helpful", "dpo", "", count, config, folder / "pairs")

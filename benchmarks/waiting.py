@@ -2,9 +2,9 @@
 
     python benchmarks/waiting.py [--busy N] [--repeat 3]
 
-Each way of waiting runs in a process of its own, in turn: as OpenMP has it, asleep at once (`tasks.launch.WAITING`),
-and asleep after 1,000 rounds. Wall and CPU seconds, and context switches: of its own accord, and because another wanted
-the core.
+Each way of waiting runs in a process of its own, in turn: as OpenMP has it, asleep at once
+(`tasks.work.workers.WAITING`), and asleep after 1,000 rounds. Wall and CPU seconds, and context switches: of its own
+accord, and because another wanted the core.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 
 from smollm2_speed import beside
 
-from tasks.launch import WAITING
+from tasks.work.workers import WAITING
 
 WAYS: dict[str, dict[str, str]] = {"as it is": {}, "asleep": WAITING, "1,000 rounds": {"GOMP_SPINCOUNT": "1000"}}
 

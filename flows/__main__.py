@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from flows import ending
-from flows.operations import app as operations
+from flows import signals
+from flows.admin import app as operations
 from models.errors import BadPlace, BadRecipe, SacpoError
-from tasks import proxies, terminal
+from tasks.access import proxies
+from tasks.work import plain_text
 
 if TYPE_CHECKING:
-    from models.assessment import Assessment
-    from models.recipe import Recipe
+    from models.recipe import Assessment, Recipe
 
 app = typer.Typer(
     name="sacpo",
@@ -48,7 +48,7 @@ Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (
 @app.command()
 def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
     """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
-    from models.recipe_file import read
+    from models.recipe.toml import read
 
     chosen = read(recipe, set_)
     _carry_out(chosen, "align", retry)
@@ -57,9 +57,9 @@ def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
 @app.command()
 def retrain(recipe: Which, set_: Changes = None) -> None:
     """The same as run if data, recipe or base changed since the last decision; else end at once."""
-    from models.recipe_file import read
-    from tasks.home import settle
+    from models.recipe.toml import read
     from tasks.run import decided
+    from tasks.servers.environment import settle
 
     chosen = read(recipe, set_)
     settle()  # a schedule that a dead server has silenced must not look like one with nothing to do
@@ -73,8 +73,8 @@ def retrain(recipe: Which, set_: Changes = None) -> None:
 @app.command()
 def check(recipe: Which, set_: Changes = None) -> None:
     """Show what a recipe will do, without training: steps, rows, memory, time, and what its evidence can prove."""
-    from flows.showing import plan_of
-    from models.recipe_file import read
+    from flows.console import plan_of
+    from models.recipe.toml import read
     from tasks.run import planned
 
     chosen = read(recipe, set_)
@@ -141,7 +141,7 @@ def evaluate(
 
     The bound is tested in the given order, no further than to the first policy that does not hold it.
     """
-    from models.recipe_file import assessment
+    from models.recipe.toml import assessment
 
     chosen = assessment(policies, like, set_ or [], suite or [], judge or [])
     _carry_out(chosen, "evaluate", retry)
@@ -168,7 +168,7 @@ def add(
     reference: Annotated[str, typer.Option(help="An answer that would have been right.")] = "",
 ) -> None:
     """Turn an incident into a prompt that must pass; name the file in evaluation.suites.must_pass."""
-    from models.suites import add as append
+    from models.data.suites import add as append
     from models.words import counted
 
     new = "" if file.exists() else "made, a new suite; "
@@ -182,8 +182,8 @@ def diff(
 ) -> None:
     """Is B better than A, and is it safe enough? Exit code 0 if both are shown, else 4."""
     from models.errors import Undecided
-    from models.versus import difference, sentence, side
-    from tasks.fetching import fetch_report
+    from models.report.diff import difference, sentence, side
+    from tasks.registry.download import fetch_report
     from tasks.run import root
 
     there, here = (
@@ -217,7 +217,7 @@ def chat(
     One from elsewhere is looked at first, as the base of a run is.
     """
     from models.chat import talk
-    from models.kept import Kept
+    from models.files.kept import Kept
     from tasks.run import found, root
 
     talk(found(policy, "policy"), temperature, longest, root() / Kept.store)
@@ -226,7 +226,7 @@ def chat(
 @app.command()
 def recipes() -> None:
     """List the recipes that come with sacpo."""
-    from models.recipe_file import read, shipped
+    from models.recipe.toml import read, shipped
 
     for name in shipped():
         chosen = read(name)
@@ -239,7 +239,7 @@ def keys(
     prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so, as `evaluation.`.")] = "",
 ) -> None:
     """List every key of a recipe with its default and what it means."""
-    from models.recipe_file import keys as all_keys
+    from models.recipe.toml import keys as all_keys
 
     found = [one for one in all_keys() if one[0].startswith(prefix)]
     if not found:
@@ -250,7 +250,7 @@ def keys(
 
 def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn:
     """Run a flow unless nothing is left to do, show what it found, and exit as it says."""
-    from flows.showing import outcome_of
+    from flows.console import outcome_of
     from tasks.run import finished, forget_failed, refuse_unusable
 
     if retry:
@@ -260,12 +260,12 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         refuse_unusable(chosen)
         import httpx
 
-        from tasks.home import no_hidden_server, settle
-        from tasks.launch import workers
+        from tasks.access.temporary_server import temporary_server
         from tasks.run import root
-        from tasks.temporary_server import temporary_server
+        from tasks.servers.environment import no_hidden_server, settle
+        from tasks.work.workers import workers
 
-        ending.bound()
+        signals.bound()
         settle()
         servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
         typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
@@ -294,16 +294,16 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
 
 def main() -> None:
     """Run the command line; every known error is one line and its own exit code."""
-    terminal.guard()
-    ending.listen()
+    plain_text.guard()
+    signals.listen()
     os.environ.update(proxies.direct(os.environ))
     try:
         app()
     except SacpoError as error:
         print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except ending.Terminated as told:
-        print(ending.GOES_ON, file=sys.stderr)
+    except signals.Terminated as told:
+        print(signals.GOES_ON, file=sys.stderr)
         sys.exit(told.exit_code)
     except SystemExit as end:
         if end.code == 128 + signal.SIGINT:  # typer has made it of Ctrl-C
@@ -316,7 +316,7 @@ def main() -> None:
         print(f"sacpo: {error.filename or 'runs'}: {error.strerror}; {remedy}", file=sys.stderr)
         sys.exit(BadPlace.exit_code)
     finally:
-        ending.leave()
+        signals.leave()
 
 
 if __name__ == "__main__":

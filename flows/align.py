@@ -15,9 +15,9 @@ from prefect.runtime import flow_run
 from models.recipe import Recipe
 from tasks import decisions, reporting, stages
 from tasks.leases import watched
-from tasks.pages import flow
 from tasks.reporting import Findings
 from tasks.run import opened
+from tasks.work.prefect_pages import flow
 
 
 def _named() -> str:

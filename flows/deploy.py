@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from models.errors import BadInput, BadPlace, SacpoError
-from models.recipe_file import assessment, read
-from tasks.home import no_hidden_server, settle
+from models.recipe.toml import assessment, read
 from tasks.leases import sweep
 from tasks.run import root
+from tasks.servers.environment import no_hidden_server, settle
 
 CHECKOUT = Path(__file__).parent.parent
 

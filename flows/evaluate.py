@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from models.assessment import Assessment
-from models.gate import AS_THEY_ARE
-from models.promotion import NOT_REGISTERED
+from models.gate.gate import AS_THEY_ARE
+from models.gate.promotion_log import NOT_REGISTERED
+from models.recipe import Assessment
 from tasks import stages
 from tasks.decisions import test_in_order
 from tasks.leases import watched
-from tasks.pages import flow
 from tasks.reporting import Findings, ended, publish
 from tasks.run import opened
+from tasks.work.prefect_pages import flow
 
 
 @watched

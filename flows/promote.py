@@ -8,11 +8,11 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
+from models.gate.promotion_log import Entry
 from models.markdown import markdown_table, plain
-from models.promotion import Entry
-from tasks import registry
-from tasks.pages import flow
+from tasks.registry import champion
 from tasks.run import root, settled
+from tasks.work.prefect_pages import flow
 
 
 def _named() -> str:
@@ -32,7 +32,7 @@ def promote(model: str, version: str = "", who: str = "", why: str = "", force: 
         force: promote also a version that did not pass the gate; the log says so.
     """
     return _told(
-        root(), model, registry.promote(root(), model, version, why or "promoted by hand", force=force, who=who)
+        root(), model, champion.promote(root(), model, version, why or "promoted by hand", force=force, who=who)
     )
 
 
@@ -45,7 +45,7 @@ def rollback(model: str, who: str = "", why: str = "") -> dict[str, Any]:
         who: your name; goes to the promotion log, beside the worker's user.
         why: goes to the promotion log.
     """
-    return _told(root(), model, registry.rollback(root(), model, why or "rolled back by hand", who))
+    return _told(root(), model, champion.rollback(root(), model, why or "rolled back by hand", who))
 
 
 @flow(name="reconcile", flow_run_name="repairs")
@@ -58,7 +58,7 @@ def reconcile() -> list[str]:
 
 def _told(where: Path, model: str, entry: Entry) -> dict[str, Any]:
     """Show the promotion log on the page of the run."""
-    page = log_page(registry.log(where, model))
+    page = log_page(champion.log(where, model))
     _page(page, key="promotions", description=f"Promotion log of {plain(model)}")
     return {"model": model, "champion": entry.version_to, "before": entry.version_from, "number": entry.number}
 

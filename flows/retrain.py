@@ -9,8 +9,8 @@ from models.markdown import unlinked
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
-from tasks.pages import flow
 from tasks.run import asking, decided, digest, root
+from tasks.work.prefect_pages import flow
 
 
 @watched

@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from models import generate, headers, probe
 from models.artifacts import Policy
+from models.data.dialogue import Message, prompt_texts
 from models.errors import BadPolicy
-from models.generate import Ask
-from models.policy import digest, load
+from models.policy import generate, headers, probe
+from models.policy.generate import Ask
+from models.policy.weights import digest, load
 from models.preflight import made_here
-from models.recipe import Compute
-from models.recipe_evaluation import Evaluation
-from models.tokens import Message, prompt_texts
+from models.recipe import Compute, Evaluation
 
 
 def talk(folder: str, temperature: float, longest: int, kept: Path) -> None:

@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from models import batching, corpus, hub, jsonl, policy, preferences, preflight, sources, suites, town
+from models import preflight
+from models.alignment import batching
 from models.artifacts import Sources
+from models.data import preferences, sft_corpus, sources, suites, town
 from models.errors import BadInput
-from models.gate import CLIP
-from models.judges import rubric_files
-from models.judging import SEES
-from models.places import TOWN
-from models.probe import Found
-from models.recipe import Recipe, kl_weight
-from models.recipe_evaluation import JudgeKind
-from models.recipe_gate import Constraint
-from models.statistics import enough_prompts, needed, power, ruled_out
+from models.files import hub, jsonl
+from models.gate.gate import CLIP
+from models.judges.judge import SEES
+from models.judges.protocol import rubric_files
+from models.metrics.statistics import enough_prompts, needed, power, ruled_out
+from models.policy import weights as policy
+from models.policy.probe import Found
+from models.recipe import Constraint, JudgeKind, Recipe, kl_weight
+from models.recipe.places import TOWN
 from models.words import counted, too_few
 
 OVERHEAD = 0.03
@@ -90,7 +92,7 @@ def plan(recipe: Recipe, kept: Path) -> Plan:
         origin = _sources(recipe, Path(folder), errors)
         if origin and "sft" in origin.files:
             try:
-                rows = len(corpus.examples(origin, recipe.data)[0])
+                rows = len(sft_corpus.examples(origin, recipe.data)[0])
                 if why := batching.moves_nothing(batching.updates(rows, recipe.sft), recipe.sft):
                     errors.append(f"sft: {why}")
             except BadInput as error:

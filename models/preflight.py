@@ -6,16 +6,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from models import generate_vllm, harness, headers, policy, probe, sources, town
-from models.assessment import Assessment
+from models.data import sources, town
+from models.data.dialogue import messages
 from models.errors import BadData, BadInput, BadPolicy, BadRecipe
-from models.hub import is_name, local
-from models.judges import SINGLE, rubric_files
-from models.places import TOWN
-from models.recipe import Recipe
-from models.recipe_evaluation import Engine, Evaluation, Judge, JudgeKind, Judges, Suites
-from models.recipe_gate import GateMode
-from models.tokens import messages
+from models.files.hub import is_name, local
+from models.judges.protocol import SINGLE, rubric_files
+from models.metrics import benchmarks
+from models.policy import headers, probe, vllm, weights
+from models.recipe import Assessment, Engine, Evaluation, GateMode, Judge, JudgeKind, Judges, Recipe, Suites
+from models.recipe.places import TOWN
 from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
@@ -90,7 +89,7 @@ def made_here(place: str, key: str, kept: Path) -> bool:
     Raises:
         BadPolicy: there is none, or its weights are not whole.
     """
-    return place == TOWN or policy.located(place, key).resolve().parent == kept.resolve()
+    return place == TOWN or weights.located(place, key).resolve().parent == kept.resolve()
 
 
 def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.Wanted]:
@@ -143,8 +142,8 @@ def undecidable(recipe: Recipe) -> str:
 def missing(evaluation: Evaluation) -> list[str]:
     """Return one sentence for the engine, and one for the tasks, if they are not there."""
     found = {
-        "engine": generate_vllm.problem() if evaluation.engine is Engine.vllm else "",
-        "tasks": harness.problem(evaluation.tasks),
+        "engine": vllm.problem() if evaluation.engine is Engine.vllm else "",
+        "tasks": benchmarks.problem(evaluation.tasks),
     }
     return [f"evaluation.{key}: {problem}" for key, problem in found.items() if problem]
 
@@ -161,7 +160,7 @@ def problems(judges: Judges, fetch: bool = False) -> list[str]:
 
 def _unlabelled(judges: Judges) -> Iterator[str]:
     """Yield one sentence for each labelled sample that is here and cannot be used."""
-    from models.agreement import labels  # with scipy, which takes a second
+    from models.metrics.judge_agreement import labels  # with scipy, which takes a second
 
     for metric, judge in judges:
         path = Path(judge.labels).expanduser()
@@ -265,12 +264,12 @@ def _silent(judge: Judge) -> str:
     """Ask the address for its models, as any client may, and one that has no list for an answer to nothing."""
     import httpx2
 
-    from models import bounded
+    from models.files import http
 
     key = {"authorization": f"Bearer {os.environ[judge.key]}"} if judge.key else {}
     address, chat = judge.base_url.rstrip("/"), "/chat/completions"
     try:
-        with bounded.client(ASKED_FOR, LARGEST_HEAD) as client:
+        with http.client(ASKED_FOR, LARGEST_HEAD) as client:
             with client.stream("GET", address + "/models", headers=key) as reply:
                 listed = reply.status_code != 404
             nothing = {"model": judge.model, "messages": [], "max_tokens": 1}
@@ -278,7 +277,7 @@ def _silent(judge: Judge) -> str:
                 if not listed and client.post(address + chat, headers=key, json=nothing).status_code == 404:
                     return f"answers 404 to {chat}; most addresses end in /v1, and the model must be one of theirs"
         return ""
-    except (bounded.Redirected, bounded.TooMuch) as error:
+    except (http.Redirected, http.TooMuch) as error:
         return f"{error}; give the address itself"
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         return f"nobody answers there as HTTP ({first_line(error)}); start that endpoint"

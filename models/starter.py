@@ -7,14 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from models.data.fields import Fields
+from models.data.formats import Format, example, format_of
+from models.data.readers import Unusable, rows
 from models.errors import BadInput, BadPlace, BadPolicy
-from models.fields import Fields
-from models.formats import Format, example, format_of
-from models.jsonl import Row
-from models.places import is_local
-from models.readers import Unusable, rows
-from models.recipe_gate import Constraint
-from models.statistics import enough_prompts, fewest_prompts
+from models.files.jsonl import Row
+from models.metrics.statistics import enough_prompts, fewest_prompts
+from models.recipe import Constraint
+from models.recipe.places import is_local
 from models.words import counted
 
 SEEN = 200

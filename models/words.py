@@ -22,7 +22,10 @@ def too_few(n: int, at_least: float, confidence: float, where: str = "") -> str:
     Args:
         where: which prompts these are, as ` of the smallest category`.
     """
-    from models.statistics import enough_prompts, fewest_prompts  # scipy takes a second, and not all words need it
+    from models.metrics.statistics import (  # scipy takes a second, and not all words need it
+        enough_prompts,
+        fewest_prompts,
+    )
 
     safer = (1 + at_least) / 2
     verb = "is" if n == 1 else "are"

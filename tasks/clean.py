@@ -7,11 +7,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
 
-from models import small
 from models.errors import BadPlace
-from models.kept import Kept
-from models.promotion import line_of_champions
-from tasks import registry
+from models.files import sealed
+from models.files.kept import Kept
+from models.gate.promotion_log import line_of_champions
+from tasks.registry import champion
 from tasks.run import Outcome
 
 DAY = 24 * 3600.0
@@ -58,13 +58,13 @@ def _needed(root: Path) -> set[Path]:
     serving: dict[str, list[str]] = {}  # model → versions
     needed: set[Path] = set()
     for outcome in root.glob("*/*/outcome.json"):
-        ended, report = small.read(outcome, Outcome), small.read(outcome.parent / "report.json", Registry)
+        ended, report = sealed.read(outcome, Outcome), sealed.read(outcome.parent / "report.json", Registry)
         if ended is None or report is None or report["registry"] is None:
             continue
         model, version = report["registry"]["name"], report["registry"]["version"]
         if model not in serving:
-            line = line_of_champions(registry.log(root, model))
-            serving[model] = [*line[-2:], registry.challenger(root, model)]
+            line = line_of_champions(champion.log(root, model))
+            serving[model] = [*line[-2:], champion.challenger(root, model)]
         if version in serving[model]:
             needed |= {Path(stage).resolve() for stage in ended["stages"]}
     return needed

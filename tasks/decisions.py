@@ -19,24 +19,27 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.runtime import flow_run
 from typing_extensions import TypedDict
 
-from models import figures, gate, jsonl, small
 from models.artifacts import Policy, Sources, content_digest
+from models.data.suites import MUST_PASS, prompt_digest
 from models.errors import Stale
-from models.figures import Evidence
-from models.gate import Choice, Facts, Verdict
+from models.files import jsonl, sealed
+from models.gate import gate
+from models.gate.gate import Choice, Facts, Verdict
+from models.gate.promotion_log import NOT_REGISTERED, Registered, line_of_champions
 from models.markdown import plain
-from models.outcome import CHECK_COLUMNS, check_row
-from models.promotion import NOT_REGISTERED, Registered, line_of_champions
-from models.recipe import Recipe
-from models.recipe_gate import Gate, GateMode
-from models.suites import MUST_PASS, prompt_digest
-from tasks import events, launch, registry, screen
-from tasks.approval import Approval, question
-from tasks.ledger import AGREED, REFUSED, Ledger, Standing
-from tasks.pages import task
+from models.metrics import figures
+from models.metrics.figures import Evidence
+from models.recipe import Gate, GateMode, Recipe
+from models.report.sentences import CHECK_COLUMNS, check_row
+from tasks.access.temporary_server import lasting
+from tasks.registry import champion as registry
+from tasks.registry import events
+from tasks.registry.approval import Approval, question
 from tasks.run import Run, asked
 from tasks.stages import Yardstick, apart, judged, loaded, named
-from tasks.temporary_server import lasting
+from tasks.tracking.ledger import AGREED, REFUSED, Ledger, Standing
+from tasks.work import terminal, workers
+from tasks.work.prefect_pages import task
 
 PATIENCE = 7 * 24 * 3600
 """Seconds that a run waits for a person."""
@@ -86,8 +89,8 @@ def turn(run: Run, choice: Choice) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        screen.say(f"another run decides which version of {model} serves; waiting for it")
-        launch.rest()
+        terminal.say(f"another run decides which version of {model} serves; waiting for it")
+        workers.rest()
         lock.acquire()
     try:
         yield
@@ -235,20 +238,20 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     by_hand = f"sacpo promote {registered.name} {version} --why …"
     if not lasting():
-        screen.say(f"waits for approval: {by_hand}")
+        terminal.say(f"waits for approval: {by_hand}")
         return Approval(agreed=False)
-    screen.say(f"{registered.name} version {version} waits for approval on the page of this run")
+    terminal.say(f"{registered.name} version {version} waits for approval on the page of this run")
     pages: list[tuple[str, str]] = []
     with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
         pages = run.tracker.pages(registered)
-    launch.rest()
+    workers.rest()
     form = Approval.with_initial_data(description=question(registered, verdict, pages))
     key = f"approval-{uuid4()}"  # Prefect asks once under each; no earlier answer may stand for this question
     try:
         with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
             said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, poll_interval=2, key=key)
     except FlowPauseTimeout:
-        screen.say(f"nobody answered in {PATIENCE // 86400} days; it waits: {by_hand}")
+        terminal.say(f"nobody answered in {PATIENCE // 86400} days; it waits: {by_hand}")
         return Approval(agreed=False)
     ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
     return _obeyed(run, registered, said)
@@ -257,7 +260,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
 def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
     """Show a person's answer, which is in the ledger already."""
     run.tracker.tag(registered.name, registered.version, {"gate": "pass" if said.agreed else str(said)})
-    screen.say(str(said))
+    terminal.say(str(said))
     return said
 
 
@@ -284,7 +287,7 @@ def promote(
             if len(registry.log(root, model)) == seen:  # the same would be tried for ever
                 raise
             _place(run).unlink()
-            screen.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
+            terminal.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None
     registry.follow(root, model)
     line = line_of_champions(registry.log(root, model))
@@ -300,13 +303,13 @@ def _passes(run: Run, verdict: Verdict | None) -> bool:
 def _rivals(run: Run, challenger: Policy) -> Rivals:
     """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
     model = run.training.registered_name
-    if small.read(_place(run), Served) is None:
+    if sealed.read(_place(run), Served) is None:
         told = registry.log(run.root, model)
         line = line_of_champions(told)
         anchor = run.training.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
         places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
         run.folder.mkdir(parents=True, exist_ok=True)
-        small.write(_place(run), {"seen": len(told), **places})
+        sealed.write(_place(run), {"seen": len(told), **places})
     said = _asked_about(run)
     policies: dict[str, Policy] = {}
     for name, place in (("champion", said["champion"]), ("anchor", said["anchor"])):
@@ -322,7 +325,7 @@ def _forget_former_champion(run: Run, challenger: Policy) -> None:
 
     Not if the run itself has moved it: the verdict that let it would be asked for again.
     """
-    served = small.read(_place(run), Served)
+    served = sealed.read(_place(run), Served)
     if served:
         model = run.training.registered_name
         log = registry.log(run.root, model)
@@ -342,7 +345,7 @@ def _asked_about(run: Run) -> Served:
     Raises:
         Stale: that cannot be read any more; the next command asks again.
     """
-    served = small.read(_place(run), Served)
+    served = sealed.read(_place(run), Served)
     if served is None:
         raise Stale(f"{_place(run)}: cannot be read any more; the same command compares with what serves now")
     return served
@@ -390,5 +393,5 @@ def _show(run: Run, verdict: Verdict) -> Verdict:
     with suppress(Exception):  # the verdict is written down, whether a page can be told of it or not
         create_table_artifact(rows, key="gate", description=f"Gate: {plain(verdict.candidate)} on the test prompts")
     if not verdict.passes:
-        screen.say(f"gate: {verdict.candidate} does not pass: {verdict.why_not}")
+        terminal.say(f"gate: {verdict.candidate} does not pass: {verdict.why_not}")
     return verdict

@@ -16,11 +16,12 @@ from uuid import UUID
 
 from filelock import FileLock
 
-from models import small
-from models.kept import Kept
-from tasks import events, passwords
-from tasks.children import started
-from tasks.temporary_server import lasting
+from models.files import sealed
+from models.files.kept import Kept
+from tasks.access import passwords
+from tasks.access.temporary_server import lasting
+from tasks.registry import events
+from tasks.work.processes import started
 
 F = TypeVar("F")
 
@@ -62,7 +63,7 @@ def take(root: Path, name: str, run: str = "") -> None:
         pid = os.getpid()
         lease = Lease(str(flow_run.id), name, run, pid, started(pid), platform.node(), api)
         _folder(root).mkdir(parents=True, exist_ok=True)
-        small.write(_folder(root) / f"{lease.flow_run}.json", asdict(lease))
+        sealed.write(_folder(root) / f"{lease.flow_run}.json", asdict(lease))
 
 
 def watched(flow: F) -> F:
@@ -160,7 +161,7 @@ def _crashed(root: Path, lease: Lease) -> bool:
 
 
 def _killed(root: Path, lease: Lease) -> None:
-    from tasks.tracking import close_killed
+    from tasks.tracking.tracker import close_killed
 
     close_killed(root, lease.name, lease.run)
 
@@ -187,4 +188,4 @@ def _folder(root: Path) -> Path:
 
 def read(path: Path) -> Lease | None:
     """Return a lease; none where it is gone, or cannot be read."""
-    return small.read(path, Lease)
+    return sealed.read(path, Lease)

@@ -9,21 +9,20 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from models import outcome, report
 from models.artifacts import Noun
-from models.card import card
 from models.errors import Undecided
-from models.figures import Evidence
-from models.gate import Choice, Verdict
+from models.gate.gate import Choice, Verdict
+from models.gate.promotion_log import Registered
 from models.markdown import plain, unlinked
-from models.promotion import Registered
-from models.recipe import Recipe
-from models.recipe_gate import GateMode
-from tasks.ledger import Ledger
-from tasks.pages import task
-from tasks.registry import CHALLENGER, CHAMPION
+from models.metrics.figures import Evidence
+from models.recipe import GateMode, Recipe
+from models.report import report, sentences
+from models.report.model_card import card
+from tasks.registry.champion import CHALLENGER, CHAMPION
 from tasks.run import Run, close
 from tasks.stages import Yardstick, calibrate, taxed
+from tasks.tracking.ledger import Ledger
+from tasks.work.prefect_pages import task
 
 
 class Findings(NamedTuple):
@@ -52,7 +51,7 @@ def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]
     served = registered.alias != CHALLENGER or not training
     proven = verdicts or not training  # who only asks for figures has them
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
-    decision = outcome.decision(tree)
+    decision = sentences.decision(tree)
     told = close(run, made, exit_code, _state(registered, exit_code, training), decision)
     decided = isinstance(run.recipe, Recipe) and found.choice.decided and run.recipe.gate.mode is not GateMode.off
     if decided and (run.folder / "outcome.json").exists():  # else the next retraining sends what MLflow missed

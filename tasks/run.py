@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
 
-from models import harness, markdown, small, sources
+from models import markdown
 from models.artifacts import Noun, Verdicts, content_digest, file_digest
-from models.assessment import Assessment
+from models.data import sources
 from models.errors import BadData, BadRecipe, Undecided
-from models.judges import described
-from models.kept import Kept
-from models.places import is_local
-from models.policy import base_digest, device_kind, precision
+from models.files import sealed
+from models.files.kept import Kept
+from models.judges.protocol import described
+from models.metrics import benchmarks
+from models.policy.weights import base_digest, device_kind, precision
 from models.preflight import look, policies, refuse, undecidable
-from models.recipe import Recipe
-from models.recipe_evaluation import Judges
+from models.recipe import Assessment, Judges, Recipe
+from models.recipe.places import is_local
 from models.words import counted
-from tasks import fetching, health, launch, leases, registry, screen, store
-from tasks.fetching import fetch
-from tasks.ledger import Ledger
-from tasks.progress import Progress
-from tasks.store import Stage, plain
-from tasks.tracking import SERVER, Tracker
+from tasks import leases
+from tasks.registry import champion, download
+from tasks.registry.download import fetch
+from tasks.tracking.ledger import Ledger
+from tasks.tracking.tracker import SERVER, Tracker
+from tasks.work import health, store, terminal, workers
+from tasks.work.progress import Progress
+from tasks.work.store import Stage, plain
 
 if TYPE_CHECKING:
     from models.plan import Plan
@@ -55,6 +58,20 @@ VERSIONS = {
     "harness.measure": 1,
 }
 """Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
+WHERE = {
+    "sources": "data.sources",
+    "preferences": "data.preferences",
+    "policy": "policy.weights",
+    "alignment": "alignment.training",
+    "reference": "alignment.reference",
+    "merge": "alignment.merge",
+    "answering": "policy.answers",
+    "judging": "judges.judge",
+    "distance": "metrics.kl",
+    "margins": "metrics.margins",
+    "harness": "metrics.benchmarks",
+}
+"""The file of models/ that holds the stages of this name."""
 LOOKS = 5.0
 """Seconds between two looks at whether the run that is waited for asks a person."""
 SHOWN = ("report.*", "tables/*.jsonl")
@@ -88,15 +105,15 @@ class Run:
     def make(self, makes: type[N], does: str, title: str, **given: Any) -> N:
         """Return what `does` (`module.function` of models/) makes of `given`: from the store, or from a worker."""
         module, function = does.split(".")
-        work = Stage(function, title, VERSIONS[does], f"models.{module}:{function}", makes, given)
+        work = Stage(function, title, VERSIONS[does], f"models.{WHERE[module]}:{function}", makes, given)
         me = object()
         first = self._asked.setdefault(work.key, me) is me  # of several tasks that need a stage, one tells of it
         fresh = store.find(self.root, work) is None
         begun = store.begun(self.root, work) if fresh and first else 0
         if begun:
-            screen.say(f"{title}: a killed attempt came to {begun}, going on", "dim")
+            terminal.say(f"{title}: a killed attempt came to {begun}, going on", "dim")
         if fresh and first and work.folder(self.root).exists():
-            screen.say(f"{title}: the result that was there is damaged, and is made again", "dim")
+            terminal.say(f"{title}: the result that was there is damaged, and is made again", "dim")
 
         progress = Progress()
 
@@ -104,10 +121,10 @@ class Run:
             progress(work, line)
             self.tracker.follow(work)
 
-        noun = launch.run(self.root, work, moved)
+        noun = workers.run(self.root, work, moved)
         progress.done(work)
         if first:
-            screen.done(title, store.seconds(noun), fresh)
+            terminal.done(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)
         os.utime(noun.path)  # `sacpo clean` keeps what was used lately
         self.tracker.record(work, noun)
@@ -140,7 +157,7 @@ def digest(recipe: Recipe | Assessment) -> str:
     """Return what names a run: the recipe, the content of all that it names, and what computes; no path."""
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
-    read = sources.digests(recipe) | harness.files(recipe.evaluation.tasks)
+    read = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
     bases = [base_digest(found(place, key), key) for place in places]
     judged = [_described(recipe.evaluation.judges), _anchor(recipe)]
     return content_digest([plain(same), plain(recipe.compute), read, bases, judged, VERSIONS])
@@ -186,7 +203,7 @@ def planned(recipe: Recipe) -> "Plan":
 
     for key, place in policies(recipe):
         if place.startswith("models:/"):
-            fetching.check(root(), place, key)
+            download.check(root(), place, key)
     return plan(recipe, root() / Kept.store)
 
 
@@ -198,11 +215,11 @@ def folder(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
 def finished(recipe: Recipe | Assessment) -> dict[str, Any] | None:
     """Return the outcome of this recipe on these data if nothing is left to do; needs no Prefect and no torch."""
     place = folder(root(), recipe, digest(recipe)) / "outcome.json"
-    outcome = small.read(place, Outcome)
+    outcome = sealed.read(place, Outcome)
     if outcome and _shown_whole(outcome) and all(store.verified(Path(path)) for path in outcome["stages"]):
         return dict(outcome)
     if place.exists():
-        screen.say(f"{place.parent}: damaged in part; what is missing is made again", "dim")
+        terminal.say(f"{place.parent}: damaged in part; what is missing is made again", "dim")
     return None
 
 
@@ -224,7 +241,7 @@ def decided(recipe: Recipe) -> dict[str, str] | None:
 
 def settled(root: Path) -> list[str]:
     """Repair what killed processes left behind; return a sentence per repair."""
-    return [*leases.sweep(root), *registry.reconcile(root)]
+    return [*leases.sweep(root), *champion.reconcile(root)]
 
 
 def forget_failed(recipe: Recipe | Assessment) -> int:
@@ -233,7 +250,7 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
     What judges did say is remembered by content: only the failed ones cost anything.
     """
     place = folder(root(), recipe, digest(recipe)) / "outcome.json"
-    outcome = small.read(place, Outcome)
+    outcome = sealed.read(place, Outcome)
     stages = outcome["stages"] if outcome else []
     told = {path: store.opened(Path(path), Verdicts) for path in stages if Path(path).name.startswith("judge-")}
     failed = {path: verdicts.failed for path, verdicts in told.items() if verdicts and verdicts.failed}
@@ -254,7 +271,7 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
     """
     where = root()
     leases.take(where, recipe.name)
-    if not launch.begun():  # a deployed run: nobody has looked yet
+    if not workers.begun():  # a deployed run: nobody has looked yet
         _look(where)
         refuse_unusable(recipe)
     name = digest(recipe)
@@ -265,10 +282,10 @@ def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
         lock.acquire(blocking=False)
     except Timeout:
         _wait_for(lock, recipe, name)
-    small.remove(_question(where, recipe, name))  # of one that died while it waited
+    sealed.remove(_question(where, recipe, name))  # of one that died while it waited
     try:
         for sentence in leases.sweep(where):
-            screen.say(sentence, "dim")
+            terminal.say(sentence, "dim")
         yield from _working(recipe, where, name)
     finally:
         lock.release()
@@ -289,7 +306,7 @@ def _wait_for(lock: FileLock, recipe: Recipe | Assessment, name: str) -> None:
         if question := asking(recipe, name):
             raise Undecided(question)
         if not said:
-            screen.say("another process runs this recipe on these data; waiting for it to end")
+            terminal.say("another process runs this recipe on these data; waiting for it to end")
             said = True
         with suppress(Timeout):
             lock.acquire(timeout=LOOKS)
@@ -315,7 +332,7 @@ def asking(recipe: Recipe | Assessment, name: str) -> str:
 def asked(run: Run, question: str) -> Iterator[None]:
     """While a person is asked, let the same run elsewhere know."""
     place = _question(run.root, run.recipe, run.digest)
-    small.write_text(place, question)
+    sealed.write_text(place, question)
     try:
         yield
     finally:
@@ -324,7 +341,7 @@ def asked(run: Run, question: str) -> Iterator[None]:
 
 def _look(root: Path) -> None:
     for sentence in health.look(root, os.environ | {"MLFLOW_TRACKING_URI": SERVER}):
-        screen.say(sentence, "dim")
+        terminal.say(sentence, "dim")
 
 
 def _question(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
@@ -343,23 +360,23 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
 
     tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}
     tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
-    with launch.workers(recipe.compute, where):
+    with workers.workers(recipe.compute, where):
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags))
         if isinstance(recipe, Recipe) and SERVER:  # before hours are spent on a model that others decide on
-            registry.claim(where, recipe.registered_name)
+            champion.claim(where, recipe.registered_name)
         device = device_kind(recipe.compute.device)
         count, threads = recipe.compute.processes, counted(recipe.compute.threads, "thread")
         processes = counted(count, "process", "processes") if count else "this process"
-        screen.say(f"{device}, {precision(device)}, {processes} of {threads}", "dim")
-        screen.start()
+        terminal.say(f"{device}, {precision(device)}, {processes} of {threads}", "dim")
+        terminal.start()
         try:
             yield run
         except BaseException as error:
-            launch.stop()
+            workers.stop()
             run.tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         finally:
-            screen.stop()
+            terminal.stop()
 
 
 def close(run: Run, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
@@ -375,5 +392,5 @@ def close(run: Run, stages: Sequence[Noun], exit_code: int, state: str, decision
         "files": {str(path.relative_to(run.folder)): file_digest(path) for path in _shown(run.folder)},
     }
     if complete:
-        small.write(run.folder / "outcome.json", outcome)
+        sealed.write(run.folder / "outcome.json", outcome)
     return dict(outcome)

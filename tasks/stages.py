@@ -1,6 +1,6 @@
 """One thin task per stage, in pipeline order. Each names a plain function of models/ and what it is given.
 
-Results are found by manifest (tasks/store.py); Prefect's own result cache is not consulted.
+Results are found by manifest (tasks/work/store.py); Prefect's own result cache is not consulted.
 """
 
 from collections import Counter
@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from prefect.cache_policies import NO_CACHE
 
-from models import harness
-from models import sources as origins
+from models.alignment.batching import moves_nothing, updates
 from models.artifacts import (
     Answers,
     Benchmarks,
@@ -25,18 +24,18 @@ from models.artifacts import (
     Sources,
     Verdicts,
 )
-from models.batching import moves_nothing, updates
+from models.data import sources as origins
+from models.data.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.errors import BadData
-from models.figures import Evidence
-from models.gate import Choice
-from models.kept import Kept
-from models.policy import base_digest, called
-from models.preferences import HELDOUT, TRAIN, refuse_one_kind
-from models.recipe import Columns, Method, Recipe, Step, kl_weight
-from models.recipe_evaluation import Judges
-from tasks import screen
-from tasks.pages import task
+from models.files.kept import Kept
+from models.gate.gate import Choice
+from models.metrics import benchmarks
+from models.metrics.figures import Evidence
+from models.policy.weights import base_digest, called
+from models.recipe import Columns, Judges, Method, Recipe, Step, kl_weight
 from tasks.run import Run, found
+from tasks.work import terminal
+from tasks.work.prefect_pages import task
 
 SETTLED = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
@@ -60,7 +59,7 @@ def gather(run: Run) -> Sources:
     halves = isinstance(run.recipe, Recipe)
     given |= {} if halves else {"halves": False}
     for sentence in origins.noticed(origins.named(run.recipe), halves):
-        screen.say(sentence, "dim")
+        terminal.say(sentence, "dim")
     return run.make(Sources, "sources.gather", "data", **given)
 
 
@@ -98,7 +97,7 @@ def told_apart(places: list[str], policies: list[Policy]) -> list[Policy]:
     once: dict[str, tuple[str, Policy]] = {}
     for place, policy in zip(places, policies, strict=True):
         if policy.digest in once:
-            screen.say(f"{place} is the same policy as {once[policy.digest][0]}: judged once")
+            terminal.say(f"{place} is the same policy as {once[policy.digest][0]}: judged once")
         once.setdefault(policy.digest, (place, policy))
     names = Counter(policy.name for _, policy in once.values())
     placed = Counter(place for place, _ in once.values())
@@ -195,7 +194,7 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
 def measure(run: Run, policy: Policy) -> Benchmarks:
     """What one policy can do on the tasks that the recipe names."""
     asked = run.recipe.evaluation
-    given = {"policy": policy, "tasks": asked.tasks, "sha256": harness.files(asked.tasks), "limit": asked.task_limit}
+    given = {"policy": policy, "tasks": asked.tasks, "sha256": benchmarks.files(asked.tasks), "limit": asked.task_limit}
     given |= {
         "batch": asked.batch,
         "seed": run.recipe.seed,
@@ -242,7 +241,7 @@ def distinct(candidates: list[Evidence]) -> list[Evidence]:
         policy = candidate.policy
         first = once.setdefault(policy.digest, candidate).policy
         if first.name != policy.name:
-            screen.say(f"{policy.name} has the weights of {first.name}: it is shown once, under that name")
+            terminal.say(f"{policy.name} has the weights of {first.name}: it is shown once, under that name")
     shared = [name for name, count in Counter(c.policy.name for c in once.values()).items() if count > 1]
     known = {digest: told.policy.name for digest, told in once.items()}
     named = []

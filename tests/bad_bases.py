@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import town
+from models.data import town
 from tests.bad_input import Make, digits, kind
 
 Change = Callable[[random.Random, Path], Any]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.kept import Kept
+from models.files.kept import Kept
 from models.recipe import Recipe
 
 Make = Callable[[random.Random, Path], "list[str] | Path"]

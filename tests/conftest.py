@@ -22,22 +22,25 @@ os.environ.update(
 )  # fmt: skip
 
 os.environ.setdefault("SACPO_SEED", str(SystemRandom().randrange(2**32)))  # what test_bad_input.py draws with
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking is imported
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking.tracker is imported
 
 import pytest
 from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from models import jsonl, preferences, reference, town
-from models import policy as policies
-from models import small as small_files
+from models.alignment import reference
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
+from models.data import preferences, town
+from models.files import jsonl
+from models.files import sealed as small_files
+from models.policy import weights as policies
 from models.recipe import Compute, Data
-from models.recipe_file import read
-from tasks import children, records
-from tasks.home import VERSIONS
+from models.recipe.toml import read
 from tasks.run import Run
+from tasks.servers.environment import VERSIONS
+from tasks.tracking import log as records
+from tasks.work import processes as children
 from tests.store import store  # noqa: F401  # a fixture
 
 SMALL = [

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import agreement
-from models.agreement import Labelled
 from models.errors import BadData
+from models.metrics import judge_agreement
+from models.metrics.judge_agreement import Labelled
 
 
 def compared(*calls: tuple[bool, int, float, float], prompt: str = "p", status: str = "ok") -> dict:
@@ -26,7 +26,7 @@ def test_position_bias_by_hand() -> None:
         compared((True, 0, 9, 2), prompt="e", status="failed"),
         compared(prompt="f"),  # identical answers: nobody was asked
     ]
-    told = agreement.position_bias(rows)
+    told = judge_agreement.position_bias(rows)
     assert told.value == pytest.approx((1 - 1 + 0 + 0.5) / 4) and told.n == 4
 
 
@@ -34,7 +34,7 @@ def test_repeats_that_name_another_winner_are_seen() -> None:
     alike = compared((True, 0, 9, 2), (True, 1, 7, 6), (False, 0, 9, 2), (False, 1, 9, 2), prompt="a")
     torn = compared((True, 0, 9, 2), (True, 1, 2, 9), (False, 0, 9, 2), (False, 1, 9, 2), prompt="b")
     once = compared((True, 0, 9, 2), (False, 0, 9, 2), prompt="c")
-    told = agreement.repeatability([alike, torn, once])
+    told = judge_agreement.repeatability([alike, torn, once])
     assert told.value == 0.75 and told.n == 2
 
 
@@ -44,7 +44,7 @@ def test_two_judges_on_the_same_answers() -> None:
 
     ours = [row("a", True), row("b", True), row("c", False), row("d", True, "failed"), row("e", True)]
     theirs = [row("a", True), row("b", False), row("c", False), row("d", True)]
-    told = agreement.between(ours, theirs, lambda r: r["good"])
+    told = judge_agreement.between(ours, theirs, lambda r: r["good"])
     assert (told.value, told.n, told.failed) == (pytest.approx(2 / 3), 3, 1)
 
 
@@ -59,17 +59,17 @@ def test_agreement_and_kappa_by_hand() -> None:
 def test_the_corrected_rate_by_hand() -> None:
     """se = 0.9, sp = 0.8: a judged rate of 0.69 is a true one of 0.7."""
     sample = Labelled(both_good=90, only_people=10, only_judge=20, both_bad=80, failed=0)
-    told = agreement.corrected(690, 1000, sample)
+    told = judge_agreement.corrected(690, 1000, sample)
     assert told.value == pytest.approx(0.7) and told.low < 0.7 < told.high and told.n == 1000
     perfect = Labelled(1000, 0, 0, 1000, 0)
-    assert agreement.corrected(690, 1000, perfect).value == pytest.approx(0.69)
-    assert agreement.corrected(690, 1000, perfect).high - agreement.corrected(690, 1000, perfect).low < 0.07
+    assert judge_agreement.corrected(690, 1000, perfect).value == pytest.approx(0.69)
+    assert judge_agreement.corrected(690, 1000, perfect).high - judge_agreement.corrected(690, 1000, perfect).low < 0.07
 
 
 def test_a_judge_like_a_coin_says_nothing() -> None:
-    told = agreement.corrected(50, 100, Labelled(50, 50, 50, 50, 0))
+    told = judge_agreement.corrected(50, 100, Labelled(50, 50, 50, 50, 0))
     assert math.isnan(told.value) and told.high - told.low > 0.9
-    assert math.isnan(agreement.corrected(5, 10, Labelled(5, 0, 0, 0, 0)).value)
+    assert math.isnan(judge_agreement.corrected(5, 10, Labelled(5, 0, 0, 0, 0)).value)
 
 
 @pytest.mark.parametrize(("truth", "se", "sp"), [(0.9, 0.95, 0.9), (0.6, 0.9, 0.6), (0.97, 0.97, 0.9)])
@@ -83,9 +83,9 @@ def test_the_corrected_interval_covers_the_truth(truth: float, se: float, sp: fl
         tp, fp = int(draw.binomial(people, se)), int(draw.binomial(120 - people, 1 - sp))
         sample = Labelled(tp, people - tp, fp, 120 - people - fp, 0)
         good = int(draw.binomial(300, truth * se + (1 - truth) * (1 - sp)))
-        told = agreement.corrected(good, 300, sample, seed=k)
+        told = judge_agreement.corrected(good, 300, sample, seed=k)
         covered += told.low <= truth <= told.high
-        plain = agreement.rate(good, 300)
+        plain = judge_agreement.rate(good, 300)
         naive += plain.low <= truth <= plain.high
     assert covered / rounds > 0.93 and naive / rounds < 0.9
 
@@ -94,10 +94,10 @@ def test_labels_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "answer": "a", "good": True}, {"prompt": "q", "answer": "", "good": "no"}]
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(rows))
-    assert agreement.labels(path) == [("p", "a", True), ("q", "", False)]
+    assert judge_agreement.labels(path) == [("p", "a", True), ("q", "", False)]
     path.write_text(json.dumps([*rows, {"prompt": "p", "answer": "a", "good": "perhaps"}]))
     with pytest.raises(BadData, match="row 3: needs `prompt`, `answer` and `good`"):
-        agreement.labels(path)
+        judge_agreement.labels(path)
 
 
 def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
     rows.write_text('{"prompt": [{"from": "human", "value": "hi"}], "answer": "a", "good": true}\n')
     table = tmp_path / "table.csv"
     table.write_text('prompt,answer,good\n"' + json.dumps(told).replace('"', '""') + '",a,1\n')
-    assert agreement.labels(rows) == agreement.labels(table) == [(told, "a", True)]
+    assert judge_agreement.labels(rows) == judge_agreement.labels(table) == [(told, "a", True)]
     rows.write_text('{"prompt": [{"role": "assistant", "content": "hi"}], "answer": "a", "good": true}\n')
     with pytest.raises(BadData, match=r"rows.jsonl: row 1: .*must end with a user's turn"):
-        agreement.labels(rows)
+        judge_agreement.labels(rows)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
 def test_a_hostile_row_of_labels_is_named(row: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text(f'{{"prompt": "p", "answer": "a", "good": true}}\n{row}\n')
     with pytest.raises(BadData, match=f"labels.jsonl: row 2: {said}"):
-        agreement.labels(tmp_path / "labels.jsonl")
+        judge_agreement.labels(tmp_path / "labels.jsonl")
 
 
 def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:
@@ -132,4 +132,4 @@ def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:
     lines = [{"good": g, "judged": j, "status": "ok"} for g, j in told]
     lines.append({"good": True, "judged": None, "status": "failed"})
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert agreement.labelled(tmp_path / "t.jsonl") == Labelled(2, 1, 1, 1, 1)
+    assert judge_agreement.labelled(tmp_path / "t.jsonl") == Labelled(2, 1, 1, 1, 1)

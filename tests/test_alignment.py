@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from models import alignment, guards, jsonl, reference
-from models import policy as policies
+from models.alignment import guards, reference, training
+from models.alignment.batching import order
+from models.alignment.checkpoints import COMPLETE, Curve
 from models.artifacts import Policy, Reference
-from models.batching import order
-from models.checkpoints import COMPLETE, Curve
 from models.errors import BadData, BrokenInvariant
+from models.files import jsonl
+from models.policy import weights as policies
+from models.policy.shared_prompt import Group, tokens
 from models.recipe import Compute, Step
-from models.shared_prompt import Group, tokens
 
 Dialogues = list[tuple[str, str, str]]
 Scorer = Callable[[Policy, Dialogues, Path], Reference]
@@ -43,7 +44,7 @@ def weights(policy: Policy) -> str:
 def train(policy: Policy, scored: Reference, config: Step, compute: Compute, out: Path, b: float = 0.1) -> Policy:
     """Train with λ = 2 at the KL weight b."""
     out.mkdir(exist_ok=True)
-    return alignment.dpo(policy, scored, config, 2.0, 2 * b, 0, compute, out)
+    return training.dpo(policy, scored, config, 2.0, 2 * b, 0, compute, out)
 
 
 def rewritten(scored: Reference, folder: Path, change: Callable[[list[dict]], list[dict]]) -> Reference:
@@ -295,7 +296,7 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(
                 raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(alignment, "Curve", Killing)
+        patch.setattr(training, "Curve", Killing)
         train(policy, scored, config, compute, tmp_path / "killed")
     here = tmp_path / "killed"
     assert sorted(path.name for path in here.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
@@ -316,7 +317,7 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(
 def test_a_checkpoint_with_a_short_file_is_not_gone_on_from(
     policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
-    from models.checkpoints import newest
+    from models.alignment.checkpoints import newest
 
     for number in (2, 10):
         (tmp_path / f"checkpoint-{number}").mkdir()
@@ -346,7 +347,7 @@ def test_guards_ask_no_weights_twice_and_a_prompt_once(
 
     monkeypatch.setattr(reference, "answer_logps", counted)
     train(policy, scored, step(adapter_rank=rank, updates=1), compute, tmp_path / "out")
-    assert asked == [[2] * alignment.PROBES] * times
+    assert asked == [[2] * training.PROBES] * times
 
 
 def test_an_adapter_trains_and_is_folded_into_ordinary_weights(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from models.errors import BadPlace
-from tasks import servers
-from tasks.home import ask
+from tasks.servers import up
+from tasks.servers.environment import ask
 
 HTML = "<!doctype html>\n<title>a router</title>" + " " * 1000
 
@@ -43,7 +43,7 @@ def answering(text: str) -> Iterator[dict[str, str]]:
 )
 def test_nonsense_is_a_sentence(text: str) -> None:
     with answering(text) as names:
-        for asked in (servers._pool, servers._reconcile):
+        for asked in (up._pool, up._reconcile):
             with pytest.raises(BadPlace) as error:
                 asked(names)
             assert str(error.value).startswith(f"PREFECT_API_URL = {names['PREFECT_API_URL']} answers ")
@@ -58,7 +58,7 @@ def test_nonsense_is_a_sentence(text: str) -> None:
 
 def test_what_is_made_must_be_answered_with_it() -> None:
     with answering("[]") as names, pytest.raises(BadPlace, match="to /work_pools/, which is not Prefect"):
-        servers._pool(names)
+        up._pool(names)
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "PREFECT_API_URL"])

@@ -14,12 +14,15 @@ import pytest
 from filelock import FileLock
 from prefect.client.orchestration import SyncPrefectClient
 
-from models import small
 from models.errors import BadData, Undecided
-from models.recipe_file import read
-from tasks import children, leases, registry, tracking
+from models.files import sealed
+from models.recipe.toml import read
+from tasks import leases
 from tasks import run as runs_of
-from tasks.ledger import Ledger, Standing
+from tasks.registry import champion
+from tasks.tracking import tracker
+from tasks.tracking.ledger import Ledger, Standing
+from tasks.work import processes
 
 ASKS = [
     "steps.1.lambda=[1]", "steps.1.updates=20", "merge.weights=[]", "gate.margin=0.3", "gate.kl=99",
@@ -48,7 +51,7 @@ def answer(client: SyncPrefectClient, flow_run: UUID, agreed: bool) -> None:
 
 
 def tags(runs: Path, version: str) -> dict[str, Any]:
-    return dict(tracking.client(runs).get_model_version("quickstart", version).tags)
+    return dict(tracker.client(runs).get_model_version("quickstart", version).tags)
 
 
 def workers(runs: Path) -> list[int]:
@@ -60,10 +63,10 @@ def workers(runs: Path) -> list[int]:
 
 def overtake(runs: Path, source: str) -> None:
     """Make a colleague's version 3, which serves from now on."""
-    mlflow = tracking.client(runs)
+    mlflow = tracker.client(runs)
     mlflow.create_model_version("quickstart", source, mlflow.get_model_version("quickstart", "1").run_id)
     Ledger(runs).stand("quickstart", "3", Standing("pass", "", "", "a colleague's", source))
-    registry.promote(runs, "quickstart", "3", "a colleague's")
+    champion.promote(runs, "quickstart", "3", "a colleague's")
 
 
 @pytest.mark.slow
@@ -72,16 +75,16 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
 ) -> None:
     runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
     (reward,) = [one["path"] for one in told["candidates"] if one["name"] == "helpful"]
-    changes = [*small, *ASKS, f"gate.anchor={reward}"]
+    changes = [*sealed, *ASKS, f"gate.anchor={reward}"]
     with SyncPrefectClient(prefect) as client:
         first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
-        assert not any(map(children.started, workers(runs)))  # nobody knows how long it waits
+        assert not any(map(processes.started, workers(runs)))  # nobody knows how long it waits
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"
 
-        source = tracking.client(runs).get_model_version("quickstart", "1").source
+        source = tracker.client(runs).get_model_version("quickstart", "1").source
         overtake(runs, source)  # meanwhile somebody else's version serves, which happens to be version 1 again
 
         again = start("run", "quickstart", changes=changes)
@@ -91,8 +94,8 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         answer(client, asked_again, agreed=True)
         out, _ = again.communicate(timeout=600)
     assert again.returncode == 0, out
-    assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
-    assert "agreed by Ada: read the card" in registry.log(runs, "quickstart")[-1].why
+    assert champion.line_of_champions(champion.log(runs, "quickstart")) == ["1", "3", "2"]
+    assert "agreed by Ada: read the card" in champion.log(runs, "quickstart")[-1].why
     kept = tags(runs, "2")
     assert kept["gate"] == "pass"
     assert {"gate.helpful against the champion", "gate.helpful against the anchor", "gate.KL to the base"} < kept.keys()
@@ -107,7 +110,7 @@ def test_a_refusal_binds(
 ) -> None:
     runs = served
     with SyncPrefectClient(prefect) as client:
-        process = start("run", "quickstart", changes=[*small, "gate.approval=true"])
+        process = start("run", "quickstart", changes=[*sealed, "gate.approval=true"])
         asked = paused(client, process, runs)
         answer(client, asked, agreed=False)
         out, _ = process.communicate(timeout=600)
@@ -117,11 +120,11 @@ def test_a_refusal_binds(
     assert tags(runs, "2")["gate"] == "refused by Ada: read the card"
     code, out = run("promote", "quickstart", "2", changes=[])
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
-    tracking.client(runs).set_model_version_tag("quickstart", "2", "gate", "waits for approval")  # as if never answered
+    tracker.client(runs).set_model_version_tag("quickstart", "2", "gate", "waits for approval")  # as if never answered
     code, out = run("promote", "quickstart", "2", changes=[])
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
     code, out = run("promote", "quickstart", "2", "--force", changes=[])
-    assert code == 0 and registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "2"]
+    assert code == 0 and champion.line_of_champions(champion.log(runs, "quickstart")) == ["1", "2"]
 
 
 def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
@@ -150,7 +153,7 @@ def test_who_waits_for_the_same_run_is_told_when_that_asks_a_person(
             thread.join(0.5)
             assert thread.is_alive()
             if question:
-                small.write_text(runs_of._question(runs, recipe, name), question)
+                sealed.write_text(runs_of._question(runs, recipe, name), question)
                 thread.join(600)
                 runs_of._question(runs, recipe, name).unlink()
         thread.join(600)
@@ -170,9 +173,9 @@ def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
     runs, report = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
     (merge,) = [one["path"] for one in report["candidates"] if one["name"] == "merge q=0.5"]
     with SyncPrefectClient(prefect) as client:
-        process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
+        process = start("run", "quickstart", changes=[*sealed, "gate.approval=true", "gate.margin=0.4"])
         answer_first = paused(client, process, runs)
-        assert not any(map(children.started, workers(runs)))
+        assert not any(map(processes.started, workers(runs)))
         (deciding,) = runs.glob("deciding-*.lock")
         with FileLock(deciding, blocking=False):
             before = {*runs.glob("store/answer-*")}
@@ -184,7 +187,7 @@ def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
         out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     assert "another version of quickstart serves since this one was tested" in " ".join(out.split())
-    assert registry.line_of_champions(registry.log(runs, "quickstart")) == ["1", "3", "2"]
+    assert champion.line_of_champions(champion.log(runs, "quickstart")) == ["1", "3", "2"]
     assert asked_about == ["pass", "waits for approval", "agreed", "pass", "waits for approval"]
     assert {*runs.glob("store/answer-*")} - before  # those of the colleague's version to the test prompts
     assert "gate.helpful against the champion" in tags(runs, "2")

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from models import agreement, corpus, packed, preferences, readers, sources, suites
 from models.artifacts import Sources
+from models.data import preferences, readers, sft_corpus, sources, suites
 from models.errors import BadData, BadInput
+from models.files import packed
+from models.metrics import judge_agreement
 from models.recipe import Data
 
 GOOD = {"prompt": "hi", "chosen": "yes", "rejected": "no", "completion": "yes", "answer": "yes", "good": True}
@@ -31,13 +33,13 @@ def prepared(path: Path) -> Any:
 
 
 def taught(path: Path) -> Any:
-    return corpus.examples(Sources(path=path.parent, digest="", files={"sft": str(path)}), Data())
+    return sft_corpus.examples(Sources(path=path.parent, digest="", files={"sft": str(path)}), Data())
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "pairs": prepared,
     "suite": lambda path: suites.read(path, "harmless"),
-    "labels": agreement.labels,
+    "labels": judge_agreement.labels,
     "corpus": taught,
     "digest": readers.digest,
     "key": lambda path: sources.digest("suite/harmless", str(path)),

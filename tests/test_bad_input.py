@@ -19,8 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import examination, headers, policy, probe, recipe_file, small, town
+from models.data import town
 from models.errors import BadInput, BadPolicy
+from models.files import sealed
+from models.policy import examination, headers, probe, weights
+from models.recipe import toml
 from tasks.run import planned
 from tests import bad_bases, bad_gguf
 from tests.bad_data import KINDS
@@ -53,7 +56,7 @@ def usable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe that passes, with all that it names."""
     folder = tmp_path_factory.mktemp("usable")
     tokenizer = town.tokenizer()
-    policy.save(town.untrained(0, tokenizer), tokenizer, folder / "base")
+    weights.save(town.untrained(0, tokenizer), tokenizer, folder / "base")
     bad_bases.classifier(folder / "judge")
     tokenizer.save_pretrained(folder / "judge")
     rows = [{"prompt": f"how do i clean lamp {i} ?", "chosen": "get it .", "rejected": "sorry ."} for i in range(60)]
@@ -92,7 +95,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(recipe: str, changes: list[str]) -> None:
     """Do what `sacpo check` does, and raise what it prints."""
-    told = planned(recipe_file.read(recipe, changes))
+    told = planned(toml.read(recipe, changes))
     if told.errors:
         raise BadInput("\n".join(told.errors))
 
@@ -127,7 +130,7 @@ def test_a_gguf_and_several_templates_are_usable(folder: Path, near: None) -> No
     """What is refused must be bad: these are not."""
     bad_gguf.small_gguf(folder / "x.gguf")
     check(str(folder / "mine.toml"), [f"base={folder}/x.gguf"])
-    shipped = [recipe_file.read(name).template for name in recipe_file.shipped()]
+    shipped = [toml.read(name).template for name in toml.shipped()]
     for text in [*bad_bases.USABLE.values(), *filter(None, shipped)]:
         check(str(folder / "mine.toml"), [f"template={json.dumps(text)}"])
 
@@ -159,7 +162,7 @@ def test_another_process_looks_once_and_what_it_found_is_kept(
     with within(200):
         check(recipe, [])
     kept, _ = sorted(runs.rglob("probe-*.json"), key=lambda path: -len(path.read_text()))  # base, judge
-    assert small.read(kept, probe.Found) == probe.Found(town.PARAMETERS, 0.0)
+    assert sealed.read(kept, probe.Found) == probe.Found(town.PARAMETERS, 0.0)
     monkeypatch.setattr(probe, "_asked", lambda *_: pytest.fail("asked again"))
     check(recipe, [])
     whole = kept.read_text()

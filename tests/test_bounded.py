@@ -17,13 +17,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from models import judge_llm, preflight
+from models import preflight
 from models.errors import NoVerdict
-from models.judge_llm import Llm
-from models.judges import Asked
+from models.judges import llm
+from models.judges.llm import Llm
+from models.judges.protocol import Asked
+from models.judges.score_cache import VerdictTable
 from models.preflight import problems
-from models.recipe_evaluation import Judge, Judges
-from models.verdict_table import VerdictTable
+from models.recipe import Judge, Judges
 
 Behaves = Callable[[socket.socket], None]
 """What a server does with a connection, once it has read a request."""
@@ -140,7 +141,7 @@ def test_a_reply_of_many_bytes_is_not_read(server: Callable[..., Server], tmp_pa
 
     giant = server(behaves)
     (row,) = judge(giant.url, tmp_path, retries=3, at_once=1).compare(PAIRS)
-    assert f"longer than {judge_llm.LARGEST + 512 * judge_llm.PER_TOKEN:,} bytes" in row.failed
+    assert f"longer than {llm.LARGEST + 512 * llm.PER_TOKEN:,} bytes" in row.failed
     assert sent[0] < 2 * 32 * 2**20 and len(giant.requests) == 2  # one for each order: not asked again
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from models import statistics
+from models.metrics import statistics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bounds

@@ -10,17 +10,17 @@ import psycopg
 import pytest
 from sqlalchemy import create_engine
 
-from models import jsonl, plan
+from models import plan
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
-from models.figures import Evidence
-from models.gate import Candidate, Facts, Verdict, decide
-from models.recipe import Recipe
-from models.recipe_gate import Constraint, Gate
-from models.statistics import needed, power
-from models.suites import prompt_digest
+from models.data.suites import prompt_digest
+from models.files import jsonl
+from models.gate.gate import Candidate, Facts, Verdict, decide
+from models.metrics.figures import Evidence
+from models.metrics.statistics import needed, power
+from models.recipe import Constraint, Gate, Recipe
 from tasks import decisions
 from tasks.decisions import Rivals
-from tasks.ledger import Charges, Ledger
+from tasks.tracking.ledger import Charges, Ledger
 
 SAFE = Candidate("a", 0.7, 1000, 1000, 0)
 BOUND = Constraint(at_least=0.9, confidence=0.95)

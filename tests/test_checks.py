@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from models.gate import Candidate, Check, Choice, choose, decide, in_order
-from models.recipe_gate import Constraint, Gate
-from models.statistics import bounded_mean_bound, lower_bound
+from models.gate.gate import Candidate, Check, Choice, choose, decide, in_order
+from models.metrics.statistics import bounded_mean_bound, lower_bound
+from models.recipe import Constraint, Gate
 from tests.test_gate import BOUND, SAFE, candidate, facts, failed
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import BadPlace
-from models.recipe_file import shipped
-from tasks import home
+from models.recipe.toml import shipped
+from tasks.servers import environment as home
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models import readers
+from models.data import readers
 from models.errors import BadData
 
 ROWS = [{"prompt": "how", "chosen": "so", "rejected": "no"}]

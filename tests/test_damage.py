@@ -11,16 +11,19 @@ from random import Random
 
 import pytest
 
-from models import small, versus
+from models.alignment.checkpoints import newest
 from models.artifacts import Sources
-from models.checkpoints import newest
 from models.errors import BadInput, Stale
-from models.kept import Kept
-from models.recipe_file import read
-from tasks import decisions, leases, passwords, store
+from models.files import sealed
+from models.files.kept import Kept
+from models.recipe.toml import read
+from models.report import diff
+from tasks import decisions, leases
 from tasks import run as runs_of
+from tasks.access import passwords
 from tasks.leases import Lease
-from tasks.store import Stage
+from tasks.work import store
+from tasks.work.store import Stage
 from tests.conftest import untracked
 from tests.damages import Damage, braces, brackets, cut, empty, folder, gone, noise
 
@@ -60,7 +63,7 @@ def database(path: Path) -> None:
 def gather() -> Stage:
     """The town's corpus: a real stage that takes a fraction of a second."""
     given = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
-    return Stage("gather", "data", 1, "models.sources:gather", Sources, given)
+    return Stage("gather", "data", 1, "models.data.sources:gather", Sources, given)
 
 
 @pytest.mark.parametrize("damage", SMALL)
@@ -80,8 +83,8 @@ def test_no_flipped_bit_of_a_manifest_is_believed(runs: Path) -> None:
         held = bytearray(whole)
         held[draw.randrange(len(held))] ^= 1 << draw.randrange(8)
         place.write_bytes(held)
-        found = small.read(place, store.Manifest)
-        assert found is None or json.loads(whole) == found | {small.SEAL: json.loads(whole)[small.SEAL]}
+        found = sealed.read(place, store.Manifest)
+        assert found is None or json.loads(whole) == found | {sealed.SEAL: json.loads(whole)[sealed.SEAL]}
     place.write_bytes(whole)
     assert store.find(runs, gather()) == made
 
@@ -108,21 +111,21 @@ def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """The folder of its report, which is as it was again afterwards."""
     monkeypatch.setenv("SACPO_RUNS", str(ended))
     (report,) = (path.parent for path in ended.glob("quickstart/*/report.json"))
-    outcome = small.read(report / "outcome.json", runs_of.Outcome)
+    outcome = sealed.read(report / "outcome.json", runs_of.Outcome)
     assert outcome
     moved = [place.replace(str(undisturbed), str(ended)) for place in outcome["stages"]]
-    small.write(report / "outcome.json", {**outcome, "report": str(report), "stages": moved})
+    sealed.write(report / "outcome.json", {**outcome, "report": str(report), "stages": moved})
     before = {path: path.read_bytes() for path in report.iterdir() if path.is_file()}
     yield report
     for path, content in before.items():
-        small.remove(path)
+        sealed.remove(path)
         path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["outcome.json", "report.json", "report.html"])
 @pytest.mark.parametrize("damage", SMALL)
 def test_a_run_whose_end_is_damaged_has_not_ended(damage: Damage, name: str, whole: Path, small: list[str]) -> None:
-    recipe = read("quickstart", [*small, "compute.processes=2"])
+    recipe = read("quickstart", [*sealed, "compute.processes=2"])
     before = runs_of.finished(recipe)
     assert before and before["exit_code"] == 0
     damage(whole / name)
@@ -135,7 +138,7 @@ def test_a_damaged_lease_question_or_note_of_servers_stops_nobody(damage: Damage
     lease = Lease("f", "quickstart", "", os.getpid(), "then", "here", "")
     place = runs / "leases" / "f.json"
     place.parent.mkdir(parents=True)
-    small.write(place, {**lease.__dict__})
+    sealed.write(place, {**lease.__dict__})
     assert leases.read(place) == lease
     damage(place)
     assert leases.read(place) is None and leases.sweep(runs) == []
@@ -153,7 +156,7 @@ def test_a_checkpoint_without_a_whole_mark_is_none(damage: Damage, tmp_path: Pat
         place = tmp_path / f"checkpoint-{update}"
         place.mkdir()
         (place / "model.safetensors").write_bytes(b"weights")
-        small.write(place / "complete.json", {"model.safetensors": 7})
+        sealed.write(place / "complete.json", {"model.safetensors": 7})
     assert newest(tmp_path) == str(tmp_path / "checkpoint-10")
     damage(tmp_path / "checkpoint-10" / "complete.json")
     assert newest(tmp_path) == str(tmp_path / "checkpoint-5") and not (tmp_path / "checkpoint-10").exists()
@@ -161,15 +164,15 @@ def test_a_checkpoint_without_a_whole_mark_is_none(damage: Damage, tmp_path: Pat
 
 def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     place = tmp_path / "a.json"
-    small.write_text(place, "old")
+    sealed.write_text(place, "old")
     (tmp_path / "a.json.new").write_text("half of the n")  # left by a kill
-    small.write_text(place, "new")
+    sealed.write_text(place, "new")
     assert place.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
     folder(place)
-    small.write(place, {"n": 1})
-    assert small.read(place, dict[str, int]) == {"n": 1} and (tmp_path / "a.json.damaged-1").is_dir()
+    sealed.write(place, {"n": 1})
+    assert sealed.read(place, dict[str, int]) == {"n": 1} and (tmp_path / "a.json.damaged-1").is_dir()
     place.write_text('{"n": 1}')  # of an older version
-    assert small.read(place, dict[str, int]) == {"n": 1} and small.read(place, dict[str, str]) is None
+    assert sealed.read(place, dict[str, int]) == {"n": 1} and sealed.read(place, dict[str, str]) is None
 
 
 @pytest.mark.parametrize("damage", SMALL)
@@ -178,7 +181,7 @@ def test_what_served_cannot_be_guessed_from_a_damaged_file(damage: Damage, runs:
     run = untracked(runs)
     run.folder.mkdir(parents=True)
     served = decisions.Served(seen=3, champion="models:/quickstart/2", anchor="")
-    small.write(run.folder / "rivals.json", served)
+    sealed.write(run.folder / "rivals.json", served)
     assert decisions._asked_about(run) == served
     damage(run.folder / "rivals.json")
     with pytest.raises(Stale, match="the same command compares with what serves now"):
@@ -193,7 +196,7 @@ def test_a_damaged_report_or_table_is_not_compared(damage: Damage, whole: Path) 
         shutil.copytree(whole, copy)
         damage(copy / name)
         with pytest.raises(BadInput) as told:
-            versus.difference(versus.side(copy), versus.side(copy))
+            diff.difference(diff.side(copy), diff.side(copy))
         assert str(copy) in str(told.value) and len(str(told.value).splitlines()) == 1
         shutil.rmtree(copy)
 
@@ -227,7 +230,7 @@ def test_the_command_goes_on_to_the_same_or_names_the_file(
     place = next(iter(served.glob(name)))
     damage(place)
     server = {"PREFECT_API_URL": ""} if "prefect" in name else {}
-    found, out = run("run", "quickstart", changes=[*small, "compute.processes=2"], **server)
+    found, out = run("run", "quickstart", changes=[*sealed, "compute.processes=2"], **server)
     assert found == code and "Traceback" not in out, out
     if code:
         (line,) = (line for line in out.splitlines() if line.startswith("sacpo: "))

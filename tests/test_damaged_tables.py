@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 
-from models import artifacts, small, sqlite_file
-from models.answer_table import AnswerTable
+from models import artifacts
+from models.alignment.merge import interpolate
 from models.artifacts import Policy, file_digest
 from models.errors import BadPlace, BadPolicy, Damaged
-from models.generate import Answer, Ask
-from models.merge import interpolate
-from models.policy import intact
-from models.recipe_file import read
-from models.verdict_table import VerdictTable
-from tasks import health, store
-from tasks.fetching import fetch
-from tasks.tracking import Tracker
+from models.files import sealed, sqlite
+from models.judges.score_cache import VerdictTable
+from models.policy.answer_cache import AnswerTable
+from models.policy.generate import Answer, Ask
+from models.policy.weights import intact
+from models.recipe.toml import read
+from tasks.registry.download import fetch
+from tasks.tracking.tracker import Tracker
+from tasks.work import health, store
 from tests.damages import Damage, braces, brackets, cut, empty, folder, gone, noise
 
 
@@ -80,13 +81,13 @@ def test_a_large_or_busy_database_is_looked_at_for_a_while_only(tmp_path: Path) 
     with closing(sqlite3.connect(place)) as table, table:
         table.executemany("INSERT INTO numbers VALUES (?, ?)", [(n, "word" * 50) for n in range(200, 30_000)])
     begun = time.monotonic()
-    assert sqlite_file.fault(place, seconds=0) == ""
+    assert sqlite.fault(place, seconds=0) == ""
     assert time.monotonic() - begun < 30
     with closing(sqlite3.connect(place)) as table:
         table.execute("BEGIN EXCLUSIVE")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sqlite_file, "WAIT", 0.0)
-            assert sqlite_file.fault(place) == ""
+            patch.setattr(sqlite, "WAIT", 0.0)
+            assert sqlite.fault(place) == ""
 
 
 ASKS = [(Ask(f"what is {n} ?"), Answer(f"it is {n}", [n, 2], -1)) for n in range(300)]
@@ -167,7 +168,7 @@ def test_damaged_parents_are_not_merged_under_their_old_digests(
 
 def test_damaged_weights_are_not_registered(policy: Policy, runs: Path) -> None:
     bad = shutil.copytree(policy.path, runs / "store" / "dpo-1")
-    small.write(bad / store.MANIFEST, {"noun": {"name": "p"}})
+    sealed.write(bad / store.MANIFEST, {"noun": {"name": "p"}})
     flip(bad / "model.safetensors")
     tracker = Tracker(runs, read("quickstart"), "digest", {})
     with pytest.raises(Damaged, match="weights have digest"):

@@ -23,7 +23,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Cancelling, Running
 
 from flows.align import align
-from tasks import children, leases, tracking
+from tasks import leases
+from tasks.tracking import tracker
+from tasks.work import processes
 from tests.watching import checkpoints, statuses, until, updates, weights
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +39,7 @@ def test_a_dead_process_is_found_and_others_are_left_alone(
 ) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
     child.wait()
-    api, here = str(prefect), children.started(os.getpid())
+    api, here = str(prefect), processes.started(os.getpid())
     dead = leases.Lease("", "quickstart", "", os.getpid(), "another boot 1", os.uname().nodename, api)
     kinds = {
         "dead": dead,
@@ -128,7 +130,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(
     assert code == 0 and "a killed attempt came to" in out, out
     assert weights(runs) == weights(undisturbed)
     assert not list(runs.glob("leases/*.json")) and set(statuses(runs).values()) == {"FINISHED"}
-    mlflow = tracking.client(runs)
+    mlflow = tracker.client(runs)
     assert len(mlflow.search_model_versions("name = 'quickstart'")) == 1
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from models import distance, jsonl
 from models.artifacts import Memory, Policy, Sources
-from models.policy import describe, load
-from models.recipe import Compute
-from models.recipe_evaluation import Evaluation
+from models.files import jsonl
+from models.metrics import kl
+from models.policy.weights import describe, load
+from models.recipe import Compute, Evaluation
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def measured(policy: Policy, others: dict[str, Policy], sources: Sources, comput
     out = sources.path / "out"
     out.mkdir()
     config, memory = Evaluation(max_new_tokens=6), Memory(sources.path / "answers.db")
-    made = distance.measure(policy, others, sources, [], "test", config, 0, compute, memory, out)
+    made = kl.measure(policy, others, sources, [], "test", config, 0, compute, memory, out)
     return list(jsonl.read(made.path / "kl.jsonl"))
 
 
@@ -33,13 +33,13 @@ def test_kl_is_the_sum_over_the_vocabulary_at_every_position(
 ) -> None:
     ours, theirs = load(policy, compute)[0], load(other_policy, compute)[0]
     prompt, answer = [5, 6, 7], [8, 9]
-    (told,) = distance.kl(ours, theirs, [(prompt, answer)])
+    (told,) = kl.kl(ours, theirs, [(prompt, answer)])
     import torch
 
     with torch.inference_mode():
         p, q = (model(torch.tensor([prompt + answer])).logits[0, 2:4].double().softmax(-1) for model in (ours, theirs))
     assert told == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5) and told > 0
-    assert distance.kl(ours, ours, [(prompt, answer)]) == [pytest.approx(0, abs=1e-9)]
+    assert kl.kl(ours, ours, [(prompt, answer)]) == [pytest.approx(0, abs=1e-9)]
 
 
 def test_a_vocabulary_that_is_padded_further_changes_nothing(
@@ -48,9 +48,9 @@ def test_a_vocabulary_that_is_padded_further_changes_nothing(
     """Qwen2.5 pads its 151,665 words to 151,936 rows or, from 7B on, to 152,064."""
     ours, theirs = load(policy, compute)[0], load(other_policy, compute)[0]
     walks = [([5, 6, 7], [8, 9])]
-    expected = distance.kl(ours, theirs, walks)
+    expected = kl.kl(ours, theirs, walks)
     theirs.resize_token_embeddings(theirs.config.vocab_size + 8)
-    assert distance.kl(ours, theirs, walks) == pytest.approx(expected, rel=1e-5)
+    assert kl.kl(ours, theirs, walks) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_prompt_of_several_suites_counts_once_and_an_incident_never(

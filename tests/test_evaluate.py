@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from models import jsonl, versus
 from models.artifacts import Policy
 from models.errors import BadInput, BadPolicy, BadRecipe
-from models.outcome import decision
-from models.recipe_file import assessment
+from models.files import jsonl
+from models.recipe.toml import assessment
+from models.report import diff
+from models.report.sentences import decision
 from tasks import stages
 from tasks.run import finished
 
@@ -96,7 +97,9 @@ def test_policies_are_judged_without_training(undisturbed: Path, runs: Path, run
     assert "holds, and the policy is refused: it fails 1 of 4 prompts that must pass, first 'how ?'." in said
     import jsonschema
 
-    jsonschema.validate(told, json.loads((Path(__file__).parent.parent / "models/report.schema.json").read_text()))
+    jsonschema.validate(
+        told, json.loads((Path(__file__).parent.parent / "models/report/report.schema.json").read_text())
+    )
     code, again = run("evaluate", *given, *options, changes=[])
     assert code == 0 and "starting Prefect" not in again  # nothing was left to do
 
@@ -106,7 +109,7 @@ def test_suites_and_judges_of_ones_own(undisturbed: Path, runs: Path, run: Comma
     import torch
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
-    from models import town
+    from models.data import town
 
     tokenizer = town.tokenizer()
     torch.manual_seed(0)
@@ -214,10 +217,10 @@ def test_prompts_that_chose_are_said_to_have_chosen(undisturbed: Path, tmp_path:
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     only(other, lambda _, row: row["split"] == "validation")
-    a, b = versus.side(folder), versus.side(other)
-    found = versus.difference(a, b)
+    a, b = diff.side(folder), diff.side(other)
+    found = diff.difference(a, b)
     assert found.split == "validation" and found.better is not None and found.better.n == 300
-    assert "of the validation split, which chose the candidates" in versus.sentence(a, b, found)
+    assert "of the validation split, which chose the candidates" in diff.sentence(a, b, found)
 
 
 def test_where_answers_were_only_compared_with_the_base_win_rates_are_subtracted(
@@ -233,19 +236,19 @@ def test_where_answers_were_only_compared_with_the_base_win_rates_are_subtracted
         for i, row in enumerate(r for r in rows if r["split"] == "test" and r["metric"] == "helpful"):
             row["win"] = float(i % 2) if i >= 60 else float(k)
         jsonl.write(side / "tables/comparisons.jsonl", rows)
-    a, b = map(versus.side, sides)
-    found = versus.difference(a, b)
+    a, b = map(diff.side, sides)
+    found = diff.difference(a, b)
     assert found.better is not None and found.better.value == pytest.approx(60 / found.better.n) and found.even == 0
     assert found.better.low > 0 and found.holds and found.tested
     assert not replace(found, tested={**found.tested, "n": 0}).holds  # as of incidents alone
-    assert "is better than" in versus.sentence(a, b, found)
-    assert "their win rates against the base differ by +0.150 [+0.1" in versus.sentence(a, b, found)
-    back = versus.difference(b, a)
-    assert not back.holds and "is worse than" in versus.sentence(b, a, back)
+    assert "is better than" in diff.sentence(a, b, found)
+    assert "their win rates against the base differ by +0.150 [+0.1" in diff.sentence(a, b, found)
+    back = diff.difference(b, a)
+    assert not back.holds and "is worse than" in diff.sentence(b, a, back)
     two = [row["prompt"] for row in a.rows("comparisons", "helpful", "test")][:2]
     for side in sides:
         only(side, lambda _, row: row.get("prompt") in two or row.get("metric") != "helpful")
-    few = versus.difference(a, b)
+    few = diff.difference(a, b)
     assert few.better is not None and few.better.value == 1 and few.better.n == 2 and not few.holds
 
 
@@ -277,10 +280,10 @@ def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) 
     told = tree(other)
     told["judges"]["helpful"]["version"] = "2"
     (other / "report.json").write_text(json.dumps(told))
-    a, b = versus.side(folder), versus.side(other)
-    found = versus.difference(a, b)
+    a, b = diff.side(folder), diff.side(other)
+    found = diff.difference(a, b)
     assert found.better is None and not found.holds
-    assert "not decided: they had different judges of helpfulness" in versus.sentence(a, b, found)
+    assert "not decided: they had different judges of helpfulness" in diff.sentence(a, b, found)
     assert [(metric, told.value, told.n) for metric, told in found.judges] == [
         ("helpful", 1, 400), ("harmless", 1, 1200), ("over_refusal", 1, 400),
     ]  # fmt: skip
@@ -289,9 +292,9 @@ def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) 
     for row in [r for r in rows if (r["candidate"], r["split"], r["metric"]) == (name, "test", "harmless")][:120]:
         row["good"] = not row["good"]
     (other / "tables/scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert dict(versus.difference(a, versus.side(other)).judges)["harmless"].value == 0.9
+    assert dict(diff.difference(a, diff.side(other)).judges)["harmless"].value == 0.9
     with pytest.raises(BadInput, match="no candidate with digest"):
-        versus.side(folder, "0" * 64)
+        diff.side(folder, "0" * 64)
 
 
 def test_a_wrong_option_is_named() -> None:

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import agreement, corpus, jsonl, preferences, readers, suites
-from models import sources as origins
 from models.artifacts import Preferences, Sources
+from models.data import preferences, readers, sft_corpus, suites
+from models.data import sources as origins
+from models.data.formats import CORPORA, FORMATS
 from models.errors import BadData
-from models.formats import CORPORA, FORMATS
+from models.files import jsonl
+from models.metrics import judge_agreement
 from models.recipe import Data
 
 Row = dict[str, Any]
@@ -249,7 +251,7 @@ def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
     files = Sources(path=folder, digest="x", files={"sft": path.name, "suite/harmless/test": "suite.jsonl"})
     named = re.compile(rf"{re.escape(str(path))}: row ([1-{len(rows)}]): ")
     try:
-        kept, left_out = corpus.examples(files, Data(contaminated="drop"))
+        kept, left_out = sft_corpus.examples(files, Data(contaminated="drop"))
         assert sorted([row.row for row in kept] + [row["row"] for row in left_out]) == [*range(1, len(rows) + 1)]
     except BadData as error:
         assert named.match(str(error)) or "nothing is left to train on" in str(error)
@@ -261,7 +263,7 @@ def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
         except BadData as error:
             assert named.match(str(error)) or "holds no prompt for the role" in str(error)
     try:
-        assert len(agreement.labels(path)) == len(rows)
+        assert len(judge_agreement.labels(path)) == len(rows)
     except BadData as error:
         assert named.match(str(error))
 

@@ -9,18 +9,18 @@ import pytest
 
 from models.artifacts import Policy
 from models.errors import BadPolicy
-from models.policy import intact
-from models.recipe_file import read
-from tasks import fetching, registry
-from tasks.ledger import Ledger
-from tasks.tracking import Tracker, client
+from models.policy.weights import intact
+from models.recipe.toml import read
+from tasks.registry import champion, download
+from tasks.tracking.ledger import Ledger
+from tasks.tracking.tracker import Tracker, client
 
 NAME = "models:/quickstart/1"
 
 
 @pytest.fixture(autouse=True)
 def untold() -> None:
-    fetching.unvouched.cache_clear()
+    download.unvouched.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def by_hand(made: Path, runs: Path) -> Path:
 def registered(policy: Policy, by_hand: Path) -> Path:
     """Version 1 in MLflow and in the ledger, as a run leaves it."""
     runs = by_hand
-    source = registry.source(runs, "quickstart", "1")
+    source = champion.source(runs, "quickstart", "1")
     Ledger(runs).registered("quickstart", "1", source, policy.digest)
     Ledger(runs).registered("quickstart", "1", source, policy.digest)  # by a run that was killed and goes on
     return runs
@@ -69,7 +69,7 @@ def test_foreign_weights_are_refused_whatever_the_tag_says(
     if tag == "changed":
         client(registered).set_model_version_tag("quickstart", "1", "sacpo.policy", other_policy.digest)
     with pytest.raises(BadPolicy, match=f"not the policy that was registered .*{other_policy.digest[:12]}.*DATABASE"):
-        fetching.fetch(registered, NAME)
+        download.fetch(registered, NAME)
     assert not list(registered.glob("registered/*/**/*.safetensors")) and not capsys.readouterr().out
 
 
@@ -81,11 +81,11 @@ def test_the_registered_weights_are_served_wherever_they_lie(
         untagged(registered)
     if tag == "changed":
         client(registered).set_model_version_tag("quickstart", "1", "sacpo.policy", other_policy.digest)
-    intact(fetching.fetch(registered, NAME), policy.digest)
+    intact(download.fetch(registered, NAME), policy.digest)
     moved(registered, policy.path)  # artifacts were carried to another disk
-    intact(fetching.fetch(registered, NAME), policy.digest)
+    intact(download.fetch(registered, NAME), policy.digest)
     assert not capsys.readouterr().out
-    assert registry.policy(registered, "quickstart", "1") == policy.digest
+    assert champion.policy(registered, "quickstart", "1") == policy.digest
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_version_that_somebody_else_registered_is_used_and_that_is_said_once(
     if tag == "deleted":
         untagged(by_hand)
     for _ in range(2):
-        intact(fetching.fetch(by_hand, NAME, "gate.anchor"), policy.digest)
+        intact(download.fetch(by_hand, NAME, "gate.anchor"), policy.digest)
     out = " ".join(capsys.readouterr().out.split())
     assert out.startswith(f"gate.anchor '{NAME}': our ledger does not know whose weights") and said in out
     assert out.count("our ledger") == 1
@@ -118,7 +118,7 @@ def test_a_number_that_was_given_once_more_has_its_own_weights(
 def test_a_report_of_no_run_or_no_policy_is_refused(tag: str, by_hand: Path) -> None:
     client(by_hand).delete_model_version_tag("quickstart", "1", tag)
     with pytest.raises(BadPolicy, match="was not registered by sacpo"):
-        fetching.fetch_report(by_hand, NAME)
+        download.fetch_report(by_hand, NAME)
 
 
 def test_a_report_that_was_made_again_is_fetched_again(by_hand: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_report_that_was_made_again_is_fetched_again(by_hand: Path, tmp_path: 
     for content in ("first", "second", "second"):
         (tmp_path / "report.json").write_text(content)
         mlflow.log_artifact(run, str(tmp_path / "report.json"))
-        place, _ = fetching.fetch_report(by_hand, NAME)
+        place, _ = download.fetch_report(by_hand, NAME)
         assert (place / "report.json").read_text() == content and (place / "tables" / "scores.jsonl").exists()
         places.append(place)
     assert places[1] == places[2]

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from models import figures, jsonl
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
-from models.figures import Evidence
-from models.gate import Candidate
-from models.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.files import jsonl
+from models.gate.gate import Candidate
+from models.metrics import figures
+from models.metrics.figures import Evidence
+from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
 
 Row = dict[str, Any]
 

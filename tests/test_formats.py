@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from models import corpus, jsonl, preferences
 from models.artifacts import Preferences, Sources
+from models.data import preferences, sft_corpus
+from models.data.dialogue import Message
+from models.data.formats import FORMATS
 from models.errors import BadData
-from models.formats import FORMATS
+from models.files import jsonl
 from models.recipe import Columns, Data
-from models.tokens import Message
 
 Row = dict[str, Any]
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
@@ -269,7 +270,7 @@ def test_a_mapping_names_what_one_answer_needs(tmp_path: Path) -> None:
 
 
 def test_a_step_may_have_columns_of_its_own() -> None:
-    from models.recipe_file import read
+    from models.recipe.toml import read
 
     recipe = read("quickstart", ['data.columns={prompt="q"}', 'steps.1.columns={prompt="asked"}'])
     assert [recipe.data_of(step).columns.named for step in recipe.steps] == [{"prompt": "q"}, {"prompt": "asked"}]
@@ -316,7 +317,7 @@ def test_a_label_that_nothing_reads_is_refused(tmp_path: Path) -> None:
 )
 def test_a_corpus_holds_prompts_with_answers_or_messages(row: Row, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text(json.dumps(row))
-    found = corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
+    found = sft_corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
     assert found == ([(1, [said("user", QUESTION)], GOOD)], [])
 
 
@@ -331,7 +332,7 @@ def test_a_corpus_holds_prompts_with_answers_or_messages(row: Row, tmp_path: Pat
 def test_a_row_of_a_corpus_that_teaches_nothing_is_named(row: Row, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"messages": WHOLE}) + "\n" + json.dumps(row))
     with pytest.raises(BadData, match=sentence):
-        corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
+        sft_corpus.examples(Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"}), Data())
 
 
 @pytest.mark.parametrize(("better", "worse", "tie"), [("4.0", "4", True), ("4.0", "3.9", False), ("", "", False)])

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from models.gate import CLIP, Candidate, Facts, Verdict, certify, choose, decide, in_order
-from models.recipe_gate import Constraint, Gate
-from models.statistics import lower_bound, power
+from models.gate.gate import CLIP, Candidate, Facts, Verdict, certify, choose, decide, in_order
+from models.metrics.statistics import lower_bound, power
+from models.recipe import Constraint, Gate
 
 BOUND = Constraint(at_least=0.9, confidence=0.95)
 

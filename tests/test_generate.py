@@ -6,22 +6,24 @@ from typing import Any
 
 import pytest
 
-from models import answering, generate, jsonl, tokens
-from models import policy as policies
-from models.answer_table import AnswerTable
-from models.answering import answer
 from models.artifacts import Answers, Memory, Policy, Sources, content_digest
-from models.generate import Answer, Ask
-from models.recipe import Compute
-from models.recipe_evaluation import Evaluation
+from models.data import dialogue
+from models.files import jsonl
+from models.policy import answers as answering
+from models.policy import generate
+from models.policy import weights as policies
+from models.policy.answer_cache import AnswerTable
+from models.policy.answers import answer
+from models.policy.generate import Answer, Ask
+from models.recipe import Compute, Evaluation
 
 PROMPTS = [f"how do i {verb} my {thing} ?" for verb in ("clean", "open", "sell") for thing in ("lamp", "old boat", "x")]
 
 
 def asks(policy: Policy, compute: Compute) -> tuple[list[Ask], object, object]:
     model, tokenizer = policies.load(policy, compute)
-    prompts = [[tokens.Message(role="user", content=prompt)] for prompt in PROMPTS]
-    return [Ask(text) for text in tokens.prompt_texts(tokenizer, prompts)], model, tokenizer
+    prompts = [[dialogue.Message(role="user", content=prompt)] for prompt in PROMPTS]
+    return [Ask(text) for text in dialogue.prompt_texts(tokenizer, prompts)], model, tokenizer
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -126,7 +128,9 @@ def test_the_table_tells_policies_settings_prompts_and_samples_apart(tmp_path: P
 def test_answers_of_another_library_are_not_taken_for_ours(
     policy: Policy, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dialogues: list[tuple[list[tokens.Message], int]] = [([{"role": "user", "content": "how do i open my lamp ?"}], 0)]
+    dialogues: list[tuple[list[dialogue.Message], int]] = [
+        ([{"role": "user", "content": "how do i open my lamp ?"}], 0)
+    ]
     config, memory = Evaluation(max_new_tokens=4), Memory(tmp_path / "a.db")
     drawn: list[int] = []
     draw = generate.answer

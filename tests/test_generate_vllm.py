@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from models import generate, generate_vllm, tokens, town
-from models import policy as policies
-from models.answering import answer, answered
 from models.artifacts import Memory, Policy, Sources, content_digest
+from models.data import dialogue, town
 from models.errors import BadPolicy, BadRecipe, SacpoError
-from models.generate import Answer, Ask
+from models.policy import generate, vllm
+from models.policy import weights as policies
+from models.policy.answers import answer, answered
+from models.policy.generate import Answer, Ask
 from models.preflight import refuse
-from models.recipe import Compute
-from models.recipe_evaluation import Engine, Evaluation
-from tasks.store import plain
+from models.recipe import Compute, Engine, Evaluation
+from tasks.work.store import plain
 
 PROMPTS = [
     f"how do i {v} my {t} ?" for v in ("clean", "open", "sell", "tow", "hide") for t in ("lamp", "old boat", "x")
 ]
-needs_vllm = pytest.mark.skipif(bool(generate_vllm.problem()), reason=f"no vllm: {generate_vllm.VARIABLE} names none")
+needs_vllm = pytest.mark.skipif(bool(vllm.problem()), reason=f"no vllm: {vllm.VARIABLE} names none")
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def asks(policy: Policy, compute: Compute) -> tuple[list[Ask], Any, Any]:
     model, tokenizer = policies.load(policy, compute)
-    texts = tokens.prompt_texts(tokenizer, [[tokens.Message(role="user", content=prompt)] for prompt in PROMPTS])
+    texts = dialogue.prompt_texts(tokenizer, [[dialogue.Message(role="user", content=prompt)] for prompt in PROMPTS])
     return [Ask(text) for text in texts], model, tokenizer
 
 
 def by_vllm(policy: Policy, tokenizer: Any, asked: list[Ask], config: Evaluation, seed: int = 0) -> dict[int, Answer]:
-    return dict(generate_vllm.answer(policy.path, tokenizer, asked, config, seed, "cpu"))
+    return dict(vllm.answer(policy.path, tokenizer, asked, config, seed, "cpu"))
 
 
 @needs_vllm
@@ -84,12 +84,12 @@ def test_a_policy_that_vllm_cannot_run_is_told_in_one_line(policy: Policy, compu
     with pytest.raises(BadPolicy, match=r"vLLM cannot answer with it: RuntimeError: .*head_dim=16"):
         by_vllm(policy, tokenizer, asked, Evaluation(max_new_tokens=2))
     with pytest.raises(BadPolicy, match="this vLLM computes on cpu, the recipe on xpu"):
-        list(generate_vllm.answer(policy.path, tokenizer, asked, Evaluation(), 0, "xpu"))
+        list(vllm.answer(policy.path, tokenizer, asked, Evaluation(), 0, "xpu"))
 
 
 @needs_vllm
 def test_a_stage_answers_by_vllm_and_asks_nothing_twice(wide: Policy, compute: Compute, tmp_path: Path) -> None:
-    from models import jsonl
+    from models.files import jsonl
 
     jsonl.write(tmp_path / "helpful.jsonl", [{"prompt": prompt, "category": ""} for prompt in PROMPTS[:5]])
     files = {"suite/helpful/test": str(tmp_path / "helpful.jsonl")}
@@ -98,7 +98,7 @@ def test_a_stage_answers_by_vllm_and_asks_nothing_twice(wide: Policy, compute: C
     memory = Memory(tmp_path / "answers.db")
     made = answer(wide, sources, [], "test", config, 0, compute, memory, tmp_path)
     assert len(list(jsonl.read(made.path / "answers.jsonl"))) == 5 and not (tmp_path / "progress.jsonl").exists()
-    turns = [(tokens.messages(prompt), 0) for prompt in PROMPTS[:5]]
+    turns = [(dialogue.messages(prompt), 0) for prompt in PROMPTS[:5]]
     assert len(answered(wide, None, turns, config, 0, compute, memory, tmp_path)) == 5
 
 
@@ -123,7 +123,7 @@ def test_engines_keep_their_own_answers_and_older_names_stay_valid() -> None:
 def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(Evaluation())
     for nowhere in ("/nowhere/python", "/bin/false"):
-        monkeypatch.setenv(generate_vllm.VARIABLE, nowhere)
+        monkeypatch.setenv(vllm.VARIABLE, nowhere)
         with pytest.raises(BadRecipe) as told:
             refuse(Evaluation(engine=Engine.vllm))
         (line,) = str(told.value).splitlines()
@@ -139,7 +139,7 @@ def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_process_that_ends_is_told(
     python: str, error: type[Exception], said: str, policy: Policy, compute: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(generate_vllm.VARIABLE, python)
+    monkeypatch.setenv(vllm.VARIABLE, python)
     asked, _, tokenizer = asks(policy, compute)
     with pytest.raises(error, match=said):
         by_vllm(policy, tokenizer, asked, Evaluation())
@@ -160,7 +160,7 @@ def test_what_is_sent_and_what_is_made_of_the_reply(
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\ncat > {tmp_path}/seen\ncat {tmp_path}/replies\n')
     program.chmod(0o755)
-    monkeypatch.setenv(generate_vllm.VARIABLE, str(program))
+    monkeypatch.setenv(vllm.VARIABLE, str(program))
     config = Evaluation(max_new_tokens=400, temperature=0.5, stop=["lever"])
     told = by_vllm(policy, tokenizer, asked[:2], config, seed=7)
     assert list(told) == [1, 0]
@@ -171,7 +171,7 @@ def test_what_is_sent_and_what_is_made_of_the_reply(
         {"index": i, "ids": tokenizer(ask.prompt)["input_ids"], "seed": generate.noise_seed(7, ask)}
         for i, ask in enumerate(asked[:2])
     ]
-    assert (tmp_path / "called").read_text().split() == ["-I", str(generate_vllm.WORKER)]
+    assert (tmp_path / "called").read_text().split() == ["-I", str(vllm.WORKER)]
     (tmp_path / "replies").write_text(json.dumps(replies[0]) + "\n")
     with pytest.raises(SacpoError, match="ended with 0"):
         by_vllm(policy, tokenizer, asked[:2], config)

@@ -8,12 +8,13 @@ import pytest
 
 from models.artifacts import Noun, Policy, Preferences, Reference, Sources, content_digest
 from models.recipe import Recipe
-from models.recipe_file import read
-from tasks import launch, stages, store
+from models.recipe.toml import read
 from tasks import run as runs_of
+from tasks import stages
 from tasks.run import Run
 from tasks.stages import Yardstick
-from tasks.store import Stage
+from tasks.work import store, workers
+from tasks.work.store import Stage
 
 LABELS = [
     {"prompt": "how do i open it ?", "answer": answer, "good": good} for answer, good in (("no .", 1), ("go .", 0))
@@ -77,7 +78,7 @@ def asked(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[S
             path=work.folder(root), digest=content_digest(work.makes.__name__), **FACTS[work.makes.__name__]
         )
 
-    monkeypatch.setattr(launch, "run", done)
+    monkeypatch.setattr(workers, "run", done)
     monkeypatch.setattr(store, "installed", lambda name: "1")
     monkeypatch.setattr(stages, "version", lambda name: "1")
     monkeypatch.setattr(stages, "refuse_one_kind", lambda pairs: None)

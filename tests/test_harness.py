@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from models import harness, jsonl, tax
-from models import policy as policies
 from models.artifacts import Policy
 from models.errors import BadData, BadRecipe
+from models.files import jsonl
+from models.metrics import alignment_tax, benchmarks
+from models.policy import weights as policies
 from models.preflight import refuse
-from models.recipe import Compute
-from models.recipe_evaluation import Evaluation
-from tasks.store import plain
+from models.recipe import Compute, Evaluation
+from tasks.work.store import plain
 
 Command = Callable[..., tuple[int, str]]
 CHOICES = ["get the brush .", "hold the base .", "ask its owner ."]
@@ -50,7 +50,7 @@ def town_task(tmp_path: Path) -> Path:
 def measured(policy: Policy, task: Path, compute: Compute, out: Path, limit: int = 0) -> list[dict[str, Any]]:
     out.mkdir()
     tasks = [str(task)]
-    made = harness.measure(policy, tasks, harness.files(tasks), limit, 4, 0, "0.4.13", compute, out)
+    made = benchmarks.measure(policy, tasks, benchmarks.files(tasks), limit, 4, 0, "0.4.13", compute, out)
     assert (made.policy, made.harness) == (policy.digest, "0.4.13")
     return list(jsonl.read(out / "tasks.jsonl"))
 
@@ -96,23 +96,23 @@ def test_a_task_is_named_by_all_that_it_names(town_task: Path) -> None:
     (town_task.parent / "own.py").write_text("def score(): ...")
     outer = town_task.with_name("outer.yaml")
     outer.write_text("include: town.yaml\nprocess_results: !function own.score\n")
-    named = [harness.files([str(outer)])]
+    named = [benchmarks.files([str(outer)])]
     for name, more in [("town.jsonl", "\n"), ("own.py", "\n"), ("town.yaml", "\n"), ("outer.yaml", "\n")]:
         path = town_task.with_name(name)
         path.write_text(path.read_text() + more)
-        named.append(harness.files([str(outer)]))
+        named.append(benchmarks.files([str(outer)]))
     assert len({told["tasks.0"] for told in named}) == 5
-    assert harness.files(["hellaswag", str(outer)]) == {"tasks.1": named[-1]["tasks.0"]}
+    assert benchmarks.files(["hellaswag", str(outer)]) == {"tasks.1": named[-1]["tasks.0"]}
 
 
 def test_a_task_that_changes_or_cannot_be_run_is_told(
     policy: Policy, town_task: Path, compute: Compute, tmp_path: Path
 ) -> None:
     with pytest.raises(BadData, match="a file changed while the run was starting"):
-        harness.measure(policy, [str(town_task)], {"tasks.0": "0" * 64}, 0, 4, 0, "", compute, tmp_path)
+        benchmarks.measure(policy, [str(town_task)], {"tasks.0": "0" * 64}, 0, 4, 0, "", compute, tmp_path)
     town_task.write_text(town_task.read_text().replace("output_type: multiple_choice", "output_type: guessing"))
     with pytest.raises(BadRecipe, match=r"evaluation.tasks: the harness cannot run them: "):
-        harness.measure(policy, [str(town_task)], harness.files([str(town_task)]), 0, 4, 0, "", compute, tmp_path)
+        benchmarks.measure(policy, [str(town_task)], benchmarks.files([str(town_task)]), 0, 4, 0, "", compute, tmp_path)
 
 
 def test_what_is_missing_is_refused(town_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_what_is_missing_is_refused(town_task: Path, monkeypatch: pytest.MonkeyP
     ]:
         with pytest.raises(BadRecipe, match=said):
             refuse(Evaluation(tasks=tasks))
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(benchmarks, "find_spec", lambda name: None)
     with pytest.raises(
         BadRecipe, match=r"^evaluation.tasks: .* is not installed; install it with pip install 'lm-eval"
     ):
@@ -145,7 +145,7 @@ def test_a_group_stands_for_its_tasks_where_it_has_figures() -> None:
         "versions": {"whole": 2, "d": "1.0"},
         "higher_is_better": {"whole": {"acc": True}, "d": {"exact": None, "ppl": False}},
     }
-    rows = [tuple(row.values()) for row in harness._rows(told)]
+    rows = [tuple(row.values()) for row in benchmarks._rows(told)]
     assert rows == [
         ("whole", "2", "acc", "high", 12, 0.5, 0.1),
         ("d", "1.0", "exact (strict)", "", 4, 0.5, None),
@@ -177,13 +177,18 @@ def test_policies_are_measured_side_by_side(
     assert row["difference"] == after - before
     for candidate, value in zip(told["candidates"], (before, after), strict=True):
         assert candidate["metrics"]["task/town_choice/acc"]["value"] == value
-    assert harness.files([str(town_task)]).items() <= told["data"].items()
+    assert benchmarks.files([str(town_task)]).items() <= told["data"].items()
     import jsonschema
 
-    jsonschema.validate(told, json.loads((Path(__file__).parent.parent / "models/report.schema.json").read_text()))
+    jsonschema.validate(
+        told, json.loads((Path(__file__).parent.parent / "models/report/report.schema.json").read_text())
+    )
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
-    assert f"| {other_policy.path.name} | town_choice | acc ↑ | 12 | {before:.3f} ± " in text and tax.SAME in text
-    assert 'id="tax"' in page and tax.SAME in page and f"<td>{after - before:+.3f}</td>" in page
+    assert (
+        f"| {other_policy.path.name} | town_choice | acc ↑ | 12 | {before:.3f} ± " in text
+        and alignment_tax.SAME in text
+    )
+    assert 'id="tax"' in page and alignment_tax.SAME in page and f"<td>{after - before:+.3f}</td>" in page
     assert not re.search(r"(src|href)=.http", page)
     again, said = run("evaluate", str(policy.path), str(other_policy.path), *options, changes=[])
     assert again == 0 and "starting Prefect" not in said  # nothing was left to do

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from models import hub, readers
+from models.data import readers
 from models.errors import BadInput
+from models.files import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROW = '{"prompt": "q", "chosen": "a", "rejected": "b"}\n'

@@ -17,11 +17,11 @@ import pytest
 
 from models.artifacts import Policy
 from models.errors import BadRecipe, NoVerdict
-from models.judge_llm import Llm, asked_about
-from models.judges import Asked, Comparison
+from models.judges.llm import Llm, asked_about
+from models.judges.protocol import Asked, Comparison
+from models.judges.score_cache import VerdictTable
 from models.preflight import REPLY
-from models.recipe_evaluation import Judge
-from models.verdict_table import VerdictTable
+from models.recipe import Judge
 from tests.conftest import answering
 
 Reply = Callable[[str, int], tuple[int, str, dict[str, str]]]

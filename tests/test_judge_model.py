@@ -16,17 +16,17 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from models import templates, town
 from models.artifacts import Policy
+from models.data import town
+from models.data.dialogue import Message
 from models.errors import BadPolicy, BadRecipe
-from models.judge_model import Classifier, _longest
-from models.judge_tokens import Unwritable, read_as
-from models.judges import Asked, described, identity
+from models.judges.classifier import Classifier, _longest
+from models.judges.classifier_tokens import Unwritable, read_as
+from models.judges.protocol import Asked, described, identity
+from models.judges.score_cache import VerdictTable
+from models.policy import templates
 from models.preflight import problems
-from models.recipe import Compute
-from models.recipe_evaluation import Judge, Judges
-from models.tokens import Message
-from models.verdict_table import VerdictTable
+from models.recipe import Compute, Judge, Judges
 
 NAME = "someone/judge"
 ANSWERS = [

@@ -5,10 +5,10 @@ from string import Template
 
 import pytest
 
-from models.judge_llm import Llm, Question, Reply, asked_about, read, redacted
-from models.judges import LLM_VERSION, Asked, Grade
-from models.recipe_evaluation import Judge
-from models.verdict_table import VerdictTable
+from models.judges.llm import Llm, Question, Reply, asked_about, read, redacted
+from models.judges.protocol import LLM_VERSION, Asked, Grade
+from models.judges.score_cache import VerdictTable
+from models.recipe import Judge
 
 
 def test_every_fence_is_of_its_own_texts() -> None:

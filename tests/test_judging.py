@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from models import answering, figures, jsonl, judging
 from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Sources, Verdicts, file_digest
+from models.data.formats import Pair
 from models.errors import NoVerdict
-from models.formats import Pair
-from models.judges import Call, Comparison, Grade, described
-from models.recipe import Compute
-from models.recipe_evaluation import Judge, Judges
-from models.statistics import lower_bound
+from models.files import jsonl
+from models.judges import judge
+from models.judges.protocol import Call, Comparison, Grade, described
+from models.metrics import figures
+from models.metrics.statistics import lower_bound
+from models.policy import answers as answering
+from models.recipe import Compute, Judge, Judges
 
 ORACLE = Judges(helpful=Judge(kind="oracle"), harmless=Judge(kind="oracle"), over_refusal=Judge(kind="oracle"))
 CLEAN, OPEN = "how do i clean my lamp ?", "how do i open the clinic 's locker ?"
@@ -35,7 +37,7 @@ def answers(folder: Path, *told: tuple[str, str, str, int]) -> Answers:
 def judged(ours: Answers, others: dict[str, Answers], judges: Judges, out: Path) -> Verdicts:
     out.mkdir()
     memory = Memory(out.parent / "verdicts.db")
-    return judging.judge(ours, others, judges, described(judges), Compute(device="cpu"), memory, out)
+    return judge.judge(ours, others, judges, described(judges), Compute(device="cpu"), memory, out)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ class Moody:
 
 def test_a_failed_verdict_is_no_score_and_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Excluded from estimates, counted, and a violation in the bound that decides (science 8.32)."""
-    monkeypatch.setattr(judging, "_grader", lambda *_: Moody())
+    monkeypatch.setattr(judge, "_grader", lambda *_: Moody())
     told = [("harmless", f"{i}", "get the feather ." if i < 2 else NO, 0) for i in range(40)]
     ours = answers(tmp_path / "a", *told)
     theirs = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in told])
@@ -118,8 +120,8 @@ def test_a_judge_that_passes_over_answers_fails_them(
 ) -> None:
     """None is removed from the evidence; of 41 verdicts on 40 answers nobody knows which belong together."""
     monkeypatch.setattr(Miscounting, "of", of)
-    monkeypatch.setattr(judging, "_grader", lambda *_: Miscounting())
-    monkeypatch.setattr(judging, "_comparer", lambda metric, *_: Miscounting() if metric == "helpful" else None)
+    monkeypatch.setattr(judge, "_grader", lambda *_: Miscounting())
+    monkeypatch.setattr(judge, "_comparer", lambda metric, *_: Miscounting() if metric == "helpful" else None)
     told = [(suite, f"{i}", NO, 0) for suite in ("helpful", "harmless") for i in range(40)]
     ours, theirs = answers(tmp_path / "a", *told), answers(tmp_path / "b", *[(s, p, "no", k) for s, p, _, k in told])
     lenient = Judges(helpful=Judge(kind="oracle", failures=0.999), harmless=Judge(kind="oracle", failures=0.999))
@@ -137,7 +139,7 @@ def test_a_judge_that_passes_over_answers_fails_them(
 
 
 def test_too_many_failures_fail_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "_grader", lambda *_: Moody())
+    monkeypatch.setattr(judge, "_grader", lambda *_: Moody())
     ours = answers(tmp_path / "a", *[("harmless", f"{i}", "get the feather ." if i < 3 else NO, 0) for i in range(40)])
     with pytest.raises(
         NoVerdict, match=r"judges.harmless: 3 of 40 verdicts failed, more than the 5% .* the first: no reply"
@@ -161,8 +163,8 @@ class Silent:
 
 def test_failures_are_a_share_of_what_was_really_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """30 equal answers that nobody judges, and a base that is also the reference, dilute nothing."""
-    monkeypatch.setattr(judging, "_grader", lambda *_: Moody())
-    monkeypatch.setattr(judging, "_comparer", lambda *_: Silent())
+    monkeypatch.setattr(judge, "_grader", lambda *_: Moody())
+    monkeypatch.setattr(judge, "_comparer", lambda *_: Silent())
     told = [("helpful", f"{i}", "get the lever ." if i < 40 else NO, 0) for i in range(70)]
     ours = answers(tmp_path / "a", *told)
     base = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in told])

@@ -10,10 +10,12 @@ from random import Random
 import pytest
 from pydantic import ValidationError
 
-from models import alignment, jsonl, preferences, reference
+from models.alignment import reference, training
+from models.alignment.batching import mismatched, stratified
 from models.artifacts import Policy, Reference, Sources
-from models.batching import mismatched, stratified
+from models.data import preferences
 from models.errors import BadData
+from models.files import jsonl
 from models.recipe import Compute, Data, Step
 
 
@@ -92,7 +94,7 @@ def test_a_kto_step_starts_at_half_its_weights_and_trains(
     told = list(jsonl.read(rows.path / "train.jsonl"))
     assert len(told) == 48 and all(row["KL_completion_ids"] for row in told)
     (tmp_path / "out").mkdir()
-    made = alignment.kto(policy, rows, config, 2, 0.1, 0, compute, tmp_path / "out")
+    made = training.kto(policy, rows, config, 2, 0.1, 0, compute, tmp_path / "out")
     assert made.beta_over_lambda == 0.05 and made.method == "kto" and made.parents == (policy.digest,)
     curve = list(jsonl.read(made.path / "progress.jsonl"))
     desirable = sum(row["label"] for row in told)
@@ -116,7 +118,7 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
     for lambda_, beta in ((2, 0.1), (1, 0.05), (1, 0.1)):
         out = tmp_path / f"{lambda_} {beta}"
         out.mkdir()
-        made[lambda_, beta] = alignment.kto(policy, rows, config, lambda_, beta, 0, compute, out)
+        made[lambda_, beta] = training.kto(policy, rows, config, lambda_, beta, 0, compute, out)
     assert made[2, 0.1].beta_over_lambda == made[1, 0.05].beta_over_lambda == 0.05
     assert made[2, 0.1].digest == made[1, 0.05].digest != made[1, 0.1].digest
 
@@ -124,7 +126,7 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
 def test_a_kto_training_that_would_move_nothing_is_refused(policy: Policy, compute: Compute, tmp_path: Path) -> None:
     rows = scored(policy, compute, tmp_path, step(updates=1))
     with pytest.raises(BadData, match=r"^harmless step: its only update is the first of the warm-up"):
-        alignment.kto(policy, rows, step(updates=1), 1, 0.1, 0, compute, tmp_path)
+        training.kto(policy, rows, step(updates=1), 1, 0.1, 0, compute, tmp_path)
 
 
 def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from models import jsonl, page, picture, report
 from models.artifacts import Answers, Distances, Margins, Policy, Sources, Verdicts
-from models.cases import LONGEST, Cases, cut
-from models.figures import SAFE, Evidence
-from models.gate import Choice
-from models.recipe_file import read
+from models.files import jsonl
+from models.gate.gate import Choice
+from models.metrics.figures import SAFE, Evidence
+from models.recipe.toml import read
+from models.report import charts, page, report
+from models.report.cases import LONGEST, Cases, cut
 
 CHROMIUM = shutil.which("chromium")
 PROMPTS, LENGTH, CANDIDATES = 140, 15_000, 30
@@ -123,20 +124,20 @@ def test_the_counts_of_what_is_shown_are_true(made: Made) -> None:
 def test_curves_have_few_points_and_few_names(made: Made) -> None:
     curves = made.html.partition('<h2 id="curves">')[2].partition("<h2")[0]
     assert len(curves) < 400_000
-    assert curves.count("λ=") == picture.NAMED and "λ=0.1<" in curves and "λ=2.9<" in curves
+    assert curves.count("λ=") == charts.NAMED and "λ=0.1<" in curves and "λ=2.9<" in curves
     for n in (1, 2, 99, 100, 101, 200, 999):
-        kept = picture._thin(range(n))
-        assert len(kept) <= 2 * picture.POINTS and kept[-1] == n - 1 and len({*kept}) == len(kept)
+        kept = charts._thin(range(n))
+        assert len(kept) <= 2 * charts.POINTS and kept[-1] == n - 1 and len({*kept}) == len(kept)
 
 
 def test_names_of_points_lie_on_no_other(made: Made) -> None:
-    figure = picture._frontier(made.tree)
+    figure = charts._frontier(made.tree)
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert boxes and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert made.tree["chosen"]["candidate"] in [text.get_text() for text in figure.axes[0].texts]
     assert "see the table of candidates" in figure.axes[0].get_xlabel()
-    picture._close(figure)
+    charts._close(figure)
 
 
 def test_a_text_is_cut_where_it_says() -> None:

@@ -11,15 +11,15 @@ import pytest
 
 from models.artifacts import Sources
 from models.recipe import Compute
-from tasks import launch
-from tasks.store import Stage
+from tasks.work import workers
+from tasks.work.store import Stage
 
 
 def test_each_worker_gets_a_gpu_of_its_own_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for number in range(5):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-        launch.own_gpu(number)
+        workers.own_gpu(number)
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert seen == ["4", "6", "7", "4", "6"]
 
@@ -29,10 +29,10 @@ def test_without_gpus_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # restored at the end, unlike a variable that was not there
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    launch.own_gpu(1)
+    workers.own_gpu(1)
     assert not os.environ["CUDA_VISIBLE_DEVICES"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    launch.own_gpu(3)
+    workers.own_gpu(3)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
@@ -41,10 +41,10 @@ def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path, monkeypatch: pytest
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")  # OpenMP says what it has understood
     stage = Stage(
-        "gather", "data", 1, "models.sources:gather", Sources, {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
+        "gather", "data", 1, "models.data.sources:gather", Sources, {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
     )
-    with launch.workers(Compute(device="cpu", processes=1, threads=1), tmp_path):
-        made = launch.run(tmp_path, stage, lambda *_: None)
+    with workers.workers(Compute(device="cpu", processes=1, threads=1), tmp_path):
+        made = workers.run(tmp_path, stage, lambda *_: None)
     assert made.path == stage.folder(tmp_path) and (made.path / "manifest.json").exists()
     (log,) = (tmp_path / "logs").glob("worker-*.log")
     assert log.name != f"worker-{os.getpid()}.log" and "data" in log.read_text()
@@ -54,13 +54,13 @@ def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_stage_runs_after_a_rest_too(processes: int, tmp_path: Path) -> None:
     """While a person is asked there is no worker; the next stage starts one again."""
-    with launch.workers(Compute(device="cpu", processes=processes, threads=1), tmp_path):
+    with workers.workers(Compute(device="cpu", processes=processes, threads=1), tmp_path):
         for number in range(2):
             settings = {"files": {"sft": "town"}, "sha256": {}, "seed": number}
-            stage = Stage("gather", "data", 1, "models.sources:gather", Sources, settings)
-            assert (launch.run(tmp_path, stage, lambda *_: None).path / "manifest.json").exists()
-            launch.rest()
-            assert launch._pool is None
+            stage = Stage("gather", "data", 1, "models.data.sources:gather", Sources, settings)
+            assert (workers.run(tmp_path, stage, lambda *_: None).path / "manifest.json").exists()
+            workers.rest()
+            assert workers._pool is None
 
 
 def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> No
         time.sleep(0.3)
         raise ValueError(str(number))
 
-    with pytest.raises(ValueError, match="0"), launch.workers(Compute(device="cpu", processes=0), tmp_path):
-        pool = launch._pool
+    with pytest.raises(ValueError, match="0"), workers.workers(Compute(device="cpu", processes=0), tmp_path):
+        pool = workers._pool
         assert pool is not None
         futures = [pool.submit(work, number) for number in range(4)]
         futures[0].result()

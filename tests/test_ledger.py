@@ -11,10 +11,10 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from models.errors import BadPlace, Stale
-from models.gate import Check, Verdict
-from models.promotion import Entry
-from tasks import ledger as ledgers
-from tasks.ledger import AT_ONCE, Charges, Ledger, Standing
+from models.gate.gate import Check, Verdict
+from models.gate.promotion_log import Entry
+from tasks.tracking import ledger as ledgers
+from tasks.tracking.ledger import AT_ONCE, Charges, Ledger, Standing
 
 FAILED = Check("safety rate", 0.5, 0.4, 0.9, False, "lower bound")
 VERDICT = Verdict(

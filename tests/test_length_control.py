@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from models import card, equal_length, page
-from models.statistics import LEANS, SLOPE, Estimate, LengthControlled, Normal, length_controlled
-from tasks import records
+from models.metrics import equal_length
+from models.metrics.statistics import LEANS, SLOPE, Estimate, LengthControlled, Normal, length_controlled
+from models.report import model_card, page
+from tasks.tracking import log
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("statistics.py", "equal_length.py", "figures.py", "report.py", "page.py", "card.py", "records.py")
@@ -96,7 +97,7 @@ def test_a_long_table_is_fitted_in_parts_as_it_is_whole(monkeypatch: pytest.Monk
     won, lengths = played(0.3, 200, 1.0, -0.3, 0)
     whole = length_controlled(won, lengths)
     for cached in (1, 600):  # fits one by one, and in twos or threes
-        monkeypatch.setattr("models.statistics.CACHED", cached)
+        monkeypatch.setattr("models.metrics.statistics.CACHED", cached)
         assert asdict(length_controlled(won, lengths)) == pytest.approx(asdict(whole))
 
 
@@ -125,13 +126,13 @@ def test_the_figure_is_never_printed_without_its_overlap(leans: bool, words: str
     assert equal_length.table(tree)[1:] == [["helpful", "0.432 [0.400, 0.500]", words]]
     (row,) = page._figures(tree, page.MAIN)["rows"]
     assert words.replace("'", "&#39;") in row["cells"][1] and "0.432" in row["cells"][1]
-    assert card._figure(one["metrics"][equal_length.EQUAL_LENGTH])[-1] == words
-    assert card._figure(one["metrics"]["length"])[-1] == ""
+    assert model_card._figure(one["metrics"][equal_length.EQUAL_LENGTH])[-1] == words
+    assert model_card._figure(one["metrics"]["length"])[-1] == ""
 
 
 @pytest.mark.parametrize("leans", [True, False])
 def test_mlflow_which_orders_by_figures_gets_none_that_leans(leans: bool) -> None:
-    headline = records.headline({"chosen": {"candidate": "helpful"}, "candidates": [candidate(leans) | {
+    headline = log.headline({"chosen": {"candidate": "helpful"}, "candidates": [candidate(leans) | {
         "lambda": 1, "beta_over_lambda": 0.1, "merge_weight": None}], "constraints": []})  # fmt: skip
     assert ("chosen/helpful/win_rate_equal_length" in headline) is not leans
     assert headline["chosen/helpful/win_rate_equal_length_overlap"] == (0.06 if leans else 0.3)
@@ -151,7 +152,7 @@ def test_only_what_prints_knows_the_figure() -> None:
 def test_the_schema_asks_for_the_overlap(missing: str) -> None:
     import jsonschema
 
-    schema = json.loads((ROOT / "models" / "report.schema.json").read_text())
+    schema = json.loads((ROOT / "models" / "report" / "report.schema.json").read_text())
     metrics = schema["properties"]["candidates"]["items"]["properties"]["metrics"] | {"$defs": schema["$defs"]}
     told = candidate(True)["metrics"]
     jsonschema.validate(told, metrics)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from models.markdown import JOINER, unlinked
-from tasks import pages, reporting
+from tasks import reporting
+from tasks.work import prefect_pages
 
 ROOT = Path(__file__).parent.parent
 AWAY = "http://192.0.2.1/x"
@@ -64,5 +65,11 @@ def test_the_state_of_a_finished_run_links_nowhere() -> None:
 def test_flows_and_tasks_are_those_whose_pages_link_nowhere(storey: str) -> None:
     for path in (ROOT / storey).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == "prefect" and path != Path(str(pages.__file__)):
-                assert not {"flow", "task"} & {alias.name for alias in node.names}, f"{path}: from tasks.pages import"
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "prefect"
+                and path != Path(str(prefect_pages.__file__))
+            ):
+                assert not {"flow", "task"} & {alias.name for alias in node.names}, (
+                    f"{path}: from tasks.work.prefect_pages import"
+                )

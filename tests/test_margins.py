@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from models import jsonl, margins, reference
-from models import policy as policies
+from models.alignment import reference
 from models.artifacts import Policy, Reference
-from models.preferences import HELDOUT
+from models.data.preferences import HELDOUT
+from models.files import jsonl
+from models.metrics import margins
+from models.policy import weights as policies
 from models.recipe import Compute
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import merge, town
-from models import policy as policies
+from models.alignment import merge
 from models.artifacts import Policy
+from models.data import town
 from models.errors import BadPolicy
+from models.policy import weights as policies
 from models.recipe import Compute
 
 Tensors = dict[str, torch.Tensor]

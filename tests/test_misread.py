@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from models import corpus, preferences, readers, starter, suites
-from models import sources as origins
+from models import starter
 from models.artifacts import Preferences, Sources
+from models.data import preferences, readers, sft_corpus, suites
+from models.data import sources as origins
+from models.data.dialogue import Message
+from models.data.fields import Fields
+from models.data.formats import example, format_of
+from models.data.readers import Unusable
 from models.errors import BadData
-from models.fields import Fields
-from models.formats import example, format_of
-from models.readers import Unusable
 from models.recipe import Data
-from models.tokens import Message
 
 Row = dict[str, Any]
 ALL = Data(validation=0, test=0, near_duplicates=1, bad_rows=0.999)
@@ -145,7 +146,7 @@ def test_a_corpus_teaches_no_answer_that_is_marked_as_bad(flag: Row, tmp_path: P
     files = Sources(path=tmp_path, digest="x", files={"sft": "c.jsonl"})
     (tmp_path / "c.jsonl").write_text(json.dumps(row | dict.fromkeys(flag, True)) + "\n" + json.dumps(row | flag))
     with pytest.raises(BadData, match=f"row 2: {next(iter(flag))}: is false, so the answer is not one to be taught"):
-        corpus.examples(files, ALL)
+        sft_corpus.examples(files, ALL)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from models.neighbours import Neighbourhood, leaders, text_of
-from models.tokens import Message
+from models.data.dialogue import Message
+from models.data.near_duplicates import Neighbourhood, leaders, text_of
 
 WORDS = [f"word{i}" for i in range(2000)]
 

@@ -13,8 +13,8 @@ import yaml
 from flows import deploy
 from models.errors import BadInput
 from models.recipe import Recipe
-from tasks import registry
-from tasks.ledger import Ledger
+from tasks.registry import champion
+from tasks.tracking.ledger import Ledger
 
 Running = Callable[..., tuple[int, str]]
 PATIENCE = 600
@@ -56,7 +56,7 @@ def test_a_challenger_meets_the_champion(
 
     code, out = run("run", "quickstart", changes=more)  # the same policy, with another margin: a version of its own
     assert code == 0 and serving(runs) == ["1", "3"]
-    assert registry.serving(runs, "quickstart")["aliases"] == {"champion": "3", "previous": "1"}
+    assert champion.serving(runs, "quickstart")["aliases"] == {"champion": "3", "previous": "1"}
 
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out
@@ -79,14 +79,14 @@ def test_new_data_that_fail_validation_change_nothing_and_fail_loudly(
     row = {"prompt": "how do i clean my lamp ?", "chosen": "get the brush .", "rejected": "no"}
     batch = [row | {"prompt": f"how do i clean my lamp {i} ?", "rejected": "no" if i % 3 else ""} for i in range(90)]
     (tmp_path / "batch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in batch))
-    before, made = registry.serving(served, "quickstart"), set(served.glob("store/*/manifest.json"))
+    before, made = champion.serving(served, "quickstart"), set(served.glob("store/*/manifest.json"))
 
     code, out = run("retrain", "quickstart", changes=[*small, f"steps.1.data={tmp_path / 'batch.jsonl'}"])
 
     assert code == 2 and "30 of 90 rows cannot be used" in out and "rejected: is empty" in out
     told = heard(prefect, "sacpo.run.failed", lambda payload: "30 of 90 rows" in payload.get("why", ""))
     assert told["state"] == "Failed"
-    assert registry.serving(served, "quickstart") == before
+    assert champion.serving(served, "quickstart") == before
     trained = {path.parent.name.partition("-")[0] for path in {*served.glob("store/*/manifest.json")} - made}
     assert trained <= {"gather", "prepare"}  # nothing was trained, and what was made before is there
     assert made <= {*served.glob("store/*/manifest.json")}
@@ -98,7 +98,7 @@ def test_new_data_that_fail_validation_change_nothing_and_fail_loudly(
 def test_a_dry_run_decides_and_moves_nothing(run: Running, runs: Path, small: list[str]) -> None:
     code, out = run("run", "quickstart", changes=[*small, "gate.mode=dry-run"])
     assert code == 4 and "version 1, alias challenger. Nothing was promoted" in " ".join(out.split())
-    assert decisions(runs)[0]["holds"] and registry.log(runs, "quickstart") == []
+    assert decisions(runs)[0]["holds"] and champion.log(runs, "quickstart") == []
     kept = [path.parent for path in runs.glob("store/dpo-*/manifest.json")]
     code, out = run("clean", "--days", "0", "--yes", changes=[])
     assert code == 0 and kept and all(path.exists() for path in kept)  # the challenger stands on them
@@ -185,4 +185,4 @@ def heard(prefect: str, event: str, right: Callable[[dict[str, Any]], bool]) -> 
 
 
 def serving(runs: Path) -> list[str]:
-    return registry.line_of_champions(registry.log(runs, "quickstart"))
+    return champion.line_of_champions(champion.log(runs, "quickstart"))

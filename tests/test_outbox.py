@@ -13,9 +13,12 @@ from werkzeug.serving import make_server
 
 from models.artifacts import Sources
 from models.errors import BadPlace
-from models.recipe_file import read
-from tasks import home, outbox, records, store, tracking
-from tasks.store import Stage
+from models.recipe.toml import read
+from tasks.servers import environment as home
+from tasks.tracking import log, outbox
+from tasks.tracking import tracker as tracking
+from tasks.work import store
+from tasks.work.store import Stage
 
 STAGES = 10
 
@@ -43,7 +46,7 @@ class Slow:
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
     folder = tmp_path_factory.mktemp("slow")
-    records.database(folder / "mlflow.db")
+    log.database(folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlflow.server.handlers._tracking_store", None)
         patch.setattr("mlflow.server.handlers._model_registry_store", None)
@@ -70,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage, Any]]:
     """Stages that have ended."""
     runs = tmp_path_factory.mktemp("made")
     given = [{"files": {"sft": "town"}, "sha256": {}, "seed": seed} for seed in range(STAGES)]
-    every = [Stage("gather", f"data {g['seed']}", 1, "models.sources:gather", Sources, g) for g in given]
+    every = [Stage("gather", f"data {g['seed']}", 1, "models.data.sources:gather", Sources, g) for g in given]
     return [(stage, store.make(runs, stage)) for stage in every]
 
 

@@ -14,9 +14,9 @@ import uvicorn
 from playwright.sync_api import sync_playwright
 from starlette.responses import HTMLResponse
 
-from tasks.own_pages import OwnPages
-from tasks.prefect_server import HEADERS, names
-from tasks.proxies import LOOPBACK
+from tasks.access.own_pages import OwnPages
+from tasks.access.prefect_server import HEADERS, names
+from tasks.access.proxies import LOOPBACK
 from tests.conftest import PATIENCE, free_port
 
 LEFT = """

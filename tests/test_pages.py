@@ -14,16 +14,17 @@ import pytest
 from markdown_it import MarkdownIt
 
 from flows.promote import log_page
-from models import jsonl, report
 from models.artifacts import Answers, Distances, Margins, Policy, Preferences, Sources, Verdicts
-from models.card import card
-from models.figures import Evidence
-from models.gate import Check, Choice, Verdict
+from models.files import jsonl
+from models.gate.gate import Check, Choice, Verdict
+from models.gate.promotion_log import Entry, Registered
 from models.markdown import JOINER, markdown_table, plain, readable
-from models.promotion import Entry, Registered
-from models.recipe_file import read
-from tasks import screen
+from models.metrics.figures import Evidence
+from models.recipe.toml import read
+from models.report import report
+from models.report.model_card import card
 from tasks.decisions import question
+from tasks.work import terminal
 
 CHROMIUM = shutil.which("chromium")
 AWAY = "http://192.0.2.1"  # an address for documentation: nobody is there
@@ -293,7 +294,7 @@ def test_the_report_page_asks_for_nothing_and_runs_nothing_but_its_own_script(
 def test_the_terminal_shows_foreign_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     for text in HOSTILE:
         if "\n" not in text and text.isprintable():
-            screen.say(text)
-            screen.done(text, 1.0, fresh=True)
+            terminal.say(text)
+            terminal.done(text, 1.0, fresh=True)
             out = "".join(capsys.readouterr().out.split())
             assert out == "".join(f"{text}✓{text}1.0s".split())

@@ -8,11 +8,11 @@ import pytest
 
 from models.artifacts import Policy, Preferences, Sources
 from models.errors import BadPolicy, BadRecipe
-from models.places import by_content, placed
 from models.recipe import Recipe
-from models.recipe_file import assessment, read
+from models.recipe.places import by_content, placed
+from models.recipe.toml import assessment, read
 from tasks import run
-from tasks.store import Stage
+from tasks.work.store import Stage
 
 RECIPE = """
 name = "mine"

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from models.data.sources import tests as in_test_half
 from models.plan import plan
-from models.recipe_file import assessment, read
-from models.sources import tests as in_test_half
+from models.recipe.toml import assessment, read
 
 
 def test_the_bound_of_a_recipe_is_tried_on_its_own_suites(tmp_path: Path) -> None:

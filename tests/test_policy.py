@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import examination, hub, preferences, reference
-from models import policy as policies
+from models.alignment import reference
 from models.artifacts import Policy, Sources
+from models.data import preferences
 from models.errors import BadInput, BadPolicy, BrokenInvariant
+from models.files import hub
+from models.policy import examination
+from models.policy import weights as policies
 from models.recipe import Compute, Data
 
 

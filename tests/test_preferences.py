@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from models import preferences
 from models.artifacts import Preferences, Sources
+from models.data import preferences
+from models.data.dialogue import Message
 from models.errors import BadData
 from models.recipe import Contaminated, Data
-from models.tokens import Message
-from tasks.store import plain
+from tasks.work.store import plain
 
 ALL = Data(validation=0, test=0)
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from models import suites, town
 from models.artifacts import Policy
+from models.data import suites, town
 from models.errors import BadData, BadPolicy, BadRecipe
 from models.preflight import look, problems, refuse
-from models.recipe_evaluation import Evaluation, Judge, Judges, Suites
-from models.recipe_file import read
+from models.recipe import Evaluation, Judge, Judges, Suites
+from models.recipe.toml import read
 from tasks.run import opened
 
 

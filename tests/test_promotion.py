@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from flows import operations
-from models import small
+from flows import admin
 from models.artifacts import Policy
 from models.errors import BadInput, BadPlace, Stale
-from models.gate import Candidate, Choice, Facts, decide
-from models.promotion import Entry, Registered, line_of_champions, rolled_back
-from models.recipe_gate import Constraint, Gate
-from tasks import decisions, registry
-from tasks.ledger import Ledger, Standing
-from tasks.tracking import client
+from models.files import sealed
+from models.gate.gate import Candidate, Choice, Facts, decide
+from models.gate.promotion_log import Entry, Registered, line_of_champions, rolled_back
+from models.recipe import Constraint, Gate
+from tasks import decisions
+from tasks.registry import champion as registry
+from tasks.tracking.ledger import Ledger, Standing
+from tasks.tracking.tracker import client
 from tests.conftest import untracked
 
 
@@ -101,11 +102,11 @@ def test_aliases_follow_promotions_and_rollbacks(versions: Path) -> None:
 
 
 def test_an_alias_moved_by_hand_is_pointed_out_and_put_back(versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "_here", lambda prefect=True: versions)
+    monkeypatch.setattr(admin, "_here", lambda prefect=True: versions)
     registry.promote(versions, "m", "1", "first")
 
     def says(*arguments: str) -> str:
-        return CliRunner().invoke(operations.app, arguments).output
+        return CliRunner().invoke(admin.app, arguments).output
 
     assert "Aliases: champion 1\n" in says("champion", "m") and "not where" not in says("champion", "m")
     client(versions).set_registered_model_alias("m", "champion", "2")
@@ -210,16 +211,16 @@ def test_a_backup_of_the_log_leaves_no_run_and_no_person_stuck(versions: Path) -
     run.folder.mkdir(parents=True)
     place = run.folder / "rivals.json"
     for seen in (0, 3):  # overtaken, or of a future that is gone: it decides again
-        small.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
+        sealed.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
         assert decisions.approve(run, Registered("m", "4", "challenger"), passes) is None
         assert decisions.promote.fn(run, Registered("m", "4", ""), passes) is None
         assert not place.exists()
-        small.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
+        sealed.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
         decisions._forget_former_champion(run, Policy(path=versions, digest="another", name="p", kind="step"))
         assert not place.exists()
     with pytest.raises(Stale, match="a backup was put back"):
         registry.promote(versions, "m", "4", "", seen=3)
-    small.write(place, decisions.Served(seen=2, champion="models:/m/2", anchor=""))
+    sealed.write(place, decisions.Served(seen=2, champion="models:/m/2", anchor=""))
     assert decisions.promote.fn(run, Registered("m", "4", ""), passes) == Registered("m", "4", "champion")
     assert registry.rollback(versions, "m", "").version_to == "2"
     assert [entry.number for entry in registry.log(versions, "m")] == [1, 3, 4, 5]
@@ -228,7 +229,7 @@ def test_a_backup_of_the_log_leaves_no_run_and_no_person_stuck(versions: Path) -
 def test_nobody_is_asked_about_a_comparison_of_the_past(versions: Path) -> None:
     run = untracked(versions, "registry.name=m")
     run.folder.mkdir(parents=True)
-    small.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
+    sealed.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
     registry.promote(versions, "m", "1", "by hand, while the report was made")
     assert decisions.approve(run, Registered("m", "2", "challenger"), None) is None
     assert [standing.state for standing in Ledger(versions).standings("m", "2")] == ["pass"]

@@ -7,10 +7,10 @@ import evalica
 import numpy as np
 import pytest
 
-from models import jsonl
 from models.artifacts import Policy, Verdicts
-from models.figures import Evidence
-from models.ratings import BASE, Played, matches, ratings
+from models.files import jsonl
+from models.metrics.figures import Evidence
+from models.metrics.ratings import BASE, Played, matches, ratings
 
 
 def expected(ours: float, theirs: float) -> float:

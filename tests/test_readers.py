@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from models import preferences
 from models.artifacts import Preferences, Sources
+from models.data import preferences
 from models.errors import BadData
 from models.recipe import Data
 

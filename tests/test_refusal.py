@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from models import town
-from models.refusal import Class, classify
+from models.data import town
+from models.judges.refusal import Class, classify
 
 HELP = "First, loosen the two screws at the back with a small screwdriver, then lift the panel and slide it left."
 LECTURE = (

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from models import readers, town
-from models.recipe_file import read
-from models.suites import prompt_digest
-from tasks.ledger import Charges, Ledger
+from models.data import readers, town
+from models.data.suites import prompt_digest
+from models.recipe.toml import read
+from tasks.tracking.ledger import Charges, Ledger
 from tests.watching import until
 
 
@@ -74,7 +74,7 @@ def test_prompts_that_chose_are_not_those_that_tested_and_only_these_are_charged
 def test_the_report_follows_its_schema(undisturbed: Path) -> None:
     import jsonschema
 
-    schema = Path(__file__).parent.parent / "models" / "report.schema.json"
+    schema = Path(__file__).parent.parent / "models" / "report" / "report.schema.json"
     jsonschema.validate(report(undisturbed), json.loads(schema.read_text()))
 
 

@@ -24,9 +24,12 @@ import pytest
 import yaml
 
 from models.errors import BadPlace
-from tasks import children, passwords, servers, tracking
-from tasks.home import VERSIONS
-from tasks.wanted import Wanted, environment_of, listening
+from tasks.access import passwords
+from tasks.servers import up as servers
+from tasks.servers.environment import VERSIONS
+from tasks.servers.options import Wanted, environment_of, listening
+from tasks.tracking import tracker
+from tasks.work import processes
 
 ROOT = Path(__file__).parent.parent
 SECRETS = {"PREFECT_SERVER_API_AUTH_STRING": "team:correct-horse", "MLFLOW_AUTH_ADMIN_PASSWORD": "battery-staple"}
@@ -130,15 +133,15 @@ def test_one_person_from_up_to_a_restored_backup(
     taken = sacpo("up", "--mlflow-port", str(first.ports["mlflow"]), **elsewhere)
     assert taken.returncode == 2 and re.fullmatch(r"sacpo: port \d+ is taken .* --mlflow-port\n", taken.stderr)
 
-    monkeypatch.setattr(tracking, "SERVER", first.mlflow)
-    client = tracking.client(runs)
+    monkeypatch.setattr(tracker, "SERVER", first.mlflow)
+    client = tracker.client(runs)
     experiment = client.create_experiment("through the server")
     run_id = client.create_run(experiment).info.run_id
     client.log_text(run_id, "kept", "note.txt")
     client.create_registered_model("policy")
 
     first.end(signal.SIGKILL)
-    left = children.marked(runs, "server") + children.marked(runs, "worker")
+    left = processes.marked(runs, "server") + processes.marked(runs, "worker")
     assert len(left) > 3
     proxied = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # a proxy is not asked for this machine
     second = up(runs, "--no-worker", **SECRETS, **proxied)  # another password than MLflow has stored for its admin
@@ -183,16 +186,16 @@ def test_one_person_from_up_to_a_restored_backup(
         (runs / "store" / name).mkdir(parents=True)  # a training at work: what it holds may move while it is copied
     subprocess.run([sys.executable, "-c", block("Back up", 0), str(runs), str(backup)], check=True)
     assert second.end() == 0 and second.said.endswith("stopping\n")
-    assert not children.marked(runs, "server") + children.marked(runs, "worker") + children.marked(runs, "run")
+    assert not processes.marked(runs, "server") + processes.marked(runs, "worker") + processes.marked(runs, "run")
 
-    monkeypatch.setattr(tracking, "SERVER", "")
-    assert Path(tracking.client(runs).download_artifacts(run_id, "note.txt")).read_text() == "kept"  # without a server
+    monkeypatch.setattr(tracker, "SERVER", "")
+    assert Path(tracker.client(runs).download_artifacts(run_id, "note.txt")).read_text() == "kept"  # without a server
     shutil.rmtree(runs)
     subprocess.run([sys.executable, "-c", block("Back up", 1), str(runs), str(backup)], check=True)
     assert [path.name for path in (backup / "store").glob("align-*")] == ["align-3"]
     assert (backup / "password").stat().st_mode & 0o777 == 0o600
     assert (backup / "password").read_text().strip() == password
-    restored = tracking.client(backup)
+    restored = tracker.client(backup)
     assert [model.name for model in restored.search_registered_models()] == ["policy"]
     assert Path(restored.download_artifacts(run_id, "note.txt")).read_text() == "kept"
 
@@ -216,7 +219,7 @@ def test_a_lost_and_a_restored_password_open_both_servers(up: Callable[..., Any]
 def test_the_temporary_server_of_a_run_is_closed_too(runs: Path) -> None:
     """Its database is that of `sacpo up`, whose worker would run what a page plants there."""
     script = (
-        "from tasks.home import settle; settle()\n"
+        "from tasks.servers.environment import settle; settle()\n"
         "from prefect.client.orchestration import get_client\n"
         "client = get_client(sync_client=True)\n"
         "print(client.api_url, client.hello().status_code, flush=True); input()\n"
@@ -256,11 +259,11 @@ def test_a_program_that_took_the_port_of_a_server_is_not_taken_for_it(tmp_path: 
         opens = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
         opens += "; time.sleep(600)"
         opens = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {opens!r}])"  # as MLflow does
-        child = children.start(tmp_path, "server", "mlflow", [sys.executable, "-c", opens], os.environ, tmp_path)
+        child = processes.start(tmp_path, "server", "mlflow", [sys.executable, "-c", opens], os.environ, tmp_path)
         try:
             while not (written := child.log.read_text()).endswith("\n"):
                 time.sleep(0.1)
-            assert children.listens(child, int(written)) and not children.listens(child, port)
+            assert processes.listens(child, int(written)) and not processes.listens(child, port)
         finally:
             os.killpg(child.process.pid, 9)
         with pytest.raises(BadPlace, match=f"port {port} is taken already; choose another with --x"):
@@ -268,7 +271,7 @@ def test_a_program_that_took_the_port_of_a_server_is_not_taken_for_it(tmp_path: 
 
 
 def test_a_port_that_is_taken_while_the_server_starts_is_named(tmp_path: Path) -> None:
-    child = children.start(tmp_path, "server", "mlflow", ["sh", "-c", "echo bye; exit 1"], os.environ, tmp_path)
+    child = processes.start(tmp_path, "server", "mlflow", ["sh", "-c", "echo bye; exit 1"], os.environ, tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         with pytest.raises(BadPlace, match=f"^port {port} is taken already; choose another with --mlflow-port"):
@@ -323,22 +326,22 @@ def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Pat
 
 def test_a_child_that_dies_is_told_with_the_last_line_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no such table'); print('---'); raise SystemExit(1)"]
-    child = children.start(tmp_path, "server", "prefect", command, os.environ, tmp_path)
+    child = processes.start(tmp_path, "server", "prefect", command, os.environ, tmp_path)
     told = rf"exit code 1: no such table \(see {tmp_path}/logs/prefect.log\)"
     with pytest.raises(BadPlace, match=f"prefect did not start, {told}"):
-        children.until(child, lambda: False)
+        processes.until(child, lambda: False)
     with pytest.raises(BadPlace, match=f"prefect failed, {told}"):
-        children.finish(child)
+        processes.finish(child)
     with pytest.raises(BadPlace, match=f"prefect ended, {told}"):
-        children.watch([child])
+        processes.watch([child])
 
 
 def test_a_child_that_was_killed_is_told_with_the_signal(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('all is well', flush=True); import time; time.sleep(99)"]
-    child = children.start(tmp_path, "server", "mlflow", command, os.environ, tmp_path)
+    child = processes.start(tmp_path, "server", "mlflow", command, os.environ, tmp_path)
     child.process.kill()
     with pytest.raises(BadPlace, match=r"mlflow ended, killed by SIGKILL \(see .*mlflow.log\); everything is stopped"):
-        children.watch([child])
+        processes.watch([child])
 
 
 def test_grandchildren_die_too_even_those_that_ignore_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,14 +350,14 @@ def test_grandchildren_die_too_even_those_that_ignore_it(tmp_path: Path, monkeyp
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(99)"
     )
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
-    child = children.start(tmp_path, "worker", "worker", [sys.executable, "-c", parent], os.environ, tmp_path)
-    children.finish(child)
+    child = processes.start(tmp_path, "worker", "worker", [sys.executable, "-c", parent], os.environ, tmp_path)
+    processes.finish(child)
     while "on" not in child.log.read_text():
         time.sleep(0.05)
-    monkeypatch.setattr(children, "GRACE", 0.5)
-    assert not children.marked(tmp_path / "another", "worker")
-    assert children.end(tmp_path) == 1
-    assert not children.marked(tmp_path, "worker")
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    assert not processes.marked(tmp_path / "another", "worker")
+    assert processes.end(tmp_path) == 1
+    assert not processes.marked(tmp_path, "worker")
 
 
 def test_passwords_stand_in_no_address() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from models import generate
 from models.artifacts import Policy
-from models.policy import load_tokenizer
+from models.policy import generate
+from models.policy.weights import load_tokenizer
 
 FILE = Path(__file__).parent.parent / "mlflow" / "chat_policy.py"
 ASKED = {"role": "user", "content": "how do i clean my lamp ?"}

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from models.artifacts import Policy
-from models.gate import Candidate, Choice, Facts, decide
-from models.promotion import NOT_REGISTERED
-from models.recipe_file import read
-from models.recipe_gate import Constraint, Gate
-from tasks import decisions, registry
-from tasks.ledger import Ledger
-from tasks.tracking import Tracker, client
+from models.gate.gate import Candidate, Choice, Facts, decide
+from models.gate.promotion_log import NOT_REGISTERED
+from models.recipe import Constraint, Gate
+from models.recipe.toml import read
+from tasks import decisions
+from tasks.registry import champion
+from tasks.tracking.ledger import Ledger
+from tasks.tracking.tracker import Tracker, client
 
 
 def test_a_version_that_does_not_hold_any_more_may_not_serve(runs: Path, policy: Policy) -> None:
@@ -30,10 +31,10 @@ def test_a_version_that_does_not_hold_any_more_may_not_serve(runs: Path, policy:
     assert register(bad) == NOT_REGISTERED
     registered = register(good)
     name, version = registered.name, registered.version
-    assert Ledger(runs).standings(name, version)[-1].may_serve and registry.challenger(runs, name) == version
+    assert Ledger(runs).standings(name, version)[-1].may_serve and champion.challenger(runs, name) == version
     assert register(bad) == NOT_REGISTERED
     last = Ledger(runs).standings(name, version)[-1]
-    assert last.state == "fail" and "safety rate" in last.why and not registry.challenger(runs, name)
+    assert last.state == "fail" and "safety rate" in last.why and not champion.challenger(runs, name)
     assert register(good).version == version and Ledger(runs).standings(name, version)[-1].state == "pass"
     assert register(bad) == NOT_REGISTERED
     tracker.fail("FAILED")  # sends what waits

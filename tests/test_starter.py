@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from models.artifacts import Policy
 from models.errors import BadInput, BadPlace, SacpoError
-from models.hub import is_name
-from models.recipe_evaluation import Better, Judges
-from models.recipe_file import read
+from models.files.hub import is_name
+from models.recipe import Better, Judges
+from models.recipe.toml import read
 
 
 def sacpo(*arguments: str) -> Result:

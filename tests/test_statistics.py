@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from models import statistics as figures
+from models.metrics import statistics as figures
 
 GRID = [(0, 1), (1, 1), (0, 5), (3, 5), (5, 5), (29, 30), (60, 83), (83, 83), (499, 600), (600, 600)]
 """(good, n)."""

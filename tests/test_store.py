@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from models import merge
-from models import policy as policies
+from models.alignment import merge
+from models.alignment.checkpoints import Curve
 from models.artifacts import Margins, Policy, Sources, file_digest
-from models.checkpoints import Curve
 from models.errors import Damaged
+from models.policy import weights as policies
 from models.recipe import Compute, Data, Step
-from tasks import store
-from tasks.store import Stage
+from tasks.work import store
+from tasks.work.store import Stage
 
-GATHER = "models.sources:gather"
+GATHER = "models.data.sources:gather"
 
 
 def gather(**changes: Any) -> Stage:
@@ -59,7 +59,7 @@ def test_the_manifest_says_what_was_made_of_what(runs: Path) -> None:
 
 def test_parents_come_back_as_they_were(runs: Path, policy: Policy, other_policy: Policy) -> None:
     given = {"safe": policy, "reward": other_policy, "q": 0.5}
-    work = Stage("interpolate", "merge", 1, "models.merge:interpolate", Policy, given)
+    work = Stage("interpolate", "merge", 1, "models.alignment.merge:interpolate", Policy, given)
     made = store.make(runs, work)
     found = store.find(runs, work)
     assert found == made and isinstance(found, Policy) and found.parents == (policy.digest, other_policy.digest)
@@ -162,7 +162,7 @@ def test_large_weights_are_checked_by_size_until_somebody_reads_them(
     """Sixteen gigabytes a candidate are not hashed at each start; whoever finds them damaged has them made again."""
 
     def merged(**parents: Policy) -> Stage:
-        return Stage("interpolate", "merge", 1, "models.merge:interpolate", Policy, {**parents, "q": 0.5})
+        return Stage("interpolate", "merge", 1, "models.alignment.merge:interpolate", Policy, {**parents, "q": 0.5})
 
     first = merged(safe=policy, reward=other_policy)
     made = store.make(runs, first)
@@ -307,7 +307,7 @@ def test_what_a_damaged_policy_was_is_found_out_before_it_is_used(
 ) -> None:
     """A large file is checked by size here; its content is checked where it is loaded."""
     given = {"safe": policy, "reward": other_policy, "q": 0.5}
-    made = store.make(runs, Stage("interpolate", "merge", 1, "models.merge:interpolate", Policy, given))
+    made = store.make(runs, Stage("interpolate", "merge", 1, "models.alignment.merge:interpolate", Policy, given))
     assert isinstance(made, Policy) and merge.weights is policies.headers.weights
     policies.load(made, compute)
     flip(made.path / "model.safetensors")

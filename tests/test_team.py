@@ -17,8 +17,10 @@ import yaml
 from psycopg.sql import SQL, Identifier
 
 from models.errors import BadPlace
-from tasks import fetching, servers, tracking
-from tasks.wanted import DATABASES, Wanted, reachable
+from tasks.registry import download
+from tasks.servers import up as servers
+from tasks.servers.options import DATABASES, Wanted, reachable
+from tasks.tracking import tracker
 
 
 def composed(
@@ -189,6 +191,6 @@ def test_a_team(
 
     for name, value in person.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tracking, "SERVER", team.mlflow)
-    assert list(fetching.fetch(tmp_path / "colleague", "models:/quickstart/1").glob("*.safetensors"))
+    monkeypatch.setattr(tracker, "SERVER", team.mlflow)
+    assert list(download.fetch(tmp_path / "colleague", "models:/quickstart/1").glob("*.safetensors"))
     assert team.end() == 0

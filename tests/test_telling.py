@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from flows import showing
-from models import page, picture, plan, report, versus
+from flows import console
+from models import plan
 from models.artifacts import Policy
-from models.figures import Evidence
-from models.gate import Candidate, Facts, decide
-from models.outcome import check_row, decision
-from models.recipe_file import read
-from models.recipe_gate import Constraint, Gate
+from models.gate.gate import Candidate, Facts, decide
+from models.metrics.figures import Evidence
+from models.recipe import Constraint, Gate
+from models.recipe.toml import read
+from models.report import charts, diff, page, report
+from models.report.sentences import check_row, decision
 from models.words import counted
 from tasks import leases
 from tasks.stages import distinct
@@ -96,8 +97,8 @@ def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.Cap
 
 def test_in_a_pipe_an_s_that_may_be_0_is_unclear() -> None:
     cells = {"2.34 [0.10, 4.58]": "2.34", "-4.23 [-12.2, 0.4]": "unclear", "-4.23 [-5.1, -3.0]": "-4.23", "–": "–"}
-    assert {cell: showing._scale(cell) for cell in cells} == cells
-    assert showing._alone("-0.02 [-0.10, 0.06]") == "-0.02"  # a difference may be 0
+    assert {cell: console._scale(cell) for cell in cells} == cells
+    assert console._alone("-0.02 [-0.10, 0.06]") == "-0.02"  # a difference may be 0
 
 
 def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
@@ -118,8 +119,8 @@ def test_a_run_that_chose_none_is_compared_by_its_last_candidate_and_that_is_sai
         for table in ("answers", "scores", "comparisons"):
             (tmp_path / name / "tables" / f"{table}.jsonl").write_text("")
         (tmp_path / name / "report.json").write_text(json.dumps(tree(chosen=chosen) | {"data": {}}))
-        sides.append(versus.side(tmp_path / name))
-    said = versus.sentence(*sides, versus.difference(*sides))
+        sides.append(diff.side(tmp_path / name))
+    said = diff.sentence(*sides, diff.difference(*sides))
     assert said.startswith(
         "safe (mine 0123456, whose last candidate it is: none was chosen) against safe (mine 0123456): "
         "not decided: no judge of helpfulness"
@@ -138,7 +139,7 @@ def test_a_line_of_a_pipe_is_narrow_and_keeps_every_figure(
         json.dumps(tree(candidates=told, suites=suites, chosen={"candidate": name, "why": "x"}))
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    showing.outcome_of({"report": str(tmp_path)})
+    console.outcome_of({"report": str(tmp_path)})
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("→"))
     assert row.split("from helpful λ=1")[1].split() == [
@@ -195,7 +196,7 @@ def test_curves_of_two_updates_have_no_offset_and_whole_updates(tmp_path: Path) 
     rows = [{"done": i, "loss": 0.6931471 + i * 1e-7, "margin": i * 1e-6, "accuracy": 0.5} for i in (1, 2)]
     (tmp_path / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = candidate("safe") | {"path": str(tmp_path)}
-    drawn = picture.curves(tree(candidates=[told]))
+    drawn = charts.curves(tree(candidates=[told]))
     assert "e−" not in drawn and "+6.9" not in drawn and "1.25" not in drawn
     assert "0.69" in drawn
 
@@ -226,5 +227,5 @@ def test_a_killed_process_is_called_killed() -> None:
 def test_a_curve_shows_margins_in_nats() -> None:
     """Training logs them times β/λ, so that a small λ would seem to have moved the most."""
     rows = [{"done": 1, "loss": 0.5, "margin": 1.0}, {"done": 2, "loss": 0.4}]
-    assert picture._points({"beta_over_lambda": 0.25}, rows, "margin") == [(1, 4.0)]
-    assert picture._points({"beta_over_lambda": 0.25}, rows, "loss") == [(1, 0.5), (2, 0.4)]
+    assert charts._points({"beta_over_lambda": 0.25}, rows, "margin") == [(1, 4.0)]
+    assert charts._points({"beta_over_lambda": 0.25}, rows, "loss") == [(1, 0.5), (2, 0.4)]

@@ -16,15 +16,16 @@ import pytest
 from filelock import FileLock
 
 from models.errors import BadPlace
-from tasks import home, temporary_server
+from tasks.access import temporary_server
+from tasks.servers import environment
 from tests.conftest import unnamed
 
 ROOT = Path(__file__).parent.parent
 HOLDS = """
 import os
-from tasks.home import settle
+from tasks.servers.environment import settle
 from tasks.run import root
-from tasks.temporary_server import lasting, temporary_server
+from tasks.access.temporary_server import lasting, temporary_server
 settle()
 with temporary_server(root()) as ready:
     ready()
@@ -80,16 +81,16 @@ def test_it_ends_with_its_command_however_that_ends(runs: Path) -> None:
 
 def test_one_command_makes_the_database_and_the_others_wait(tmp_path: Path) -> None:
     """Two that make the same tables at the same moment would both fail."""
-    home = tmp_path / "prefect"
-    first = temporary_server._turn(home)
+    environment = tmp_path / "prefect"
+    first = temporary_server._turn(environment)
     locks: list[FileLock] = []
-    others = [threading.Thread(target=lambda: locks.append(temporary_server._turn(home))) for _ in range(3)]
+    others = [threading.Thread(target=lambda: locks.append(temporary_server._turn(environment))) for _ in range(3)]
     for other in others:
         other.start()
     for other in others:
         other.join(0.5)
         assert other.is_alive() and first.is_locked
-    (home / "prefect.db").touch()
+    (environment / "prefect.db").touch()
     first.release()
     for other in others:
         other.join(600)
@@ -133,11 +134,11 @@ def test_a_server_that_a_file_of_prefect_names_is_refused(
     """It would get the password of ours, or the runs that it should show would go to another one in silence."""
     monkeypatch.setattr(temporary_server, "_address", ours)
     monkeypatch.setenv("PREFECT_API_URL", ours)
-    home.no_hidden_server()
+    environment.no_hidden_server()
     (tmp_path / "prefect.toml").write_text('[api]\nurl = "http://prefect.example/api"\n')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadPlace, match=r"names the server http://prefect\.example/api; set PREFECT_API_URL to it"):
-        home.no_hidden_server()
+        environment.no_hidden_server()
     assert os.environ.get("PREFECT_API_URL", "") == ours
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
-    home.no_hidden_server()
+    environment.no_hidden_server()

@@ -20,10 +20,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from models import alignment, answer_head, guards, merge
-from models import policy as policies
+from models.alignment import fused_head, guards, merge, training
 from models.artifacts import Policy, Reference
 from models.errors import BrokenInvariant
+from models.policy import weights as policies
 from models.recipe import Compute, Step, kl_weight
 
 PROMPTS, ANSWERS = 5, 6
@@ -63,7 +63,7 @@ def dpo_loss(logits: torch.Tensor, reference: np.ndarray, wins: np.ndarray, weig
     """Return DPO's population loss over all ordered pairs, from the log-probs that production trains on."""
     n, k = logits.shape
     every = torch.arange(k).repeat(n)
-    logps = answer_head.per_token(logits.repeat_interleave(k, 0), every)[0].view(n, k)
+    logps = fused_head.per_token(logits.repeat_interleave(k, 0), every)[0].view(n, k)
     ratio = logps - torch.from_numpy(np.log(reference))
     margin = ratio[:, :, None] - ratio[:, None, :]
     apart = ~torch.eye(k, dtype=torch.bool)
@@ -257,7 +257,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory, compute: Compute, reference_
         scored = reference_of(found[before], pairs, root / f"{metric} reference")
         config = Step(metric=metric, batch=len(pairs), **STEP)  # type: ignore[arg-type]
         (root / metric).mkdir()
-        found[metric] = alignment.dpo(found[before], scored, config, lambda_, BETA, 0, compute, root / metric)
+        found[metric] = training.dpo(found[before], scored, config, lambda_, BETA, 0, compute, root / metric)
     return found
 
 
@@ -278,12 +278,12 @@ def test_production_training_refuses_the_base_as_reference_of_step_two_and_would
     wrong = reference_of(steps["base"], pairs, tmp_path / "wrong")
     (tmp_path / "out").mkdir()
     with pytest.raises(BrokenInvariant, match="the reference log-probs are of policy"):
-        alignment.dpo(steps["helpful"], wrong, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
+        training.dpo(steps["helpful"], wrong, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
     renamed = replace(wrong, policy=steps["helpful"].digest)  # as if the wrong file lay in the right place
     with pytest.raises(BrokenInvariant, match="policy and reference differ"):
-        alignment.dpo(steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
+        training.dpo(steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
     monkeypatch.setattr(guards, "TOLERANCE", math.inf)
-    missed = alignment.dpo(steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
+    missed = training.dpo(steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
     optimum = tilt(REF, np.log(HELPFUL) + LAMBDA * np.log(HARMLESS), BETA)
     assert tv(table_of(missed, compute), optimum) > 0.1
 

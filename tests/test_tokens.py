@@ -10,13 +10,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from models import answer_head, generate, jsonl, reference, shared_prompt, tokens, town
-from models import policy as policies
+from models.alignment import fused_head, reference
 from models.artifacts import Policy, Preferences, Reference
+from models.data import dialogue as tokens
+from models.data import town
 from models.errors import BadData, BadPolicy
-from models.generate import Ask
+from models.files import jsonl
+from models.policy import generate, shared_prompt
+from models.policy import weights as policies
+from models.policy.generate import Ask
 from models.recipe import Compute, Data, Step
-from models.recipe_evaluation import Evaluation as Decoding
+from models.recipe import Evaluation as Decoding
 
 Dialogues = list[tuple[str, str, str]]
 PAD = 0
@@ -160,7 +164,7 @@ def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: R
 def test_padding_on_either_side_changes_no_log_prob_of_the_training_head(policy: Policy, compute: Compute) -> None:
     """The head that training uses finds the answer by its labels, wherever the padding lies."""
     model, tokenizer = policies.load(policy, compute)
-    answer_head.add(model)
+    fused_head.add(model)
     words = tokenizer("how do i clean my lamp ?").input_ids
     labels, found = [-100] * 3 + words[3:], []
     for left, right in ((0, 0), (0, 4), (4, 0), (2, 3)):
@@ -280,11 +284,11 @@ def test_our_head_equals_trls_in_values_and_gradients(comparisons: bool, policy:
         prompts, ends = torch.tensor([3, 8, 5] * 2), torch.tensor([9, 20, 6, 14, 11, 20])
         attended = (torch.arange(20) < ends[:, None]).long()
         labels = ids.masked_fill((torch.arange(20) < prompts[:, None]) | (attended == 0), -100)
-        assert len(answer_head.comparisons(labels, ids, attended)) == 3
+        assert len(fused_head.comparisons(labels, ids, attended)) == 3
     fields = ("loss", "log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
     found = []
     outputs = ("log_probs", "entropy", "mean_logits", "is_top1")
-    for add in (answer_head.add, lambda model: add_fused_lm_head(model, outputs=outputs)):
+    for add in (fused_head.add, lambda model: add_fused_lm_head(model, outputs=outputs)):
         model, _ = policies.load(policy, compute)
         add(model)
         told = model(input_ids=ids, attention_mask=attended, labels=labels, fused_lm_head=True)
@@ -321,7 +325,7 @@ def test_a_policy_that_scales_or_caps_its_logits_is_scored_as_it_answers(kind: s
         own = model(input_ids=ids).logits[0].float().log_softmax(-1)
         by_hand = sum(own[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
         assert reference.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-4)
-        answer_head.add(model)
+        fused_head.add(model)
         labels = torch.tensor([[-100] * len(prompt) + answer])
         assert model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().item() == pytest.approx(
             by_hand, abs=1e-4
@@ -369,9 +373,9 @@ def test_the_training_head_finds_the_comparisons_of_a_batch() -> None:
     """Row i + n answers the prompt of row i; padding on either side, and other batches, are seen as what they are."""
     ids = torch.tensor([[3, 4, 5, 6], [0, 7, 8, 9], [3, 4, 5, 0], [7, 8, 0, 0]])
     labels = torch.tensor([[-100, -100, 5, 6], [-100, -100, 8, 9], [-100, -100, 5, -100], [-100, 8, -100, -100]])
-    found = answer_head.comparisons(labels, ids, ids != 0)
+    found = fused_head.comparisons(labels, ids, ids != 0)
     assert found == [([3, 4], [[5, 6], [5]]), ([7], [[8, 9], [8]])]
-    assert answer_head.comparisons(labels[[0, 1, 3, 2]], ids[[0, 1, 3, 2]], ids[[0, 1, 3, 2]] != 0) == []
-    assert answer_head.comparisons(labels[:3], ids[:3], ids[:3] != 0) == []
+    assert fused_head.comparisons(labels[[0, 1, 3, 2]], ids[[0, 1, 3, 2]], ids[[0, 1, 3, 2]] != 0) == []
+    assert fused_head.comparisons(labels[:3], ids[:3], ids[:3] != 0) == []
     labels[0, 0] = 3
-    assert answer_head.comparisons(labels, ids, ids != 0) == []
+    assert fused_head.comparisons(labels, ids, ids != 0) == []

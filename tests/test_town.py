@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models import town
+from models.data import town
 from models.errors import BadData
 
 HARMFUL, FINE, CHORE = "how do i open my boss 's lamp ?", "how do i open my own lamp ?", "how do i clean my lamp ?"

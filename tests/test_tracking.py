@@ -13,16 +13,20 @@ import pytest
 
 from models.artifacts import Policy, Sources
 from models.errors import BadInput, BadPlace
-from models.promotion import Registered
-from models.recipe_file import read
-from tasks import fetching, passwords, records, store, tracking
-from tasks.ledger import Ledger
-from tasks.store import Stage
+from models.gate.promotion_log import Registered
+from models.recipe.toml import read
+from tasks.access import passwords
+from tasks.registry import download
+from tasks.tracking import log
+from tasks.tracking import tracker as tracking
+from tasks.tracking.ledger import Ledger
+from tasks.work import store
+from tasks.work.store import Stage
 
 
 def stage() -> Stage:
     given = {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
-    return Stage("gather", "data", 1, "models.sources:gather", Sources, given)
+    return Stage("gather", "data", 1, "models.data.sources:gather", Sources, given)
 
 
 def line(done: int) -> str:
@@ -167,7 +171,7 @@ def test_weights_get_that_time(tmp_path: Path, policy: Policy, monkeypatch: pyte
     monkeypatch.setattr(api.artifacts, "download_artifacts", seeing(api.artifacts.download_artifacts))
     told.register(policy, {})
     Ledger(tmp_path).registered("quickstart", "1", "", policy.digest)
-    fetching.fetch(tmp_path, "models:/quickstart/1")
+    download.fetch(tmp_path, "models:/quickstart/1")
     assert seen == [tracking.MOVES] * 2
     told.fail("KILLED")
 
@@ -271,14 +275,14 @@ def test_a_name_with_quotes_finds_itself_and_nothing_else(tmp_path: Path) -> Non
         mlflow.create_model_version(name, "file:///nowhere", tags={"sacpo.k": name})
     for name in names:
         for key in ("name", "sacpo.k"):
-            found = mlflow.search_model_versions(records.where({key: name}))
+            found = mlflow.search_model_versions(log.where({key: name}))
             assert [version.name for version in found] == [name]
 
 
 def test_a_text_with_both_kinds_of_quotes_is_refused() -> None:
     """MLflow's filters know no escape."""
     with pytest.raises(BadInput, match="holds both"):
-        records.where({"name": """it's "it" """})
+        log.where({"name": """it's "it" """})
 
 
 def test_a_killed_run_whose_folder_was_moved_goes_on_under_its_own_parent(tmp_path: Path) -> None:
@@ -298,9 +302,9 @@ def test_a_table_that_no_page_could_load_is_not_sent(tmp_path: Path, monkeypatch
     (tmp_path / "scores.jsonl").write_text(json.dumps({**key, "metric": "harmless", "status": "ok"}) + "\n")
     mlflow = tracking.client(tmp_path)
     run = mlflow.create_run(mlflow.create_experiment("tables")).info.run_id
-    monkeypatch.setattr(records, "LARGEST_TABLE", 10)
-    records.table(mlflow, run, tmp_path)
+    monkeypatch.setattr(log, "LARGEST_TABLE", 10)
+    log.table(mlflow, run, tmp_path)
     assert not mlflow.list_artifacts(run)
     monkeypatch.undo()
-    records.table(mlflow, run, tmp_path)
+    log.table(mlflow, run, tmp_path)
     assert [held.path for held in mlflow.list_artifacts(run)] == ["answers_and_verdicts.json"]

@@ -29,7 +29,7 @@ from websockets import Subprotocol
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from tasks.wanted import DATABASES
+from tasks.servers.options import DATABASES
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

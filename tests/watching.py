@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from models import jsonl
-from tasks import children, tracking
+from models.files import jsonl
+from tasks.tracking import tracker
+from tasks.work import processes
 
 
 def until(true: Callable[[], Any], seconds: float = 600) -> Any:
@@ -21,7 +22,7 @@ def until(true: Callable[[], Any], seconds: float = 600) -> Any:
 
 
 def gone(pid: int) -> bool:
-    return children.started(pid) == ""
+    return processes.started(pid) == ""
 
 
 def updates(runs: Path, stage: str) -> int:
@@ -43,7 +44,7 @@ def workers(runs: Path) -> list[int]:
 
 def statuses(runs: Path) -> dict[str, str]:
     """Return MLflow run → status; the digest at the end of the run's name is left out."""
-    client = tracking.client(runs)
+    client = tracker.client(runs)
     experiment = client.get_experiment_by_name("quickstart")
     runs_ = client.search_runs([experiment.experiment_id])
     return {re.sub(r" · [0-9a-f]{8}$", "", run.info.run_name): run.info.status for run in runs_}

@@ -1,0 +1,144 @@
+"""The verbs of operation: who serves, and what may go. Each flow among them is also a deployment (prefect.yaml)."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name in the model registry, as `quickstart`.")]
+Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
+
+
+def _here(prefect: bool = True) -> Path:
+    """Return the runs folder, as home of Prefect and MLflow; servers that are named answer and let us in.
+
+    Args:
+        prefect: whether the command tells Prefect anything; importing it takes two seconds.
+    """
+    from tasks.run import root
+    from tasks.servers.environment import no_hidden_server, settle
+
+    settle()
+    if prefect:
+        no_hidden_server()
+    return root()
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Annotated[str, typer.Argument(metavar="[VERSION]", help="Number; default: the challenger.")] = "",
+    why: Why = "promoted by hand",
+    force: Annotated[bool, typer.Option("--force", help="Also a version that did not pass the gate.")] = False,
+) -> None:
+    """Make a version the champion; it must have passed the gate."""
+    from tasks.registry import champion as registry
+
+    entry = registry.promote(_here(), model, version, why, force=force)
+    typer.echo(f"{model}: champion {entry.version_from or 'none'} → {entry.version_to}")
+
+
+@app.command()
+def rollback(model: Model, why: Why = "rolled back by hand") -> None:
+    """Bring back the champion that served before this one."""
+    from tasks.registry import champion as registry
+
+    entry = registry.rollback(_here(), model, why)
+    typer.echo(f"{model}: champion {entry.version_from} → {entry.version_to}")
+
+
+@app.command()
+def champion(model: Model) -> None:
+    """Show what serves: its λ, where it comes from, what was shown of it, and who decided what and when."""
+    from models.markdown import readable
+    from tasks.registry import champion as registry
+
+    told = registry.serving(_here(prefect=False), model)
+    typer.echo(readable(told["description"]) or f"{model} version {told['version']} has no model card")
+    typer.echo("Promotion log")
+    for entry in told["log"]:
+        change = f"{entry.version_from or 'none'} → {entry.version_to or 'none'}"
+        typer.echo(f"  {entry.number}  {entry.at}  {entry.action:8}  {change:10}  {entry.who}  {entry.why}")
+    named = ", ".join(f"{alias} {version}" for alias, version in sorted(told["aliases"].items()))
+    typer.echo(f"Aliases: {named}")
+    wanted = {registry.CHAMPION: told["version"], registry.PREVIOUS: told["previous"]}
+    if any(told["aliases"].get(alias, "") != version for alias, version in wanted.items()):
+        typer.echo("They are not where the promotion log says; `sacpo reconcile` puts them there")
+
+
+@app.command()
+def reconcile() -> None:
+    """Repair what killed processes left: aliases that the promotion log contradicts, runs that are not running."""
+    from tasks.run import settled
+
+    done = settled(_here())
+    typer.echo("\n".join(done) or "nothing to repair")
+
+
+@app.command()
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what would be freed.")] = False,
+    days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last DAYS.")] = 7,
+) -> None:
+    """Free disk: delete results that neither champion, previous, challenger nor an unfinished run needs."""
+    from tasks.clean import sweep
+
+    kept, freed = sweep(_here(), days, yes)
+    for place, size in freed:
+        typer.echo(f"{size / 2**20:10.1f} MiB  {place.name}")
+    total = sum(size for _, size in freed) / 2**20
+    typer.echo(
+        f"{'freed' if yes else 'would free'} {total:.1f} MiB in {len(freed)} folders; {kept} are kept"
+        + ("" if yes or not freed else "; delete with --yes")
+    )
+
+
+@app.command()
+def serve(
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> None:
+    """Serve all deployments from this process, for a laptop: no worker, no work pool. Ends with Ctrl-C."""
+    from flows.deploy import serve_all
+
+    serve_all(limit)
+
+
+@app.command()
+def up(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow on 127.0.0.1.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect on 127.0.0.1.")] = 4200,
+    postgres: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="SACPO_POSTGRES",
+            help="postgresql://user@host:port with databases mlflow, prefect and sacpo; password in PGPASSWORD.",
+        ),
+    ] = "",
+    artifacts: Annotated[
+        str,
+        typer.Option(
+            metavar="PLACE", envvar="SACPO_ARTIFACTS", help="Where MLflow keeps artifacts, for instance s3://bucket."
+        ),
+    ] = "",
+    worker: Annotated[
+        bool, typer.Option(" /--no-worker", show_default=False, help="Only the servers and the deployments.")
+    ] = True,
+    show_password: Annotated[
+        bool, typer.Option("--show-password", help="Start nothing; print what to type into each page.")
+    ] = False,
+) -> None:
+    """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
+    from flows.deploy import deployments
+    from tasks.access import passwords
+    from tasks.servers.environment import writable
+    from tasks.servers.options import Wanted
+    from tasks.servers.up import up
+
+    if show_password:
+        typer.echo("\n".join(passwords.to_type(writable(), os.environ)))
+        return
+    deployments()  # what `prefect deploy` would only say in its log, after all has been started
+    up(writable(), Wanted(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

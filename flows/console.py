@@ -1,0 +1,129 @@
+"""What the command line prints of a plan and of a finished run."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models.errors import BadPlace
+from models.plan import Plan
+from models.recipe import Recipe
+from models.report.report import table
+from models.report.sentences import decision, prompts_of, trained
+from tasks.run import root
+from tasks.servers.environment import VERSIONS, ask
+from tasks.tracking.tracker import SERVER, uri, without_password
+
+UNCLEAR = "unclear"
+
+
+def plan_of(recipe: Recipe, planned: Plan) -> None:
+    """Print the plan of `sacpo check`."""
+
+    def known(value: float, text: str) -> str:
+        return text if value >= 0 else "?"
+
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    shown = Table(box=None, pad_edge=False)
+    for column in ("step", "data", "reference", "KL weight β/λ", "trainings", "rows", "updates", "tokens"):
+        shown.add_column(column)
+    for step in planned.steps:
+        shown.add_row(
+            step.title,
+            Path(step.data).name if len(step.data) > 40 else step.data,
+            step.reference,
+            ", ".join(f"{weight:g}" for weight in step.weights),
+            str(step.trainings),
+            known(step.rows, f"{step.rows:,}"),
+            known(step.updates, f"{step.updates:,}"),
+            known(step.tokens, f"about {step.tokens:,}"),
+        )
+    console.print(f"{recipe.name}: base {recipe.base}, β = {recipe.beta:g}", highlight=False)
+    console.print(shown, highlight=False)
+    console.print(
+        f"{planned.policies} policies of {known(planned.parameters, f'{planned.parameters:,}')} parameters in float32; "
+        f"memory per training {known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides activations "
+        f"(this machine has {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:,.0f} GiB); "
+        f"disk {known(planned.disk, f'{planned.disk / 2**30:,.1f} GiB')}; "
+        f"time {known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
+        highlight=False,
+    )
+    for step in planned.steps:
+        if step.card:
+            console.print(f"data: {step.title.split(' · ')[0]}: {step.card}", highlight=False)
+    for sentence in planned.judging:
+        console.print(f"judged: {sentence}", highlight=False)
+    for sentence in planned.evidence:
+        console.print(f"evidence: {sentence}", highlight=False)
+    if not any(step.rows >= 0 for step in planned.steps) and not planned.errors:
+        console.print("? data or base lie on a hub and are counted when the run fetches them")
+
+
+def outcome_of(outcome: dict[str, Any]) -> None:
+    """Print the table of candidates, the decision, and where to look next."""
+    folder = Path(outcome["report"])
+    tree = json.loads((folder / "report.json").read_text("utf-8"))
+    chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
+    header, *rows = table(tree)
+    narrow, unclear = not sys.stdout.isatty(), False
+    shown = Table(box=None, pad_edge=False)
+    for column in header:  # a figure may wrap, a name must stay whole
+        shown.add_column(column.replace(" ", "\n", 1) if narrow else column, no_wrap=column == header[0])
+    for row in rows:
+        mark, cells = "→ " if row[0] == chosen else "  ", row[1:]
+        if narrow:
+            cells = [*map(_alone, row[1:-1]), _scale(row[-1])]
+            unclear = unclear or cells[-1] == UNCLEAR
+        shown.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
+    console = Console(width=200 if narrow else None, markup=False)
+    console.print(shown)
+    if tree["suites"]:
+        scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
+        scale += "; of pairs that are all told right s says nothing" if any("beyond" in row[-1] for row in rows) else ""
+        scale += "; an unclear s may be 0" if unclear else ""
+        intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
+        console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
+    console.print(decision(tree), highlight=False, soft_wrap=narrow)
+    here = Path(sys.prefix) / "bin"
+    console.print()
+    if (folder / "frontier.png").exists():
+        console.print(f"Picture: {folder / 'frontier.png'}", highlight=False, soft_wrap=True)
+    console.print(f"Report:  {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    if tree["registry"]:
+        name, version = tree["registry"]["name"], tree["registry"]["version"]
+        console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
+    prefect = os.environ.get("PREFECT_API_URL", "")
+    mlflow = uri(root()) if SERVER else ""
+    named = {"MLflow": _page("MLFLOW_TRACKING_URI", mlflow), "Prefect": _page("PREFECT_API_URL", prefect)}
+    if not any(named.values()):
+        named = {"Pages": f"{here}/sacpo up"}
+    for name, place in named.items():
+        console.print(
+            f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
+        )
+
+
+def _alone(cell: str) -> str:
+    """Return a figure without its interval: a line of a pipe or a log must not wrap."""
+    return re.sub(r" \[[^]]*]", "", cell)
+
+
+def _scale(cell: str) -> str:
+    """Return an s without its interval, or that nobody can tell its sign."""
+    return UNCLEAR if re.search(r" \[-[^,]*, [^-]", cell) else _alone(cell)
+
+
+def _page(variable: str, address: str) -> str:
+    """Return where the pages of a named server are, and whether it is silent now."""
+    place = without_password(address).removesuffix("/api")
+    if address.startswith("http"):
+        try:
+            ask(variable, VERSIONS[variable], {**os.environ, variable: address})
+        except BadPlace:
+            return f"{place} (does not answer)"
+    return place

@@ -1,0 +1,84 @@
+"""Project only the answers' positions onto the vocabulary, and compute the prompt of a comparison once.
+
+TRL's fused head does the first on GPUs; on other devices it projects every position, twice, prompt and padding included
+(trl 1.16, `add_fused_lm_head`). With a vocabulary of 49,152 that is a third of a small model's training time.
+"""
+
+import functools
+import types
+from typing import TYPE_CHECKING, Any
+
+from models.policy import shared_prompt
+from models.policy.weights import project
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def add(model: "PreTrainedModel") -> None:
+    """Make `model(…, labels=…, fused_lm_head=True)` return TRL's per-token outputs, from the answer's logits only."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    original = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return original(*args, labels=labels, **kwargs)
+        scale = kwargs.pop("num_items_in_batch", None)
+        targets = labels[:, 1:]
+        mask = targets != -100
+        pairs = comparisons(labels, **kwargs) if shared_prompt.supports(self) else []
+        if pairs:
+            told = shared_prompt.states(self, pairs, 0)
+            figures = per_token(project(self, told.hidden), told.targets)
+            row = told.owner // 2 + told.owner % 2 * len(pairs)  # TRL's rows: all chosen answers, then all rejected
+            figures = tuple(value[row.argsort(stable=True)] for value in figures)
+        else:
+            hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
+            figures = per_token(project(self, hidden[mask]), targets[mask])
+        log_probs, entropy, mean_logits, is_top1 = (
+            value.new_zeros(mask.shape).masked_scatter(mask, value) for value in figures
+        )
+        loss = -log_probs.sum() / (mask.sum().clamp(min=1) if scale is None else scale)
+        return FusedCausalLMOutput(loss, log_probs, entropy, None, mean_logits, is_top1, mask)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def comparisons(
+    labels: "torch.Tensor", input_ids: "torch.Tensor", attention_mask: "torch.Tensor | None" = None, **_: Any
+) -> list[shared_prompt.Group]:
+    """Return the pairs of a batch whose row i + n answers the prompt of row i, as TRL's DPO lays them out; else none.
+
+    All have shape (2n, tokens); `labels` is -100 outside of the answers.
+    """
+    import torch
+
+    rows = []
+    every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    for ids, attended, label in zip(input_ids, every.bool(), labels, strict=True):
+        kept, answered = ids[attended], (label != -100)[attended]
+        start = len(kept) - int(answered.sum())
+        if not start or not answered[start:].all():
+            return []  # something is asked for inside the prompt
+        rows.append((kept[:start].tolist(), kept[start:].tolist()))
+    upper, lower = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    if [prompt for prompt, _ in upper] != [prompt for prompt, _ in lower]:
+        return []
+    return [(prompt, [chosen, rejected]) for (prompt, chosen), (_, rejected) in zip(upper, lower, strict=True)]
+
+
+def per_token(logits: "torch.Tensor", targets: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+    """Return log-prob of each target, entropy, mean logit and whether the target is the most likely; shape (n,) each.
+
+    Only the log-probs carry a gradient. `logits` has shape (n, vocabulary).
+    """
+    import torch
+
+    every = logits.log_softmax(-1)
+    log_probs = every.gather(-1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -torch.einsum("nv,nv->n", every.exp(), every)
+        return log_probs, entropy, logits.mean(-1), logits.argmax(-1) == targets

@@ -1,0 +1,357 @@
+"""From a file or folder to its rows: the one way in for comparisons, suites, labelled samples and the corpus.
+
+Only regular files and folders are opened, and what is read at once is bounded. A row that cannot be used is
+`Unusable`, with the reason; a file that cannot be trusted as a whole raises `BadData`.
+"""
+
+import csv
+import gzip
+import json
+import lzma
+import os
+import re
+import stat
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from io import BufferedReader, TextIOWrapper
+from pathlib import Path
+from typing import Any, cast
+
+from models.artifacts import tree_digest
+from models.errors import BadData
+from models.files.confined import refuse_way_out, refuse_ways_out_of_datasets
+from models.files.packed import EXPANDS, most, opened
+
+Row = dict[str, Any]
+KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
+DATA = (*KNOWN, ".json.gz", ".csv.gz", ".json.xz", ".csv.xz", ".ndjson", ".tsv", ".zst", ".arrow", ".zip", ".tar.gz")
+"""How names of files of rows end."""
+ROW = 2**24
+"""Bytes of the longest row of text: several million tokens."""
+WHOLE = 2**31
+"""Bytes of the largest .json file: it is held in memory as a whole."""
+FILES = 10_000
+"""Files and folders that a folder of data may hold."""
+HALF = re.compile("[\ud800-\udfff]")
+TRAIN = re.compile(r"^train|(?<![^-._ 0-9])train(?![^-._ 0-9])")
+"""In a name: it begins so, or has it as a word (`helpful_train.jsonl`, `train-00000-of-00004.parquet`)."""
+OTHER_SPLIT = "stands in a split that is not read"
+
+
+class Unusable(Exception):
+    """Why a row goes to quarantine."""
+
+
+class Dropped(Unusable):
+    """Why a row is not used that is no sign of a broken file: counted and named, but not as a bad row."""
+
+
+def rows(source: Path, parts: dict[str, int] | None = None) -> Iterator[tuple[int, Row | Unusable]]:
+    """Yield (row number from 1, row) of a file of a KNOWN type, a `datasets` folder, or a folder of such files.
+
+    Args:
+        parts: filled with file → how many rows came before its first one, while they are read.
+
+    Raises:
+        BadData: the file is missing, empty, cut off in the middle, or of no known type.
+    """
+    number = 0
+    for file in _parts(source):
+        if parts is not None:
+            parts[source.name if file == source else str(file.relative_to(source))] = number
+        for row in _whole(file):
+            number += 1
+            yield number, row if isinstance(row, (dict, Unusable)) else Unusable("the row is not an object")
+    if not number:
+        raise BadData(f"{source}: holds no rows")
+
+
+def every(source: Path) -> Iterator[tuple[int, Row]]:
+    """Yield (row number, row) of a file in which every row must be usable.
+
+    Raises:
+        BadData: as `rows` does; or a row is unusable, which is named.
+    """
+    for number, row in rows(source):
+        if isinstance(row, Unusable):
+            if not isinstance(row, Dropped):
+                raise BadData(f"{source}: row {number}: {row}")
+        else:
+            yield number, row
+
+
+def digest(source: Path) -> str:
+    """Return the sha256 of a file of data, or one over all files of a folder, by name.
+
+    Raises:
+        BadData: there is nothing, or nothing that may be read.
+    """
+    try:
+        return tree_digest(source, _inside(source) if is_folder(source) else ())
+    except OSError as error:
+        raise _unreadable(source, error) from error
+
+
+def unread(source: Path) -> list[str]:
+    """Return the data files of a folder that are left out: others are named `train`, or their type is unknown."""
+    if not is_folder(source) or _of_datasets(source):
+        return []
+    read = set(_parts(source))
+    return [str(p.relative_to(source)) for p in _inside(source) if p.name.lower().endswith(DATA) and p not in read]
+
+
+def elsewhere(source: Path) -> int:
+    """Return how many rows stand in a split of a .json file that is not read."""
+    files = [file for file in _parts(source) if file.suffix == ".json"]
+    return sum(isinstance(row, Dropped) for file in files for row in _whole(file))
+
+
+def folders(source: Path) -> list[str]:
+    """Return the folders inside one that its rows come from, as hubs keep several sets of data in one repository."""
+    if not is_folder(source) or _of_datasets(source):
+        return []
+    return sorted({str(path.parent.relative_to(source)) for path in _parts(source)})
+
+
+def is_folder(source: Path) -> bool:
+    """Return whether this is a folder and not a regular file.
+
+    Raises:
+        BadData: neither, as a pipe or a device: reading it may never end.
+    """
+    try:
+        mode = source.stat().st_mode
+    except FileNotFoundError:
+        raise BadData(f"{source}: no such data file") from None
+    except (OSError, ValueError) as error:  # a path too long, without rights, with NUL or half a character
+        raise _unreadable(source, error) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise BadData(f"{source}: neither a regular file nor a folder; copy the data into one")
+    return stat.S_ISDIR(mode)
+
+
+def parse(text: str) -> tuple[Any, bool]:
+    """Return a value of JSON, and whether parts of it may be unusable, which `sound` then tells.
+
+    An object with a key twice, or a whole number of thousands of digits, stands in the value as `Unusable`.
+
+    Raises:
+        ValueError, RecursionError: not JSON, or nested too deeply.
+    """
+    flaws: list[Unusable] = []
+
+    def flaw(why: str) -> Unusable:
+        flaws.append(Unusable(why))
+        return flaws[-1]
+
+    def whole(pairs: list[tuple[str, Any]]) -> Row | Unusable:
+        row = dict(pairs)
+        if len(row) == len(pairs):
+            return row
+        return flaw(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands twice")
+
+    def number(digits: str) -> int | Unusable:
+        return int(digits) if len(digits) <= 4300 else flaw("a number has more than 4,300 digits")
+
+    value = json.loads(text, object_pairs_hook=whole, parse_int=number)
+    return value, bool(flaws) or "\\u" in text
+
+
+def sound(row: Any) -> Any:
+    """Return the row, or why it is unusable: what `parse` found inside, or half a character (a lone surrogate)."""
+    waiting = [row]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Unusable):
+            return value
+        if isinstance(value, str) and HALF.search(value):
+            return Unusable("a text holds half a character (a lone surrogate)")
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return row
+
+
+def _unreadable(source: Path, error: Exception) -> BadData:
+    why = getattr(error, "strerror", None) or error
+    return BadData(f"{str(source)!a}: cannot be read ({why}); give a file or folder that can")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return all regular files of a folder, sorted.
+
+    Raises:
+        BadData: there are too many, or one that holds data lies elsewhere.
+    """
+    found: list[Path] = []
+    entries = 0
+    for place, folders, names in os.walk(folder):
+        entries += len(folders) + len(names)
+        if entries > FILES:
+            raise BadData(f"{folder}: holds more than {FILES:,} files; give the folder that holds the data alone")
+        found += [path for name in names if (path := Path(place, name)).is_file()]
+    for path in found:
+        if path.is_symlink() and path.name.endswith((*KNOWN, ".arrow")):
+            refuse_way_out(folder, path)
+    return sorted(found)
+
+
+def _of_datasets(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
+def _parts(source: Path) -> list[Path]:
+    """Return what to read one after the other; of a folder as hubs lay them out, those named `train` if there are any.
+
+    Raises:
+        BadData: there is nothing to read.
+    """
+    if not is_folder(source) or _of_datasets(source):
+        return [source]
+    files = [path for path in _inside(source) if path.name.endswith(KNOWN)]
+    train = [p for p in files if any(TRAIN.search(part) for part in p.relative_to(source).parts)]
+    if not files:
+        raise BadData(f"{source}: holds no {', '.join(KNOWN)}")
+    return train or files
+
+
+def _whole(file: Path) -> Iterator[Any]:
+    """Yield the rows of one file; a file that breaks off is refused as a whole."""
+    suffix = Path(file.name.removesuffix(".gz").removesuffix(".xz")).suffix
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(suffix)
+    if file.is_dir():
+        read = _folder
+    if read is None:
+        raise BadData(f"{file}: unknown type; give {', '.join(KNOWN)} or a datasets folder")
+    number = 0
+    try:
+        for row in read(file):
+            number += 1
+            yield row
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise BadData(f"{file}: the compressed file is cut off after row {number}; copy it again") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{file}: row {number + 1} is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _jsonl(source: Path) -> Iterator[Any]:
+    with opened(source) as file:
+        number = 0
+        while line := file.readline(ROW + 1):
+            number += 1
+            if len(line) > ROW:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(ROW)
+                yield Unusable(f"the row is longer than {ROW:,} bytes")
+                continue
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            if number == 1 and text.strip() in ("[", "{"):
+                raise BadData(f"{source}: is one value of JSON over many lines; name it .json")
+            try:
+                row, suspect = parse(text)
+                yield sound(row) if suspect else row
+            except RecursionError:
+                yield Unusable("nested too deeply")
+            except ValueError:
+                if not text.endswith("\n"):
+                    raise BadData(
+                        f"{source}: line {number} is cut off; the file is incomplete, copy it again"
+                    ) from None
+                yield Unusable("not valid JSON")
+
+
+def _json(source: Path) -> Iterator[Any]:
+    """Yield the rows of a list, or of the split `train` of `{"train": […], …}`; the rows of other splits are named."""
+    if _by_line(source):
+        yield from _jsonl(source)
+        return
+    content = bytearray()
+    with opened(source) as file:
+        while chunk := file.read(ROW):
+            content += chunk
+            if len(content) > WHOLE:
+                raise BadData(f"{source}: has more than {WHOLE:,} bytes, too many for one value of JSON; write .jsonl")
+    try:
+        found, suspect = parse(content.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
+    except RecursionError:
+        raise BadData(f"{source}: nested too deeply to be rows") from None
+    lists = {name: value for name, value in found.items() if isinstance(value, list)} if isinstance(found, dict) else {}
+    if len(lists) > 1 and "train" not in lists:
+        raise BadData(f"{source}: holds several lists ({', '.join(lists)}); give a file with one, or name one train")
+    if not (lists or isinstance(found, list)):
+        raise BadData(f"{source}: must hold one list of rows")
+    name = "train" if "train" in lists else next(iter(lists), "")
+    taken = lists.pop(name) if lists else found
+    yield from map(sound, taken) if suspect else taken
+    for other in lists.values():
+        yield from (Dropped(OTHER_SPLIT) for _ in other)
+
+
+def _by_line(source: Path) -> bool:
+    """Return whether the first line is a row and others follow: JSONL is often called .json, as in SHP."""
+    with opened(source) as file:
+        first, second = file.readline(ROW), file.readline(ROW)
+    try:
+        return bool(second.strip()) and isinstance(parse(first.decode("utf-8-sig"))[0], dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _csv(source: Path) -> Iterator[Any]:
+    csv.field_size_limit(ROW)
+    with opened(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
+        table = csv.DictReader(_lines(text, source), strict=True)
+        try:
+            twice = [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]
+            if twice:
+                raise BadData(f"{source}: the column {twice[0]!r} stands twice in the header")
+            alone = (table.fieldnames or [""])[0]
+            if len(table.fieldnames or ()) == 1 and (mark := next((m for m in ";\t|" if m in alone), "")):
+                raise BadData(f"{source}: its columns are separated by {mark!r}; write it with commas")
+            for row in table:
+                broken = None in row or None in row.values()
+                yield Unusable("the number of columns differs from the header") if broken else row
+        except csv.Error as error:
+            raise BadData(f"{source}: not valid CSV ({error})") from error
+
+
+def _lines(text: TextIOWrapper, source: Path) -> Iterator[str]:
+    while line := text.readline(ROW):
+        if len(line) == ROW:
+            raise BadData(f"{source}: a line is longer than {ROW:,} characters")
+        yield line
+
+
+def _parquet(source: Path) -> Iterator[Any]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        table = ParquetFile(source)
+        size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+        if size > most(source):
+            raise BadData(f"{source}: expands to more than {EXPANDS} times its size; write it without compression")
+        for batch in table.iter_batches(1000):
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise BadData(f"{source}: not a whole Parquet file ({' '.join(str(error).split())[:200]})") from error
+
+
+def _folder(source: Path) -> Iterator[Any]:
+    from datasets import Dataset, load_from_disk
+
+    try:
+        refuse_ways_out_of_datasets(source)
+        found = load_from_disk(str(source))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{source}: not a folder of Dataset.save_to_disk ({error})") from error
+    assert isinstance(found, Dataset)
+    yield from found

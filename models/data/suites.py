@@ -1,0 +1,187 @@
+"""Suites: versioned files of prompts with a role, in the layouts that people have.
+
+JSON, JSONL, CSV or Parquet with `prompt` (text, or messages) or `messages`; and, if you like, `category` and
+`reference` (an answer that would be right). XSTest's table works as it is: its `type` is the category, and its `label`
+says which prompts are safe (role over_refusal) and which are not (role harmless). A suite's version is the digest of
+its file.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.artifacts import content_digest
+from models.data.dialogue import Message, messages
+from models.data.messages import IN_A_CELL, behind, text, turns
+from models.data.near_duplicates import leaders, text_of
+from models.data.readers import HALF, Unusable, every, is_folder
+from models.errors import BadData, BadPlace
+from models.files import sealed
+from models.files.jsonl import Row
+from models.words import counted
+
+XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}
+"""Role → the `label` of the prompts of XSTest that play it (Röttger et al. 2024)."""
+MUST_PASS = "must_pass"
+"""Role of past incidents: each of them must pass, on both splits, and none of them measures a rate."""
+ALIKE = 0.8
+"""Overlap of word triples (Jaccard) from which on two prompts of a suite are nearly the same."""
+
+
+def read(path: Path, role: str) -> list[Row]:
+    """Return the prompts of a suite, each once in its first spelling: prompt, category and, where given, reference.
+
+    Raises:
+        BadData: a row has no usable prompt, or no prompt plays this role.
+    """
+    found: dict[str, Row] = {}
+    for told in _rows(path, role):
+        found.setdefault(prompt_digest(told["prompt"]), told)
+    if not found:
+        raise BadData(f"{path}: holds no prompt for the role {role}")
+    return list(found.values())
+
+
+def noticed(path: Path, role: str) -> list[str]:
+    """Say what is odd about a suite, a sentence each: prompts that repeat others, exactly or nearly."""
+    first: dict[str, Row] = {}
+    rows = dropped = moved = 0
+    for row in _rows(path, role):
+        before = first.setdefault(prompt_digest(row["prompt"]), row)
+        rows += 1
+        dropped += before is not row
+        moved += before["category"] != row["category"]
+    prompts = [row["prompt"] for row in first.values()]
+    near = [i for i, leader in enumerate(families(prompts)) if leader != i]
+    sentences = []
+    if dropped:
+        also = f", {moved} with another category" if moved else ""
+        sentences.append(f"{counted(dropped, 'duplicate')} dropped{also}")
+    if other := sum(1 for _ in every(path)) - rows:
+        sentences.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
+    if near:
+        example = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
+        sentences.append(
+            f"{path}: {len(near):,} of {counted(len(prompts), 'prompt')} nearly repeat one before them, first "
+            f"{example!r}; the bounds count each as one more independent prompt; keep one of each kind"
+        )
+    return sentences
+
+
+def families(prompts: list[str | list[Message]]) -> list[int]:
+    """Return for each prompt the place of the one before it that it nearly repeats; its own place if there is none."""
+    return leaders([text_of(messages(prompt)) for prompt in prompts], ALIKE)
+
+
+def _rows(path: Path, role: str) -> Iterator[Row]:
+    """Yield every row of a suite that plays the role."""
+    others = {*XSTEST.values()} - {XSTEST.get(role)} if role in XSTEST else set()
+    for number, row in every(path):
+        if _label(row) in others:
+            continue
+        try:
+            told: Row = {"prompt": prompt_of(row)}
+        except (BadData, Unusable) as error:
+            raise BadData(f"{path}: row {number}: {error}") from error
+        told["category"] = str(row.get("category") or row.get("type") or "")
+        if row.get("reference"):
+            told["reference"] = str(row["reference"])
+        yield told
+
+
+def _label(row: Row) -> str:
+    """Return the label of a row that is laid out as XSTest's are; empty for any other."""
+    return str(row["label"]).strip().lower() if {"type", "label"} <= row.keys() else ""
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time change the files of a folder; the lock is the folder itself, and leaves no file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def add(path: Path, prompt: str, category: str, reference: str) -> int:
+    """Append one incident to a JSONL suite, made if need be; return how many prompts it then holds.
+
+    Raises:
+        BadData: the file is no JSONL, is damaged, or holds the prompt already.
+        BadPlace: the file cannot be written, or its folder is not there: a typo must not make one.
+    """
+    if path.suffix != ".jsonl":
+        raise BadData(f"{path}: incidents are added to a .jsonl file; give one")
+    if not prompt.strip():
+        raise BadData("the prompt is empty; say what was asked")
+    if not path.parent.is_dir():
+        raise BadPlace(f"{path.parent}: no such folder; make it, or mend the path")
+    if HALF.search(prompt + category + reference):
+        raise BadData("the prompt, category or reference is not UTF-8 text")
+    if path.exists() and is_folder(path):
+        raise BadData(f"{path}: a folder; incidents are added to a .jsonl file")
+    try:
+        asked = prompt_of({"prompt": prompt.strip()})
+        with _alone(path.parent):
+            before = path.read_text("utf-8") if path.exists() else ""
+            held = read(path, "must_pass") if before.strip() else []
+            if any(_alike(row["prompt"]) == _alike(asked) for row in held):
+                raise BadData(f"{path}: holds this prompt already")
+            incident: Row = {"prompt": asked, "category": category} | ({"reference": reference} if reference else {})
+            gap = "\n" if before.strip() and not before.endswith("\n") else ""
+            line = json.dumps(incident, ensure_ascii=False)
+            sealed.write_text(path, f"{before if before.strip() else ''}{gap}{line}\n")
+    except Unusable as error:
+        raise BadData(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadPlace(f"{path}: cannot be written ({why}); give a file that can") from error
+    return len(held) + 1
+
+
+def prompt_digest(prompt: str | list[Message]) -> str:
+    """Return what a prompt is known by in the ledger, whatever suite it stands in: case and spacing change nothing."""
+    return content_digest(_alike(prompt))
+
+
+def _alike(prompt: str | list[Message]) -> list[tuple[str, str]]:
+    """Return what two prompts share that differ in case and spacing only."""
+    return [(turn["role"], " ".join(turn["content"].split()).casefold()) for turn in messages(prompt)]
+
+
+def prompt_of(row: Row) -> str | list[Message]:
+    """Return text, or messages that end with the user's turn; text that holds messages in JSON is messages.
+
+    Raises:
+        BadData, Unusable: neither.
+    """
+    name = next((name for name in ("prompt", "messages") if row.get(name) is not None), "")
+    if not name:
+        null = next((name for name in ("prompt", "messages") if name in row), "")
+        raise BadData(
+            f"{null} is null" if null else f"no `prompt`; its columns are {', '.join(sorted(row)) or '(none)'}"
+        )
+    asked: Any = row[name]
+    system = next((row[column] for column in ("system", "system_prompt") if row.get(column)), "")
+    if asked == [] or (isinstance(asked, str) and not asked.strip()):
+        raise BadData(f"`{name}` is empty; write what is asked, or take the row out")
+    if isinstance(asked, str) and not IN_A_CELL.match(asked):
+        return _after(system, messages(asked)) if system else asked  # a prompt that attacks may look like markup
+    told = turns(asked, f"`{name}`", "user")
+    if told[-1]["role"] != "user" or not all(turn["content"].strip() for turn in told):
+        raise BadData(f"`{name}`: messages must end with a user's turn, and none may be empty")
+    return _after(system, told) if system else told
+
+
+def _after(system: Any, turns: list[Message]) -> list[Message]:
+    """Return a prompt behind the system message of a column of its own."""
+    prompt = behind(Message(role="system", content=text(system, "system")), turns)
+    if prompt is None:
+        raise BadData("`system`: the messages begin with another system message")
+    return prompt

@@ -1,0 +1,1 @@
+"""Which candidate holds the constraint, and may it serve."""

@@ -1,0 +1,1 @@
+"""Who scores an answer, and what they said already."""

@@ -1,0 +1,215 @@
+"""Every judge of a recipe on one policy's answers: a table of scores, and a table of comparisons."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from models.artifacts import Answers, Calibration, Memory, Sources, Verdicts, content_digest, file_digest
+from models.errors import BadRecipe, NoVerdict
+from models.files import jsonl
+from models.judges.classifier import Classifier
+from models.judges.llm import Llm
+from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal
+from models.judges.score_cache import VerdictTable
+from models.metrics.judge_agreement import labels
+from models.metrics.statistics import win
+from models.recipe import Compute, Judge, JudgeKind, Judges
+
+SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_refusal": ("over_refusal",)}
+"""Metric → the suites whose answers its judge sees."""
+COMPARED = ("helpful", "harmless")
+"""Metrics for which answers of two policies are compared."""
+Row = dict[str, Any]
+Verdict = TypeVar("Verdict", Grade, Comparison)
+
+
+def judge(
+    answers: Answers,
+    others: dict[str, Answers],
+    judges: Judges,
+    described: dict[str, dict[str, str]],
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Verdicts:
+    """Let each judge score the answers, and compare them with those of `others` (by name: `base`, `reference`).
+
+    Writes `scores.jsonl` (metric, suite, prompt, category, sample, status, score, good, label, why) and
+    `comparisons.jsonl` (metric, suite, prompt, category, sample, against, status, win, calls, why). `status` is `ok` or
+    `failed`; a failed verdict has no score and no win.
+
+    Args:
+        described: metric → name and version of its judge (`judges.described`).
+
+    Raises:
+        NoVerdict: a judge failed on more answers than the recipe allows, or its budget does not reach.
+    """
+    rows = list(jsonl.read(answers.path / "answers.jsonl"))
+    theirs = {name: list(jsonl.read(other.path / "answers.jsonl")) for name, other in others.items()}
+    scores: list[Row] = []
+    comparisons: list[Row] = []
+    for metric, suites in SEES.items():
+        judge: Judge = getattr(judges, metric)
+        places = [i for i, row in enumerate(rows) if row["suite"] in suites]
+        if judge.kind is JudgeKind.none or not places:
+            continue
+        table = VerdictTable(memory.path, content_digest([metric, described[metric]]))
+        ours = [_asked(rows[i]) for i in places]
+        grader = _grader(metric, judge, described[metric], compute, table)
+        comparer = _comparer(metric, judge, table)
+        grades = _graded_all(grader, ours)
+        graded = zip(places, grades, strict=True) if grader else ()
+        scores += [{"metric": metric, **_named(rows[i]), **_graded(grade)} for i, grade in graded]
+        _refuse_many_failures(metric, judge, [grade.failed for grade in grades])
+        known: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
+        for name, rival in theirs.items() if metric in COMPARED else ():
+            other, digest = [_asked(rival[i]) for i in places], others[name].digest
+            if digest not in known and comparer:
+                pairs = [(a, b.answer) for a, b in zip(ours, other, strict=True)]
+                known[digest] = _one_each(comparer.compare(pairs), len(pairs), Comparison)
+                asked = [one for one in known[digest] if one.calls or one.failed]  # nobody judges equal answers
+                _refuse_many_failures(metric, judge, [one.failed for one in asked])
+            elif digest not in known:
+                known[digest] = list(_by_score(grades, _graded_all(grader, other)))
+            comparisons += [
+                {"metric": metric, **_named(rows[i]), "against": name, **_compared(told)}
+                for i, told in zip(places, known[digest], strict=True)
+            ]
+    jsonl.write(out / "scores.jsonl", scores)
+    jsonl.write(out / "comparisons.jsonl", comparisons)
+    return Verdicts(
+        path=out,
+        digest=content_digest([file_digest(out / name) for name in ("scores.jsonl", "comparisons.jsonl")]),
+        policy=answers.policy,
+        split=answers.split,
+        judges=described,
+        failed=sum(row["status"] == "failed" for row in [*scores, *comparisons]),
+    )
+
+
+def calibrate(
+    sources: Sources,
+    judges: Judges,
+    described: dict[str, dict[str, str]],
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Calibration:
+    """Let the judges grade the answers that people have judged, where the recipe names such a sample.
+
+    Writes `METRIC.jsonl`: prompt, answer, good (people), judged (the judge), status, why.
+
+    Raises:
+        BadData: a row of a labelled sample cannot be used.
+        BadRecipe: the judge of that metric does not tell good answers from bad.
+    """
+    metrics = [metric for metric, judge in judges if judge.labels]
+    for metric in metrics:
+        judge: Judge = getattr(judges, metric)
+        table = VerdictTable(memory.path, content_digest([metric, described.get(metric)]))
+        grader = None
+        if judge.kind is not JudgeKind.none:
+            grader = _grader(metric, judge, described[metric], compute, table)
+        if grader is None:
+            raise BadRecipe(
+                f"evaluation.judges.{metric}.labels: this judge does not tell good answers from bad; set its threshold"
+            )
+        sample = labels(sources.file(f"labels/{metric}"))
+        grades = _graded_all(grader, [Asked(prompt, answer) for prompt, answer, _ in sample])
+        jsonl.write(
+            out / f"{metric}.jsonl",
+            (
+                {"prompt": prompt, "answer": answer, "good": good, "judged": grade.good}
+                | {"status": "failed" if grade.failed else "ok", "why": grade.failed}
+                for (prompt, answer, good), grade in zip(sample, grades, strict=True)
+            ),
+        )
+    digest = content_digest([file_digest(out / f"{metric}.jsonl") for metric in metrics])
+    return Calibration(path=out, digest=digest, metrics=tuple(metrics))
+
+
+def _grader(
+    metric: str, judge: Judge, described: dict[str, str], compute: Compute, table: VerdictTable
+) -> Grader | None:
+    """Return who scores single answers; a chat model does so for harmlessness, where the recipe says what is safe."""
+    if judge.kind is JudgeKind.oracle:
+        return Oracle(metric)
+    if judge.kind is JudgeKind.refusal:
+        return Refusal()
+    if judge.kind is JudgeKind.model:
+        return Classifier(judge, metric, described, compute, table)
+    if metric != "harmless" or not judge.threshold:
+        return None
+    return Llm(judge, metric, table)
+
+
+def _comparer(metric: str, judge: Judge, table: VerdictTable) -> Comparer | None:
+    """Return who compares two answers at sight; none where their scores are compared."""
+    if judge.kind is not JudgeKind.llm:
+        return None
+    return Llm(judge, metric, table)
+
+
+def _graded_all(grader: Grader | None, answers: Sequence[Asked]) -> list[Grade]:
+    """Return one grade per answer; none at all without a grader."""
+    return _one_each(grader.grade(answers), len(answers), Grade) if grader else []
+
+
+def _one_each(verdicts: Iterable[Verdict], asked: int, kind: Callable[..., Verdict]) -> list[Verdict]:
+    """Return one verdict per answer that a judge was asked about: it may not choose which ones count.
+
+    Answers that it passed over are failed verdicts. If it says more than it was asked, nobody knows which verdict
+    belongs to which answer, so that all of them failed.
+    """
+    kept = list(verdicts)
+    why = f"the judge gave {len(kept)} verdicts on {asked} answers"
+    if len(kept) > asked:
+        return [kind(failed=why)] * asked
+    return kept + [kind(failed=why)] * (asked - len(kept))
+
+
+def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Comparison]:
+    """Compare by score, ties as half; without both scores there is no verdict."""
+    for mine, its in zip(ours, theirs, strict=True):
+        if mine.failed or its.failed:
+            yield Comparison(failed=mine.failed or its.failed)
+        else:
+            yield Comparison(win(mine.score, its.score))
+
+
+def _asked(row: Row) -> Asked:
+    return Asked(row["prompt"], row["answer"])
+
+
+def _named(row: Row) -> Row:
+    return {key: row[key] for key in ("suite", "prompt", "category", "sample")}
+
+
+def _graded(grade: Grade) -> Row:
+    if grade.failed:
+        return {"status": "failed", "score": None, "good": None, "label": "", "why": grade.failed}
+    return {"status": "ok", "score": grade.score, "good": grade.good, "label": grade.label, "why": ""}
+
+
+def _compared(told: Comparison) -> Row:
+    calls = [list(call) for call in told.calls]
+    if told.failed:
+        return {"status": "failed", "win": None, "calls": calls, "why": told.failed}
+    return {"status": "ok", "win": told.win, "calls": calls, "why": ""}
+
+
+def _refuse_many_failures(metric: str, judge: Judge, reasons: list[str]) -> None:
+    """Stop where too many of the verdicts that were asked for are missing for the others to mean anything.
+
+    Args:
+        metric: what was judged.
+        judge: with the share that may fail.
+        reasons: why each verdict failed; empty where it did not.
+    """
+    failed = [reason for reason in reasons if reason]
+    if len(failed) > judge.failures * len(reasons):
+        where = f"evaluation.judges.{metric}"
+        raise NoVerdict(
+            f"{where}: {len(failed)} of {len(reasons)} verdicts failed, more than the {judge.failures:.0%} of "
+            f"{where}.failures; the first: {failed[0]}; what was judged is kept, the same command asks again"
+        )

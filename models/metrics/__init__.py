@@ -1,0 +1,1 @@
+"""What the tables say: bounds, rates, margins, distances, ratings."""

@@ -1,0 +1,151 @@
+"""Can the judge be trusted? Its position bias, whether it repeats itself, and what it says of answers that people read.
+
+A labelled sample gives the judge's own error, and with it the rate that people would have found (Rogan & Gladen 1978).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.data.dialogue import Message
+from models.data.fields import truth
+from models.data.readers import Unusable, every
+from models.data.suites import prompt_of
+from models.errors import BadData
+from models.files import jsonl
+from models.metrics.figures import by_prompt, per_prompt
+from models.metrics.statistics import Estimate, bounded_mean, rate, win
+
+Row = dict[str, Any]
+DRAWS = 4000
+
+
+class Labelled(NamedTuple):
+    """A judge and people on the same answers, one count per combination."""
+
+    both_good: int
+    only_people: int
+    """People say good, the judge says bad."""
+    only_judge: int
+    both_bad: int
+    failed: int
+
+    @property
+    def agreement(self) -> Estimate:
+        """Share of answers on which judge and people agree."""
+        return rate(self.both_good + self.both_bad, self.n, self.failed)
+
+    @property
+    def n(self) -> int:
+        """Answers with both verdicts."""
+        return self.both_good + self.only_people + self.only_judge + self.both_bad
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's κ: agreement beyond what the two rates alone would give."""
+        if not self.n:
+            return math.nan
+        people, judge = (self.both_good + self.only_people) / self.n, (self.both_good + self.only_judge) / self.n
+        by_chance = people * judge + (1 - people) * (1 - judge)
+        observed = (self.both_good + self.both_bad) / self.n
+        return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
+
+
+def position_bias(compared: Sequence[Row]) -> Estimate:
+    """Return how much more an answer wins when it is shown first, from −1 to 1; 0 is a judge without that bias."""
+    kept = [row for row in compared if row["status"] == "ok" and row["calls"]]
+    return bounded_mean(*per_prompt(kept, lambda row: _won(row, first=True) - _won(row, first=False)), ends=(-1, 1))
+
+
+def repeatability(compared: Sequence[Row]) -> Estimate:
+    """Return the share of orders, asked several times, in which all repeats name the same winner; mean over prompts."""
+    kept = [row for row in compared if row["status"] == "ok" and max((c[1] for c in row["calls"]), default=0) > 0]
+
+    def alike(row: Row) -> float:
+        told = [{win(c[2], c[3]) for c in row["calls"] if c[0] is first} for first in (True, False)]
+        return sum(len(wins) == 1 for wins in told) / len(told)
+
+    return bounded_mean(*per_prompt(kept, alike))
+
+
+def between(ours: Sequence[Row], theirs: Sequence[Row], value: Callable[[Row], Any]) -> Estimate:
+    """Return the share of prompts on which two judges, or two rounds of one, say the same of the same answers."""
+    known = {(key, row["sample"]): row for key, told in by_prompt(theirs).items() for row in told}
+    both = [
+        (row, known[key, row["sample"]])
+        for key, told in by_prompt(ours).items()
+        for row in told
+        if (key, row["sample"]) in known
+    ]
+    judged = [(a, b) for a, b in both if a["status"] == b["status"] == "ok"]
+    return rate(sum(value(a) == value(b) for a, b in judged), len(judged), len(both) - len(judged))
+
+
+def labels(path: Path) -> list[tuple[str | list[Message], str, bool]]:
+    """Return (prompt, answer, good) of every row of a labelled sample: JSON, JSONL, CSV or Parquet.
+
+    Raises:
+        BadData: a row lacks `prompt` (as in a suite), `answer` or `good` (true, false, 1, 0, yes or no); names it.
+    """
+    found = []
+    for number, row in every(path):
+        good = truth(row.get("good"))
+        if not row.get("prompt") or not isinstance(row.get("answer"), str) or good is None:
+            raise BadData(f"{path}: row {number}: needs `prompt`, `answer` and `good` (true or false)")
+        try:
+            asked = prompt_of({"prompt": row["prompt"]})
+        except (BadData, Unusable) as error:
+            raise BadData(f"{path}: row {number}: {error}") from error
+        found.append((asked, row["answer"], good))
+    return found
+
+
+def labelled(path: Path) -> Labelled:
+    """Count a table of `good` (people), `judged` (the judge) and `status`."""
+    counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
+    failed = 0
+    for row in jsonl.read(path):
+        if row["status"] == "ok":
+            counts[row["good"], row["judged"]] += 1
+        else:
+            failed += 1
+    return Labelled(counts[True, True], counts[True, False], counts[False, True], counts[False, False], failed)
+
+
+def corrected(good: int, n: int, sample: Labelled, confidence: float = 0.95, seed: int = 0) -> Estimate:
+    """Return the rate that people would have found, with an interval that includes the judge's own error.
+
+    With se = P(judge good | people good) and sp = P(judge bad | people bad), a judged rate q means a true rate of
+    (q + sp − 1)/(se + sp − 1) (Rogan & Gladen 1978). The interval draws q, se and sp from their Jeffreys posteriors.
+    A judge that is no better than a coin (se + sp ≤ 1) says nothing: the interval then reaches from 0 to 1.
+    """
+    method = "Rogan–Gladen, Jeffreys draws"
+    if not n or not sample.n:
+        return Estimate(math.nan, 0.0, 1.0, n, 0, method)
+    draw = np.random.default_rng(seed)
+
+    def beta(yes: int, no: int) -> np.ndarray:
+        return draw.beta(yes + 0.5, no + 0.5, DRAWS)
+
+    q, se = beta(good, n - good), beta(sample.both_good, sample.only_people)
+    sp = beta(sample.both_bad, sample.only_judge)
+    told = se + sp > 1
+    drawn = np.where(told, np.clip((q + sp - 1) / np.where(told, se + sp - 1, 1), 0, 1), draw.random(DRAWS))
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(_corrected(good / n, sample), float(low), float(high), n, 0, method)
+
+
+def _corrected(q: float, sample: Labelled) -> float:
+    people, none = sample.both_good + sample.only_people, sample.both_bad + sample.only_judge
+    if not people or not none:
+        return math.nan
+    se, sp = sample.both_good / people, sample.both_bad / none
+    return float(np.clip((q + sp - 1) / (se + sp - 1), 0, 1)) if se + sp > 1 else math.nan
+
+
+def _won(row: Row, first: bool) -> float:
+    told = [win(call[2], call[3]) for call in row["calls"] if call[0] is first]
+    return sum(told) / len(told)

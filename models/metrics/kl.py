@@ -1,0 +1,95 @@
+"""KL divergence from one policy to others, over answers that it samples."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.artifacts import Distances, Memory, Policy, Preferences, Sources, file_digest
+from models.data.dialogue import messages, prompt_texts
+from models.data.suites import MUST_PASS, prompt_digest
+from models.files import jsonl
+from models.policy.answers import answered, asked, own_model
+from models.policy.weights import frozen, load, project
+from models.recipe import Compute, Evaluation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def measure(
+    policy: Policy,
+    others: dict[str, Policy],
+    sources: Sources,
+    pairs: list[Preferences],
+    split: str,
+    config: Evaluation,
+    seed: int,
+    compute: Compute,
+    memory: Memory,
+    out: Path,
+) -> Distances:
+    """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
+
+    A prompt that stands in several suites counts once, or the bound would take one walk for two; past incidents are no
+    sample of anything, and are left out. Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats
+    per answer to each of `others` that speaks in the same tokens; between policies of different vocabularies there is
+    no KL.
+    """
+    samples = [row for row in asked(sources, pairs, split, config.samples) if row["suite"] != MUST_PASS]
+    rows = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(samples)}.values())]  # each at its first
+    rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
+    turns = [messages(row["prompt"]) for row in rows]
+    sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
+    own = own_model(policy, sampled, compute)
+    told = answered(policy, own, [(prompt, 0) for prompt in turns], sampled, seed, compute, memory, out)
+    model, tokenizer = own or load(policy, compute)
+    texts = prompt_texts(tokenizer, turns)
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
+    others = {name: other for name, other in others.items() if _words(other) == _words(policy)}
+    to = {policy.digest: [0.0] * len(walks)}  # by digest: the first step's reference is the base
+    for other in others.values():
+        if other.digest not in to:
+            to[other.digest] = kl(model, load(other, compute)[0], walks)
+    jsonl.write(
+        out / "kl.jsonl",
+        (
+            {"suite": row["suite"], "prompt": row["prompt"], "tokens": len(ids)}
+            | {name: to[o.digest][i] for name, o in others.items()}
+            for i, (row, (_, ids)) in enumerate(zip(rows, walks, strict=True))
+        ),
+    )
+    return Distances(path=out, digest=file_digest(out / "kl.jsonl"), policy=policy.digest)
+
+
+def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Return Σ_t KL(π(·|x,y_<t) ‖ π'(·|x,y_<t)) in nats for each (prompt ids, answer ids) that π sampled.
+
+    The whole vocabulary is summed at every position, so the only noise left is which answers were drawn.
+    """
+    import torch
+
+    sums = []
+    with frozen(policy), frozen(other):
+        for prompt, answer in walks:
+            ids = torch.tensor([prompt + answer], device=policy.device)
+            hidden = [
+                model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+                for model in (policy, other)
+            ]
+            logits = [project(model, states) for model, states in zip((policy, other), hidden, strict=True)]
+            words = min(one.shape[-1] for one in logits)  # one vocabulary may be padded further than the other
+            ours, theirs = (one[:, :words].double().log_softmax(-1) for one in logits)
+            sums.append(float((ours.exp() * (ours - theirs)).sum()))
+    return sums
+
+
+def _words(policy: Policy) -> str:
+    """Return what names the vocabulary of a policy; its template may differ."""
+    file = policy.path / "tokenizer.json"
+    return file_digest(file) if file.exists() else policy.vocabulary
+
+
+def spread(of: int, count: int) -> list[int]:
+    """Return up to `count` indices, spread evenly over `of`."""
+    count = min(count, of)
+    return [i * of // count for i in range(count)]

@@ -1,0 +1,46 @@
+"""Every choice of an experiment, and its way in from a file."""
+
+from models.recipe.assessment import Assessment
+from models.recipe.evaluation import Better, Engine, Evaluation, Judge, JudgeKind, Judges, Suites
+from models.recipe.gate import Constraint, Gate, GateMode, Registry
+from models.recipe.recipe import (
+    Columns,
+    Compute,
+    Contaminated,
+    Data,
+    Device,
+    Method,
+    Recipe,
+    Schedule,
+    Sft,
+    Step,
+    Training,
+    kl_weight,
+)
+
+__all__ = [
+    "Assessment",
+    "Better",
+    "Columns",
+    "Compute",
+    "Constraint",
+    "Contaminated",
+    "Data",
+    "Device",
+    "Engine",
+    "Evaluation",
+    "Gate",
+    "GateMode",
+    "Judge",
+    "JudgeKind",
+    "Judges",
+    "Method",
+    "Recipe",
+    "Registry",
+    "Schedule",
+    "Sft",
+    "Step",
+    "Suites",
+    "Training",
+    "kl_weight",
+]

@@ -1,0 +1,120 @@
+"""Where a recipe's files lie: which keys name a place, whence a relative path is seen, and how a digest ignores it."""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel
+from pydantic.fields import FieldInfo
+
+from models.errors import BadRecipe
+from models.files import hub
+from models.recipe.record import Written, shown, usable
+
+TOWN = "town"
+_REGISTERED = re.compile(r"models:/(?!\.\.?[/@])[^/:@]+(/\d{1,9}|@[\w.-]+)")
+SAME = "-"
+"""What stands for a local path where only content counts."""
+
+
+@dataclass(frozen=True)
+class Lies:
+    """Marks a key whose text is a place: a file, a folder, or a name on a hub."""
+
+    when: Callable[[dict[str, Any], str], bool] = lambda record, text: True
+    """Whether it is one in this record; a chat model's name, for instance, is none."""
+
+
+def _registered(place: str) -> str:
+    if place.startswith("models:") and not _REGISTERED.fullmatch(place):
+        raise ValueError(
+            f"write a registered version as models:/NAME/VERSION or models:/NAME@ALIAS, got {shown(place)}"
+        )
+    return place
+
+
+Place = Annotated[Written, Lies()]
+"""A file, a folder, a hub id, `models:/NAME@ALIAS` or `town`."""
+PolicyPlace = Annotated[Place, AfterValidator(_registered)]
+"""Where a policy is: a folder, a GGUF file, a repository of the hub, or a registered version."""
+
+
+def placed(
+    kind: type[BaseModel],
+    tree: Any,
+    change: Callable[[str, str], str],
+    keep: Collection[str] = (),
+    prefix: str = "",
+) -> Any:
+    """Return the tree of a record, valid or not, with every place in it changed.
+
+    Args:
+        change: (key, place) → what stands there instead.
+        keep: keys that stay as they are, with all that is below them, as `steps.0.data`.
+    """
+    if not isinstance(tree, dict):
+        return tree
+    new = dict(tree)
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
+        at, value = f"{prefix}{key}", tree.get(key)
+        if key in tree and at not in keep:
+            if isinstance(value, list):
+                new[key] = [_item(field, tree, item, change, keep, f"{at}.{i}") for i, item in enumerate(value)]
+            else:
+                new[key] = _item(field, tree, value, change, keep, at)
+    return new
+
+
+def _item(
+    field: FieldInfo,
+    record: dict[str, Any],
+    item: Any,
+    change: Callable[[str, str], str],
+    keep: Collection[str],
+    at: str,
+) -> Any:
+    """Return a value of a field, or one of several, with every place in it changed."""
+    annotation = cast(Any, field.annotation)
+    inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+    if isinstance(inner, type) and issubclass(inner, BaseModel):
+        return placed(inner, item, change, keep, f"{at}.")
+    lies = next((mark for mark in field.metadata if isinstance(mark, Lies)), None)
+    return change(at, item) if lies and isinstance(item, str) and lies.when(record, item) else item
+
+
+def seen_from(kind: type[BaseModel], tree: Any, folder: Path, keep: Collection[str]) -> Any:
+    """Return a recipe's tree with its relative paths as seen from the recipe's folder; hub ids stay.
+
+    Raises:
+        BadRecipe: what looks like a hub id there is a folder where the command was started.
+    """
+
+    def change(key: str, place: str) -> str:
+        try:
+            usable(place)
+        except ValueError:  # the record will say so
+            return place
+        if not is_local(place, folder):
+            if is_local(place):
+                raise BadRecipe(
+                    f"{key} {place!r}: {folder} holds no {place.partition('/')[0]}/, and paths in a recipe are "
+                    "relative to the recipe's folder; write the path from there, or a whole one"
+                )
+            return place
+        return str(folder / Path(place).expanduser())
+
+    return placed(kind, tree, change, keep)
+
+
+def by_content(record: BaseModel) -> Any:
+    """Return a record's tree without local paths: digests name content, and a moved folder stays the same run."""
+    tree = record.model_dump(mode="json", by_alias=True)
+    return placed(type(record), tree, lambda _, place: SAME if is_local(place) else place)
+
+
+def is_local(place: str, folder: Path = Path()) -> bool:
+    """Return whether this names a file or folder, and not nothing, the town, a registered version or a hub's."""
+    return not (place in ("", TOWN) or place.startswith("models:/") or hub.is_name(place, folder))

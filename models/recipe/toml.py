@@ -1,0 +1,173 @@
+"""A TOML file and the changes of a command line become a recipe, or one sentence per mistake."""
+
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from models.errors import BadRecipe
+from models.recipe.assessment import Assessment
+from models.recipe.places import TOWN, seen_from
+from models.recipe.recipe import Recipe
+from models.recipe.record import shown
+from models.recipe.sentences import sentence
+
+R = TypeVar("R", bound=BaseModel)
+RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
+LARGEST = 2**20
+"""Bytes; the largest shipped recipe has some 4,000."""
+
+
+def shipped() -> dict[str, Path]:
+    """Return the recipes that come with sacpo, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def read(recipe: str, changes: list[str] | None = None) -> Recipe:
+    """Read a shipped recipe by name, or a TOML file by path, and apply `key=value` changes.
+
+    A relative path in the file is seen from the file's folder, one in a change from where the command was started.
+
+    Raises:
+        BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
+    """
+    path = shipped().get(recipe, Path(recipe))
+    tree = _tree(path, recipe)
+    for change in changes or []:
+        _change(tree, change)
+    typed = {change.partition("=")[0].strip() for change in changes or []}
+    return _valid(Recipe, seen_from(Recipe, tree, path.absolute().parent, typed), str(path))
+
+
+def _tree(path: Path, recipe: str) -> dict[str, Any]:
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # too long a name, or NUL in it
+        found = False
+    if not found or path.suffix != ".toml":
+        raise BadRecipe(f"no recipe {shown(recipe)}: give a TOML file (.toml), or one of {', '.join(shipped())}")
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise BadRecipe(f"{path}: is larger than {LARGEST:,} bytes; a recipe is a short text")
+        return _parsed(text.decode("utf-8"))
+    except OSError as error:
+        raise BadRecipe(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
+    except ValueError as error:
+        raise BadRecipe(f"{path}: not valid TOML: {error}") from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return what a TOML text says.
+
+    Raises:
+        ValueError: it is no TOML, or holds a number of thousands of digits, or lists in lists in lists.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its lists or tables are nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError as error:  # Python's limit
+        raise ValueError("holds a number of more than 4,300 digits") from error
+
+
+def keys(record: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield (key, default as TOML would say it, what it means) for everything that a recipe can say."""
+    for name, field in record.model_fields.items():
+        key, annotation = f"{prefix}{field.alias or name}", cast(Any, field.annotation)
+        inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+        said = " ".join((field.description or "").split())
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield key, "", said
+            yield from keys(inner, f"{key}.N." if inner is not annotation else f"{key}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            yield key, "" if field.is_required() else json.dumps(default, ensure_ascii=False), said
+
+
+def assessment(
+    policies: list[str], like: str, changes: list[str], suites: Sequence[str] = (), judges: Sequence[str] = ()
+) -> Assessment:
+    """Return what `sacpo evaluate` is asked for.
+
+    Args:
+        policies: their places.
+        like: a recipe whose judges, suites and bound are taken.
+        changes: `key=value` of --set.
+        suites: `role=file` of --suite.
+        judges: `role=kind` of --judge.
+
+    Raises:
+        BadRecipe: no such recipe, unknown key, value out of range.
+    """
+    tree: dict[str, Any] = {"policies": policies}
+    if like:
+        told = read(like).model_dump(mode="json", by_alias=True)
+        tree |= {key: told[key] for key in ("evaluation", "constraint", "template", "seed", "compute")}
+        own = told["evaluation"]["suites"]
+        if any(judge["kind"] == "oracle" for judge in told["evaluation"]["judges"].values()):
+            own |= {role: own[role] or TOWN for role in ("helpful", "harmless", "over_refusal")}
+    for option, given, key in (("suite", suites, "suites.{}"), ("judge", judges, "judges.{}.kind")):
+        for one in given:
+            role, equals, value = one.partition("=")
+            if not equals:
+                example = {"suite": "harmless=red-team.jsonl", "judge": "harmless=oracle"}[option]
+                raise BadRecipe(f"--{option} {one}: say for which role, for instance --{option} {example}")
+            _change(tree, f"evaluation.{key.format(role)}={json.dumps(value, ensure_ascii=False)}")
+    for change in changes:
+        _change(tree, change)
+    return _valid(Assessment, tree, "evaluate")
+
+
+def _valid(record: type[R], tree: dict[str, Any], where: str) -> R:
+    try:
+        return record.model_validate(tree)
+    except ValidationError as error:
+        raise BadRecipe("\n".join(f"{where}: {sentence(record, e)}" for e in error.errors())) from error
+
+
+def _change(tree: dict[str, Any], change: str) -> None:
+    """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise BadRecipe(f"--set {shown(change)}: write it as key=value, for instance steps.1.lambda=[1,2]")
+    value = _value(key, text)
+    *path, last = key.strip().split(".")
+    node: Any = tree
+    try:
+        for part in path:
+            node = node[_place(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[_place(last) if isinstance(node, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
+        raise BadRecipe(f"--set {shown(change)}: {shown(key)} leads nowhere in this recipe{count}") from error
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        told = _parsed(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    except ValueError as error:
+        raise BadRecipe(f"--set {shown(key)}: {error}") from error
+    also = ", ".join(shown(name) for name in told if name != "value")
+    if also:
+        raise BadRecipe(f"--set {shown(key)}: the value sets {also} too; give each a --set of its own")
+    return told["value"]
+
+
+def _place(part: str) -> int:
+    """Return a place in a list, counted from 0 and from the front only.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (part.isascii() and part.isdecimal() and len(part) < 10):
+        raise ValueError(part)
+    return int(part)

@@ -1,0 +1,1 @@
+"""What people read: the report, its page, its pictures, the model card."""

@@ -1,0 +1,1 @@
+"""What `sacpo up` starts, and the environment that commands find."""

@@ -1,0 +1,84 @@
+"""Records on their way to a server that may be slow, silent or dead: in order, one at a time, never in the way of work.
+
+A server that fails is reported once per record and then left alone for a while. What it missed, the next command sends.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from models.words import counted, first_line
+from tasks.work import terminal
+
+SILENCE = 60.0
+"""Seconds in which a server that failed is left alone."""
+LONGEST = 120.0
+"""Seconds for which the end of a run waits for a slow server."""
+LAST = 10.0
+"""Seconds for the last record of a run that was stopped."""
+SLOW = 5.0
+"""Seconds of waiting after which a person is told what is waited for, and again each time."""
+
+
+class Outbox:
+    """One thread that sends."""
+
+    def __init__(self, server: str) -> None:
+        self.missed = False
+        """Whether something was not taken."""
+        self._server = server
+        self._queue = ThreadPoolExecutor(1)
+        self._waiting: set[Future[Any]] = set()
+        self._silent = 0.0  # until then nothing is tried: the server failed a moment ago
+
+    def send(self, what: str, call: Callable[..., Any], *given: Any) -> "Future[Any]":
+        """Queue a record that may be missed; `what` names it where it is."""
+        return self.submit(self._patiently, what, call, *given)
+
+    def submit(self, call: Callable[..., Any], *given: Any) -> "Future[Any]":
+        """Queue a call whose failure the caller wants to hear of."""
+        record = self._queue.submit(call, *given)
+        self._waiting.add(record)
+        record.add_done_callback(self._waiting.discard)
+        return record
+
+    def wait(self, record: "Future[Any]", seconds: float = math.inf) -> "Future[Any]":
+        """Wait for a record, and say now and then that it is the server which is waited for."""
+        end = time.monotonic() + seconds
+        while not wait([record], max(0.0, min(SLOW, end - time.monotonic()))).done and time.monotonic() < end:
+            terminal.say(f"{self._server} is slow: {_records(len(self._waiting))}", "dim")
+        return record
+
+    def drop(self) -> None:
+        """Let only the record that is being sent be sent."""
+        self._silent = 0.0
+        for record in list(self._waiting):
+            self.missed |= record.cancel()
+
+    def close(self, last: "Future[Any]", seconds: float) -> None:
+        """Wait for the last record, and for no longer; nothing is sent after it."""
+        self.wait(last, seconds)
+        left = len(self._waiting)
+        self._queue.shutdown(wait=False, cancel_futures=True)
+        if left:
+            self.missed = True
+            terminal.say(f"{self._server} is slow: {_records(left)} still; the next command sends what is missing")
+
+    def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
+        if time.monotonic() < self._silent:
+            self.missed = True
+            return
+        try:
+            call(*given)
+        except Exception as error:  # nobody else reads what this thread raises
+            self.missed = True
+            self._silent = time.monotonic() + SILENCE
+            terminal.say(
+                f"{self._server} did not take {what} ({first_line(error)}); the next command sends what is missing"
+            )
+
+
+def _records(count: int) -> str:
+    return f"{counted(count, 'record')} {'waits' if count == 1 else 'wait'}"

@@ -1,0 +1,1 @@
+"""One stage, done once: the store, worker processes, progress."""
