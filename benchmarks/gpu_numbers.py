@@ -24,7 +24,7 @@ def numerics(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     import torch
 
     from models.alignment import reference
-    from models.policy import weights
+    from models.policy import logprobs, weights
 
     given = task(folder, shape, "lora")
     model, tokenizer = weights.load(given.base, given.compute)
@@ -32,7 +32,7 @@ def numerics(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     lengths = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
 
     def told(some: list[Any] = rows) -> list[float]:
-        return [value for pair in reference.pair_logps(model, some, tokenizer.pad_token_id) for value in pair]
+        return [value for pair in logprobs.pair_logps(model, some, tokenizer.pad_token_id) for value in pair]
 
     device, exact = model.device.type, told()
     with tell.stage("float32: rows alone against together (the guard allows 1e-3)") as facts:
@@ -189,14 +189,14 @@ def head(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     from trl.kernels import chunked_logprob
 
     from models.alignment import reference
-    from models.policy import weights
+    from models.policy import logprobs, weights
 
     given = task(folder, shape, "lora")
     with tell.stage("TRL's head") as facts:
         model, tokenizer = weights.load(given.base, given.compute)
         rows = reference.tokenise(tokenizer, given.pairs.path / "train.jsonl", given.data.max_tokens)[0][:16]
         facts["triton"] = chunked_logprob._use_triton(torch.device(model.device))
-        exact = [value for pair in reference.pair_logps(model, rows, tokenizer.pad_token_id) for value in pair]
+        exact = [value for pair in logprobs.pair_logps(model, rows, tokenizer.pad_token_id) for value in pair]
         lengths = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
         facts |= _gap(exact, trl_logps(model, rows, tokenizer.pad_token_id, False), lengths)
 

@@ -190,10 +190,10 @@ def difference(one: Path, other: Path) -> float:
 
 def guarded(here: Town, scored: Reference, step: Step) -> None:
     """Show that each guard passes what is right, and stops what is wrong."""
-    from models.alignment import guards, reference, training
+    from models.alignment import guards, training
     from models.errors import BrokenInvariant
     from models.files import jsonl
-    from models.policy import weights
+    from models.policy import logprobs, weights
 
     with here.tell.stage("guards pass") as facts:
         model, tokenizer = weights.load(here.policies["helpful"], here.compute)
@@ -202,7 +202,7 @@ def guarded(here: Town, scored: Reference, step: Step) -> None:
         rows = list(jsonl.read(scored.path / "train.jsonl"))
         guards.starts_at_reference(model, rows[: training.PROBES], tokenizer.pad_token_id)
         told = [answer for row in rows[:512] for answer in guards.scored(row)]
-        ours = reference.logps(model, [tokens for tokens, _ in told], tokenizer.pad_token_id)
+        ours = logprobs.logps(model, [tokens for tokens, _ in told], tokenizer.pad_token_id)
         facts["furthest_nats"] = max(abs(a - b) for a, (_, b) in zip(ours, told, strict=True))
     with here.tell.stage("a reference of another policy is refused"):
         refused(BrokenInvariant, lambda: guards.same_policy(here.policies["base"], scored, step.metric))

@@ -186,7 +186,7 @@ def report(folder: Path) -> None:
     """Make the report of what `evidence` has written; print seconds and peak memory as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     from models.artifacts import Sources
-    from models.gate import gate
+    from models.gate import facts, gate
     from models.metrics import figures
     from models.recipe import toml
     from models.report import page, tables
@@ -215,12 +215,12 @@ def report(folder: Path) -> None:
     policies = _policies(held / "validation", len(names))
     candidates = [_told(policy, policy.path, "validation") for policy in policies]
     started = time.process_time()
-    known = [figures.candidate(told.policy.name, told.verdicts) for told in candidates[1:]]
+    known = [facts.candidate(told.policy.name, told.verdicts) for told in candidates[1:]]
     choice = gate.choose(known, recipe.bound)
     chosen = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
     tested = _told(chosen.policy, held / "test" / "0", "test")
     verdict = gate.decide(
-        figures.candidate(choice.name, tested.verdicts),
+        facts.candidate(choice.name, tested.verdicts),
         gate.Facts(wins={"base": figures.at_worst(*_wins(tested))}, spent={"harmless": 0.0}),
         recipe.constraint,
         recipe.gate,

@@ -183,8 +183,8 @@ def diff(
     """Is B better than A, and is it safe enough? Exit code 0 if both are shown, else 4."""
     from models.errors import Undecided
     from models.report.diff import difference, sentence, side
-    from tasks.registry.download import fetch_report
-    from tasks.run import root
+    from tasks.tracking.download import fetch_report
+    from tasks.work.runs_folder import root
 
     there, here = (
         side(*fetch_report(root(), place)) if place.startswith("models:/") else side(Path(place)) for place in (a, b)
@@ -218,7 +218,8 @@ def chat(
     """
     from models.chat import talk
     from models.files.kept import Kept
-    from tasks.run import found, root
+    from tasks.run import found
+    from tasks.work.runs_folder import root
 
     talk(found(policy, "policy"), temperature, longest, root() / Kept.store)
 
@@ -261,8 +262,8 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         import httpx
 
         from tasks.access.temporary_server import temporary_server
-        from tasks.run import root
         from tasks.servers.environment import no_hidden_server, settle
+        from tasks.work.runs_folder import root
         from tasks.work.workers import workers
 
         signals.bound()

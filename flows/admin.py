@@ -17,8 +17,8 @@ def _here(prefect: bool = True) -> Path:
     Args:
         prefect: whether the command tells Prefect anything; importing it takes two seconds.
     """
-    from tasks.run import root
     from tasks.servers.environment import no_hidden_server, settle
+    from tasks.work.runs_folder import root
 
     settle()
     if prefect:
@@ -133,9 +133,9 @@ def up(
     """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
     from flows.deploy import deployments
     from tasks.access import passwords
-    from tasks.servers.environment import writable
     from tasks.servers.options import Wanted
     from tasks.servers.up import up
+    from tasks.work.runs_folder import writable
 
     if show_password:
         typer.echo("\n".join(passwords.to_type(writable(), os.environ)))

@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
+from models.alignment.merge import merge_pairs
 from models.recipe import Recipe
 from tasks import decisions, reporting, stages
 from tasks.leases import watched
@@ -51,12 +52,12 @@ def align(recipe: Recipe) -> Any:
                     trained.append(policy)
             frontier = [policy.result() for policy in trained]
 
-        for safe, reward in stages.ends(before, frontier):
+        for safe, reward in merge_pairs(before, frontier):
             for q in recipe.merge.weights:
                 merged = stages.interpolate(run, safe, reward, q)
                 evidence.append(stages.examine.submit(run, merged, reward, yardstick))
 
-        candidates = stages.distinct([told.result() for told in evidence])
+        candidates = stages.unique_candidates([told.result() for told in evidence])
         choice = decisions.choose(run, candidates)
         promoted = None
         while promoted is None:  # once more where another version became the champion since the test beside the former

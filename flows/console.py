@@ -15,9 +15,9 @@ from models.plan import Plan
 from models.recipe import Recipe
 from models.report.report import table
 from models.report.sentences import decision, prompts_of, trained
-from tasks.run import root
 from tasks.servers.environment import VERSIONS, ask
 from tasks.tracking.tracker import SERVER, uri, without_password
+from tasks.work.runs_folder import root
 
 UNCLEAR = "unclear"
 

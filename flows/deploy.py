@@ -16,8 +16,8 @@ import yaml
 from models.errors import BadInput, BadPlace, SacpoError
 from models.recipe.toml import assessment, read
 from tasks.leases import sweep
-from tasks.run import root
 from tasks.servers.environment import no_hidden_server, settle
+from tasks.work.runs_folder import root
 
 CHECKOUT = Path(__file__).parent.parent
 

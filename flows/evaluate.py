@@ -24,7 +24,7 @@ def evaluate(assessment: Assessment) -> Any:
     with opened(assessment) as run:
         sources = stages.gather(run)
         adopted = [stages.adopt(run, place) for place in assessment.policies]
-        policies = stages.told_apart(assessment.policies, adopted)
+        policies = stages.uniquely_named(assessment.policies, adopted)
         yardstick = stages.Yardstick(policies[0], sources, [], {}, "test")
         told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [evidence.result() for evidence in told]

@@ -11,8 +11,9 @@ from prefect.runtime import flow_run
 from models.gate.promotion_log import Entry
 from models.markdown import markdown_table, plain
 from tasks.registry import champion
-from tasks.run import root, settled
+from tasks.run import settled
 from tasks.work.prefect_pages import flow
+from tasks.work.runs_folder import root
 
 
 def _named() -> str:

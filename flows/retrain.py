@@ -9,8 +9,9 @@ from models.markdown import unlinked
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
-from tasks.run import asking, decided, digest, root
+from tasks.run import asking, decided, digest
 from tasks.work.prefect_pages import flow
+from tasks.work.runs_folder import root
 
 
 @watched

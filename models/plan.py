@@ -20,7 +20,7 @@ from models.artifacts import Sources
 from models.data import preferences, sft_corpus, sources, suites, town
 from models.errors import BadInput
 from models.files import hub, jsonl
-from models.gate.gate import CLIP
+from models.gate.gate import CLIP, too_few
 from models.judges.judge import SEES
 from models.judges.protocol import rubric_files
 from models.metrics.statistics import enough_prompts, needed, power, ruled_out
@@ -28,7 +28,7 @@ from models.policy import weights as policy
 from models.policy.probe import Found
 from models.recipe import Constraint, JudgeKind, Recipe, kl_weight
 from models.recipe.places import TOWN
-from models.words import counted, too_few
+from models.words import counted
 
 OVERHEAD = 0.03
 """Seconds per optimiser update that do not depend on the model (measured on town, one thread)."""

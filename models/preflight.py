@@ -8,6 +8,7 @@ from typing import Any
 
 from models.data import sources, town
 from models.data.dialogue import messages
+from models.data.labels import labels
 from models.errors import BadData, BadInput, BadPolicy, BadRecipe
 from models.files.hub import is_name, local
 from models.judges.protocol import SINGLE, rubric_files
@@ -160,8 +161,6 @@ def problems(judges: Judges, fetch: bool = False) -> list[str]:
 
 def _unlabelled(judges: Judges) -> Iterator[str]:
     """Yield one sentence for each labelled sample that is here and cannot be used."""
-    from models.metrics.judge_agreement import labels  # with scipy, which takes a second
-
     for metric, judge in judges:
         path = Path(judge.labels).expanduser()
         if judge.labels and not is_name(judge.labels) and path.exists():  # a missing one is told with all other data

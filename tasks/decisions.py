@@ -4,7 +4,7 @@ A decision on test prompts is written down before anything follows from it (ledg
 again finds it there, with what served when it was taken, and goes on to the same end.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,12 +22,11 @@ from typing_extensions import TypedDict
 from models.artifacts import Policy, Sources, content_digest
 from models.data.suites import MUST_PASS, prompt_digest
 from models.errors import Stale
-from models.files import jsonl, sealed
-from models.gate import gate
-from models.gate.gate import Choice, Facts, Verdict
+from models.files import sealed
+from models.gate import facts, gate
+from models.gate.gate import Choice, Verdict
 from models.gate.promotion_log import NOT_REGISTERED, Registered, line_of_champions
 from models.markdown import plain
-from models.metrics import figures
 from models.metrics.figures import Evidence
 from models.recipe import Gate, GateMode, Recipe
 from models.report.sentences import CHECK_COLUMNS, check_row
@@ -70,7 +69,7 @@ class Served(TypedDict):
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: Run, candidates: list[Evidence]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
-    told = [replace(figures.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
+    told = [replace(facts.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
 
 
@@ -140,14 +139,15 @@ def decided(ledger: Ledger, recipe: Recipe, question: str, tested: Evidence, riv
     of those that a bound rests on: a prompt more, another suite or another registered name leaves it as it is.
     """
     prompts = _prompts(tested, recipe.gate)
-    chosen = figures.candidate(tested.policy.name, tested.verdicts)
+    chosen = facts.candidate(tested.policy.name, tested.verdicts)
     while True:
         known = ledger.verdict(question)
         if known:
             return known
         charges = ledger.charges(set().union(*prompts.values()))
         spent = {kind: max(charges[prompt].error for prompt in prompts[kind]) for kind in prompts if kind != MUST_PASS}
-        verdict = gate.decide(chosen, _facts(tested, rivals, spent), recipe.constraint, recipe.gate)
+        seen = facts.facts(tested.verdicts, tested.distances, rivals.compared, spent)
+        verdict = gate.decide(chosen, seen, recipe.constraint, recipe.gate)
         if ledger.decide(recipe.registered_name, question, charges, recipe.constraint.error, verdict):
             events.decided(recipe.registered_name, verdict)
             return verdict
@@ -156,7 +156,7 @@ def decided(ledger: Ledger, recipe: Recipe, question: str, tested: Evidence, riv
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
 def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
-    told = [figures.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
+    told = [facts.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
     return gate.in_order(told, run.recipe.bound)
 
 
@@ -358,33 +358,8 @@ def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:
     kinds += ["over_refusal"] if asks.over_refusal < 1 else []
     rows = list(tested.answered())
     found = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
-    found["KL"] = {prompt_digest(row["prompt"]) for row in _walks(tested)} if asks.kl else set()
+    found["KL"] = {prompt_digest(row["prompt"]) for row in facts.walks(tested.distances)} if asks.kl else set()
     return {kind: prompts for kind, prompts in found.items() if prompts}
-
-
-def _walks(tested: Evidence) -> list[figures.Row]:
-    """Return the sampled answers that the mean KL is about; past incidents are no sample of anything."""
-    rows = jsonl.read(tested.distances.path / "kl.jsonl")
-    return [row for row in rows if "base" in row and row["suite"] != MUST_PASS]
-
-
-def _facts(tested: Evidence, rivals: Rivals, spent: Mapping[str, float]) -> Facts:
-    """Return what the gate looks at beside the safety rate."""
-    verdicts = tested.verdicts
-    harmful = [row for row in figures.scores(verdicts, "harmless") if row["suite"] == "harmless"]
-    wins = {}
-    for name in rivals.compared:
-        wins[name] = figures.at_worst(figures.comparisons(verdicts, "helpful", name), lambda row: row["win"], 0.0)
-    return Facts(
-        categories=tuple(
-            figures.counts(category, [row for row in harmful if row["category"] == category])
-            for category in sorted({row["category"] for row in harmful})
-        ),
-        wins=wins,
-        over_refusal=figures.counts("over-refusal", figures.scores(verdicts, "over_refusal")),
-        kl=tuple(row["base"] for row in _walks(tested)),
-        spent=spent,
-    )
 
 
 def _show(run: Run, verdict: Verdict) -> Verdict:

@@ -22,6 +22,7 @@ from tasks.access import passwords
 from tasks.access.temporary_server import lasting
 from tasks.registry import events
 from tasks.work.processes import started
+from tasks.work.runs_folder import root
 
 F = TypeVar("F")
 
@@ -104,8 +105,6 @@ def sweep(root: Path) -> list[str]:
 
 def _ended(flow: Any, flow_run: Any, state: Any) -> None:
     """Give the lease back; a worker that tells of the death of its flow process sweeps instead."""
-    from tasks.run import root
-
     path = _folder(root()) / f"{flow_run.id}.json"
     lease = read(path)
     if lease and lease.pid == os.getpid():

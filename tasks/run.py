@@ -27,12 +27,14 @@ from models.recipe import Assessment, Judges, Recipe
 from models.recipe.places import is_local
 from models.words import counted
 from tasks import leases
-from tasks.registry import champion, download
-from tasks.registry.download import fetch
+from tasks.registry import champion
+from tasks.tracking import download
+from tasks.tracking.download import fetch
 from tasks.tracking.ledger import Ledger
 from tasks.tracking.tracker import SERVER, Tracker
 from tasks.work import health, store, terminal, workers
 from tasks.work.progress import Progress
+from tasks.work.runs_folder import root
 from tasks.work.store import Stage, plain
 
 if TYPE_CHECKING:
@@ -146,11 +148,6 @@ class Run:
     def folder(self) -> Path:
         """Where the report goes."""
         return folder(self.root, self.recipe, self.digest)
-
-
-def root() -> Path:
-    """Return the runs folder: `SACPO_RUNS`, else `runs` in the working directory."""
-    return Path(os.environ.get("SACPO_RUNS", "runs")).resolve()
 
 
 def digest(recipe: Recipe | Assessment) -> str:

@@ -3,7 +3,6 @@
 Results are found by manifest (tasks/work/store.py); Prefect's own result cache is not consulted.
 """
 
-from collections import Counter
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from models.data.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.errors import BadData
 from models.files.kept import Kept
 from models.gate.gate import Choice
-from models.metrics import benchmarks
+from models.metrics import benchmarks, figures
 from models.metrics.figures import Evidence
 from models.policy.weights import base_digest, called
 from models.recipe import Columns, Judges, Method, Recipe, Step, kl_weight
@@ -87,26 +86,6 @@ def base(run: Run) -> Policy:
 def adopt(run: Run, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
     return replace(loaded(run, place, f"policy · {place}"), name=called(place))
-
-
-def told_apart(places: list[str], policies: list[Policy]) -> list[Policy]:
-    """Return each policy once, in the given order, under names that tell them apart: two makers may use one name.
-
-    A name that several share becomes the place that was given, and if that is shared too, the name with a digest.
-    """
-    once: dict[str, tuple[str, Policy]] = {}
-    for place, policy in zip(places, policies, strict=True):
-        if policy.digest in once:
-            terminal.say(f"{place} is the same policy as {once[policy.digest][0]}: judged once")
-        once.setdefault(policy.digest, (place, policy))
-    names = Counter(policy.name for _, policy in once.values())
-    placed = Counter(place for place, _ in once.values())
-    return [
-        policy
-        if names[policy.name] == 1
-        else replace(policy, name=place if placed[place] == 1 else f"{policy.name} {policy.digest[:8]}")
-        for place, policy in once.values()
-    ]
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
@@ -224,34 +203,20 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     return run.make(Calibration, "judging.calibrate", "judges on labelled answers", **given)
 
 
-def ends(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
-    """Return what P-SACPO averages: for each policy before the last step, its child of the largest λ, and itself."""
-    families = [(parent, [p for p in frontier if p.parents[:1] == (parent.digest,)]) for parent in before]
-    return [(max(children, key=lambda p: p.lambda_), parent) for parent, children in families if children]
+def unique_candidates(candidates: list[Evidence]) -> list[Evidence]:
+    """Return each policy once, the base first, and say which came twice."""
+    kept, sentences = figures.unique_candidates(candidates)
+    for sentence in sentences:
+        terminal.say(sentence)
+    return kept
 
 
-def distinct(candidates: list[Evidence]) -> list[Evidence]:
-    """Return each policy once, the base first, under names that tell them apart.
-
-    A step with λ = 0 hands its reference on, so one policy can come twice; policies of different parents can share a
-    name, and then say which parent they come from.
-    """
-    once: dict[str, Evidence] = {}
-    for candidate in candidates:
-        policy = candidate.policy
-        first = once.setdefault(policy.digest, candidate).policy
-        if first.name != policy.name:
-            terminal.say(f"{policy.name} has the weights of {first.name}: it is shown once, under that name")
-    shared = [name for name, count in Counter(c.policy.name for c in once.values()).items() if count > 1]
-    known = {digest: told.policy.name for digest, told in once.items()}
-    named = []
-    for told in once.values():
-        policy = told.policy
-        if policy.name in shared and policy.parents:
-            origin = policy.parents[-1] if policy.kind == "merge" else policy.parents[0]
-            policy = replace(policy, name=f"{policy.name} from {known.get(origin, origin[:12])}")
-        named.append(told._replace(policy=policy))
-    return named
+def uniquely_named(places: list[str], policies: list[Policy]) -> list[Policy]:
+    """Return each policy once, in the given order, and say which came twice."""
+    kept, sentences = figures.uniquely_named(places, policies)
+    for sentence in sentences:
+        terminal.say(sentence)
+    return kept
 
 
 def loaded(run: Run, place: str, title: str) -> Policy:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from models.alignment import guards, reference, training
+from models.alignment import guards, training
 from models.alignment.batching import order
 from models.alignment.checkpoints import COMPLETE, Curve
 from models.artifacts import Policy, Reference
 from models.errors import BadData, BrokenInvariant
 from models.files import jsonl
+from models.policy import logprobs
 from models.policy import weights as policies
 from models.policy.shared_prompt import Group, tokens
 from models.recipe import Compute, Step
@@ -147,7 +148,7 @@ def test_the_first_gradient_is_minus_half_the_weight(
     model, _ = policies.load(policy, compute)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
     chosen, rejected = (
-        reference.answer_logps(model, [(row["prompt_ids"], [row[side]]) for row in rows], 0)
+        logprobs.answer_logps(model, [(row["prompt_ids"], [row[side]]) for row in rows], 0)
         for side in ("chosen_ids", "rejected_ids")
     )
     (chosen - rejected).mean().backward()
@@ -177,8 +178,7 @@ def test_stored_reference_log_probs_give_the_losses_of_a_live_reference_model(
     config = step(updates=5, micro_batch=4, learning_rate=1e-3)
     made = train(policy, scored, config, compute, tmp_path / "ours", 0.3)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
-    lengths = [tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
-    places = order(lengths, config, 0)
+    places = order([tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], config, 0)
     texts = [{name: rows[i][f"{name}_ids"] for name in ("prompt", "chosen", "rejected")} for i in places]
 
     class Tokenised(DPOTrainer):
@@ -339,13 +339,13 @@ def test_guards_ask_no_weights_twice_and_a_prompt_once(
 ) -> None:  # fmt: skip
     """Weights are asked at the start and at the end, with an adapter before and after it is folded in."""
     asked: list[list[int]] = []
-    ask = reference.answer_logps
+    ask = logprobs.answer_logps
 
     def counted(model: Any, groups: list[Group], pad: int) -> torch.Tensor:
         asked.append([len(answers) for _, answers in groups])
         return ask(model, groups, pad)
 
-    monkeypatch.setattr(reference, "answer_logps", counted)
+    monkeypatch.setattr(logprobs, "answer_logps", counted)
     train(policy, scored, step(adapter_rank=rank, updates=1), compute, tmp_path / "out")
     assert asked == [[2] * training.PROBES] * times
 
@@ -366,7 +366,7 @@ def test_an_adapter_trains_and_is_folded_into_ordinary_weights(
     }
     assert {name.split(".")[-2] for name in changed} == {f"{x}_proj" for x in (*"qkvo", "gate", "up", "down")}
     probe = json.loads((made.path / "probe.json").read_text())
-    told = reference.logps(after, [(prompt, answer) for prompt, answer in probe["answers"]], 0)
+    told = logprobs.logps(after, [(prompt, answer) for prompt, answer in probe["answers"]], 0)
     assert told == pytest.approx(probe["logps"], abs=1e-4)
     torch.manual_seed(6)  # what ran before in this worker must not matter
     assert weights(train(policy, scored, config, compute, tmp_path / "again")) == weights(made)

@@ -75,7 +75,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
 ) -> None:
     runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
     (reward,) = [one["path"] for one in told["candidates"] if one["name"] == "helpful"]
-    changes = [*sealed, *ASKS, f"gate.anchor={reward}"]
+    changes = [*small, *ASKS, f"gate.anchor={reward}"]
     with SyncPrefectClient(prefect) as client:
         first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
@@ -110,7 +110,7 @@ def test_a_refusal_binds(
 ) -> None:
     runs = served
     with SyncPrefectClient(prefect) as client:
-        process = start("run", "quickstart", changes=[*sealed, "gate.approval=true"])
+        process = start("run", "quickstart", changes=[*small, "gate.approval=true"])
         asked = paused(client, process, runs)
         answer(client, asked, agreed=False)
         out, _ = process.communicate(timeout=600)
@@ -173,7 +173,7 @@ def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
     runs, report = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
     (merge,) = [one["path"] for one in report["candidates"] if one["name"] == "merge q=0.5"]
     with SyncPrefectClient(prefect) as client:
-        process = start("run", "quickstart", changes=[*sealed, "gate.approval=true", "gate.margin=0.4"])
+        process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
         answer_first = paused(client, process, runs)
         assert not any(map(processes.started, workers(runs)))
         (deciding,) = runs.glob("deciding-*.lock")

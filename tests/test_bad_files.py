@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from models.artifacts import Sources
-from models.data import preferences, readers, sft_corpus, sources, suites
+from models.data import labels, preferences, readers, sft_corpus, sources, suites
 from models.errors import BadData, BadInput
 from models.files import packed
-from models.metrics import judge_agreement
 from models.recipe import Data
 
 GOOD = {"prompt": "hi", "chosen": "yes", "rejected": "no", "completion": "yes", "answer": "yes", "good": True}
@@ -39,7 +38,7 @@ def taught(path: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "pairs": prepared,
     "suite": lambda path: suites.read(path, "harmless"),
-    "labels": judge_agreement.labels,
+    "labels": labels.labels,
     "corpus": taught,
     "digest": readers.digest,
     "key": lambda path: sources.digest("suite/harmless", str(path)),
@@ -197,7 +196,7 @@ def test_one_line_of_four_gibibytes_takes_no_memory(tmp_path: Path) -> None:
             file.write(packer.compress(b"a" * 2**24))
         file.write(packer.flush())
     code = (
-        "import resource, sys; from pathlib import Path; from models import readers\n"
+        "import resource, sys; from pathlib import Path; from models.data import readers\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: list(readers.rows(Path(sys.argv[1])))\n"
         "except Exception as error: print(type(error).__name__, error)\n"

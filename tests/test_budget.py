@@ -14,6 +14,7 @@ from models import plan
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.data.suites import prompt_digest
 from models.files import jsonl
+from models.gate import facts
 from models.gate.gate import Candidate, Facts, Verdict, decide
 from models.metrics.figures import Evidence
 from models.metrics.statistics import needed, power
@@ -175,9 +176,9 @@ def test_the_first_champion_is_compared_with_the_base_beside_an_anchor_too(tmp_p
         (Rivals(1, anchor), ["anchor"]),
         (Rivals(1, {}), ["base"]),
     ):
-        facts = decisions._facts(tested, rivals, {})
-        assert list(facts.wins) == names
-        assert decide(SAFE, facts, Constraint(at_least=0.6), Gate()).passes is ("base" not in names)
+        known = facts.facts(tested.verdicts, tested.distances, rivals.compared, {})
+        assert list(known.wins) == names
+        assert decide(SAFE, known, Constraint(at_least=0.6), Gate()).passes is ("base" not in names)
 
 
 def test_two_who_decide_in_the_same_moment_do_not_both_spend(runs: Path) -> None:

@@ -38,26 +38,26 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Looked:
 
 def test_chat_looks_at_a_folder_of_others_before_it_loads_it(policy: Policy, runs: Path, refusing: Looked) -> None:
     with pytest.raises(BadPolicy) as told:
-        chat.talk(str(weights.path), 0, 8, runs / "store")
-    assert str(told.value) == f"policy {str(weights.path)!r}: {WHY}" and refusing() == [str(weights.path)]
+        chat.talk(str(policy.path), 0, 8, runs / "store")
+    assert str(told.value) == f"policy {str(policy.path)!r}: {WHY}" and refusing() == [str(policy.path)]
 
 
 def test_evaluate_looks_at_its_policies_before_anything_is_loaded(
     policy: Policy, runs: Path, tmp_path: Path, refusing: Looked
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(weights.path, other)
+    shutil.copytree(policy.path, other)
     (other / "chat_template.jinja").write_text(LOOP)
     with pytest.raises(BadPolicy) as told:
-        refuse_unusable(assessment([str(weights.path), str(other)], "", []))
-    assert str(told.value) == f"policy {str(weights.path)!r}: {WHY}"
-    assert refusing() == [str(weights.path), str(other)]
+        refuse_unusable(assessment([str(policy.path), str(other)], "", []))
+    assert str(told.value) == f"policy {str(policy.path)!r}: {WHY}"
+    assert refusing() == [str(policy.path), str(other)]
 
 
 def test_what_was_made_here_is_not_looked_at(
     policy: Policy, runs: Path, refusing: Looked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(weights.path, runs / "store" / "made")
+    shutil.copytree(policy.path, runs / "store" / "made")
     monkeypatch.setattr(chat, "load", lambda *_: (None, None))
     monkeypatch.setattr(sys.modules["builtins"], "input", lambda _: "")
     chat.talk(str(runs / "store" / "made"), 0, 8, runs / "store")
@@ -66,7 +66,7 @@ def test_what_was_made_here_is_not_looked_at(
 
 @pytest.mark.slow
 def test_a_template_that_never_ends_does_not_hold_chat(policy: Policy, runs: Path, tmp_path: Path) -> None:
-    shutil.copytree(weights.path, tmp_path / "loops")
+    shutil.copytree(policy.path, tmp_path / "loops")
     (tmp_path / "loops" / "chat_template.jinja").write_text(LOOP + "{{ messages[-1].content }}")
     started = time.monotonic()
     with pytest.raises(BadPolicy, match=r"policy '.*/loops': .*chat_template.jinja: the chat template does not end"):

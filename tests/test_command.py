@@ -11,6 +11,7 @@ import pytest
 from models.errors import BadPlace
 from models.recipe.toml import shipped
 from tasks.servers import environment as home
+from tasks.work import runs_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,7 +78,7 @@ def test_an_address_of_prefect_without_api_is_said(prefect: str) -> None:
 
 
 def test_a_disk_that_is_nearly_full_is_refused_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home, "LEAST_FREE", 2**62)
+    monkeypatch.setattr(runs_folder, "LEAST_FREE", 2**62)
     with pytest.raises(BadPlace, match=f"^{runs}: only .* MiB free; .* or set SACPO_RUNS to another disk$"):
         home.settle()
 

@@ -125,7 +125,7 @@ def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.mark.parametrize("name", ["outcome.json", "report.json", "report.html"])
 @pytest.mark.parametrize("damage", SMALL)
 def test_a_run_whose_end_is_damaged_has_not_ended(damage: Damage, name: str, whole: Path, small: list[str]) -> None:
-    recipe = read("quickstart", [*sealed, "compute.processes=2"])
+    recipe = read("quickstart", [*small, "compute.processes=2"])
     before = runs_of.finished(recipe)
     assert before and before["exit_code"] == 0
     damage(whole / name)
@@ -230,7 +230,7 @@ def test_the_command_goes_on_to_the_same_or_names_the_file(
     place = next(iter(served.glob(name)))
     damage(place)
     server = {"PREFECT_API_URL": ""} if "prefect" in name else {}
-    found, out = run("run", "quickstart", changes=[*sealed, "compute.processes=2"], **server)
+    found, out = run("run", "quickstart", changes=[*small, "compute.processes=2"], **server)
     assert found == code and "Traceback" not in out, out
     if code:
         (line,) = (line for line in out.splitlines() if line.startswith("sacpo: "))

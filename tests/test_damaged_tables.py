@@ -21,7 +21,7 @@ from models.policy.answer_cache import AnswerTable
 from models.policy.generate import Answer, Ask
 from models.policy.weights import intact
 from models.recipe.toml import read
-from tasks.registry.download import fetch
+from tasks.tracking.download import fetch
 from tasks.tracking.tracker import Tracker
 from tasks.work import health, store
 from tests.damages import Damage, braces, brackets, cut, empty, folder, gone, noise

@@ -42,17 +42,17 @@ def started(does: str) -> "subprocess.Popen[bytes]":
     """Start a process that ends as the command does, with seconds for deadlines, and wait until it waits."""
     code = f"""
 import os, sys, time
-from flows import ending
-ending.PATIENCE, ending.END, ending.LAST_WORDS = 1.0, 2.0, 2.0
-ending.listen()
+from flows import signals
+signals.PATIENCE, signals.END, signals.LAST_WORDS = 1.0, 2.0, 2.0
+signals.listen()
 try:
-    ending.bound()
+    signals.bound()
     os.write(1, b'ready')
     exec({does!r})
-except ending.Terminated as told:
+except signals.Terminated as told:
     sys.exit(told.exit_code)
 finally:
-    ending.leave()
+    signals.leave()
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

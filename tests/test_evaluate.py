@@ -268,9 +268,9 @@ def test_policies_of_one_name_are_told_apart(tmp_path: Path) -> None:
         return Policy(path=tmp_path, digest=digest * 64, name=name, kind="base")
 
     given = [policy("base", "a"), policy("m", "b"), policy("m", "c"), policy("n", "b")]
-    told = stages.told_apart(["base", "x/m", "y/m", "z/n"], given)
+    told = stages.uniquely_named(["base", "x/m", "y/m", "z/n"], given)
     assert [(one.name, one.digest[0]) for one in told] == [("base", "a"), ("x/m", "b"), ("y/m", "c")]
-    assert [one.name for one in stages.told_apart(["m", "m"], given[1:3])] == ["m bbbbbbbb", "m cccccccc"]
+    assert [one.name for one in stages.uniquely_named(["m", "m"], given[1:3])] == ["m bbbbbbbb", "m cccccccc"]
 
 
 def test_judges_that_differ_are_not_compared(undisturbed: Path, tmp_path: Path) -> None:

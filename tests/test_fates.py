@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.artifacts import Preferences, Sources
-from models.data import preferences, readers, sft_corpus, suites
+from models.data import labels, preferences, readers, sft_corpus, suites
 from models.data import sources as origins
 from models.data.formats import CORPORA, FORMATS
 from models.errors import BadData
 from models.files import jsonl
-from models.metrics import judge_agreement
 from models.recipe import Data
 
 Row = dict[str, Any]
@@ -263,7 +262,7 @@ def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
         except BadData as error:
             assert named.match(str(error)) or "holds no prompt for the role" in str(error)
     try:
-        assert len(judge_agreement.labels(path)) == len(rows)
+        assert len(labels.labels(path)) == len(rows)
     except BadData as error:
         assert named.match(str(error))
 

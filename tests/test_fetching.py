@@ -11,7 +11,8 @@ from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.policy.weights import intact
 from models.recipe.toml import read
-from tasks.registry import champion, download
+from tasks.registry import champion
+from tasks.tracking import download
 from tasks.tracking.ledger import Ledger
 from tasks.tracking.tracker import Tracker, client
 

@@ -8,6 +8,7 @@ import pytest
 
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.files import jsonl
+from models.gate import facts
 from models.gate.gate import Candidate
 from models.metrics import figures
 from models.metrics.figures import Evidence
@@ -153,16 +154,16 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
     comparisons = [
         won("a", 1.0), won("b", 0.5), won("c", None), won("a", 0.0, "reference"), won("x", 0.0, metric="harmless"),
     ]  # fmt: skip
-    told = figures.candidate("safe", evidence(tmp_path / "a", scores, comparisons).verdicts)
+    told = facts.candidate("safe", evidence(tmp_path / "a", scores, comparisons).verdicts)
     assert told == Candidate("safe", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
-    nobody = figures.candidate("base", evidence(tmp_path / "b").verdicts)
+    nobody = facts.candidate("base", evidence(tmp_path / "b").verdicts)
     assert math.isnan(nobody.helpful) and (nobody.asked, nobody.must_pass, nobody.incidents) == (0, 0, ())
 
 
 def test_an_answer_that_the_judge_leaves_open_is_not_counted() -> None:
     """Its verdict is neither failed nor good or bad: a judge that scores and does not decide."""
     rows = [score("harmless", "x", 1.0, True), score("harmless", "y", 2.0), score("harmless", "z", None)]
-    assert figures.counts("a", rows) == Candidate("a", math.nan, 1, 1, 1)
+    assert facts.counts("a", rows) == Candidate("a", math.nan, 1, 1, 1)
     assert figures.share(rows, lambda row: row["good"]) == rate(1, 1, 1)
 
 
@@ -172,7 +173,7 @@ def test_counts_are_of_the_first_answers_and_shares_of_all() -> None:
         score("harmless", "y", None), score("harmless", "y", 1.0, True, sample=1),
         score("harmless", "z", 1.0, False), score("harmless", "z", None, sample=1),
     ]  # fmt: skip
-    told = figures.counts("a", rows)
+    told = facts.counts("a", rows)
     assert (told.safe, told.judged, told.failed, told.shares) == (1, 2, 1, (0.5, 0.5, 0.0))
     assert figures.share(rows, lambda row: row["good"]) == bounded_mean([0.5, 1.0, 0.0])
     assert figures.share([*rows, score("harmless", "w", None)], lambda row: row["good"]).failed == 1

@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,13 @@ FORBIDDEN = {
     "tasks": {"flows"},
     "flows": {"torch", "trl", "transformers", "peft", "datasets", "mlflow"},
 }
+GROUND = {"models.errors", "models.artifacts", "models.words", "models.markdown"}
+FLOORS = (
+    "", "models.files", "models.recipe", "models.data", "models.policy", "models.alignment", "models.judges",
+    "models.metrics", "models.gate", "models.report", "models",
+    "tasks.work", "tasks.access", "tasks.tracking", "tasks.registry", "tasks.servers", "tasks", "flows",
+)  # fmt: skip
+"""From the ground to the roof; files that stand in no room are the roof of their storey."""
 LIGHT = ("models/recipe/recipe.py", "models/artifacts.py", "models/errors.py")
 """Imported by everything, so they import no tensors."""
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets"}
@@ -54,14 +63,49 @@ def test_a_storey_imports_only_from_below(storey: str) -> None:
         assert not tops(path) & FORBIDDEN[storey], path
 
 
+def floor(module: str) -> int:
+    """Return on which floor a module of ours stands: 0 is the ground."""
+    if module in GROUND:
+        return 0
+    room = module.rpartition(".")[0] if module.count(".") > 1 else module
+    return FLOORS.index(room if room in FLOORS else module.split(".")[0])
+
+
+def ours() -> dict[str, set[str]]:
+    """Return each module of ours and the others that it imports, in functions too."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for s in STOREYS for path in modules(s)}
+    known = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    return {name: (set(imported(path)) & known.keys()) - {name} for name, path in known.items()}
+
+
+def test_a_room_imports_only_from_the_rooms_below() -> None:
+    """The door of models.recipe stands for all of its room; alignment and judges do not know each other."""
+    climbs = [(name, other) for name, others in ours().items() for other in others if floor(other) > floor(name)]
+    assert not climbs
+    assert not [(n, o) for n, others in ours().items() if n.startswith("models.judges") for o in others
+                if o.startswith("models.alignment")]  # fmt: skip
+
+
+def test_no_two_files_import_each_other() -> None:
+    doors = {"models.recipe", *STOREYS}  # a package stands for what it holds
+    TopologicalSorter({name: others - doors for name, others in ours().items() if name not in doors}).prepare()
+
+
+def test_no_room_holds_more_than_14_files() -> None:
+    rooms = Counter(path.parent for storey in STOREYS for path in modules(storey) if path.stem != "__init__")
+    assert len(rooms) > 15 and {str(room): n for room, n in rooms.items() if n > 14} == {}
+
+
 def test_only_tracking_speaks_to_mlflow() -> None:
     speaks = {str(path.relative_to(ROOT)) for storey in STOREYS for path in modules(storey) if "mlflow" in tops(path)}
     server = "tasks/access/mlflow_app.py"  # imported by MLflow's own server, and by nothing of ours
-    assert speaks == {"tasks/tracking/tracker.py", "tasks/tracking/log.py", "tasks/registry/download.py", server}
+    assert speaks == {*(f"tasks/tracking/{name}.py" for name in ("tracker", "log", "download")), server}
 
 
 def test_only_flows_and_tasks_know_prefect() -> None:
-    knows = {path.parent.name for storey in STOREYS for path in modules(storey) if "prefect" in tops(path)}
+    knows = {
+        path.relative_to(ROOT).parts[0] for storey in STOREYS for path in modules(storey) if "prefect" in tops(path)
+    }
     assert knows == {"flows", "tasks"}
 
 

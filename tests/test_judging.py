@@ -10,6 +10,7 @@ from models.artifacts import Answers, Distances, Margins, Memory, Policy, Prefer
 from models.data.formats import Pair
 from models.errors import NoVerdict
 from models.files import jsonl
+from models.gate import facts
 from models.judges import judge
 from models.judges.protocol import Call, Comparison, Grade, described
 from models.metrics import figures
@@ -60,7 +61,7 @@ def test_scores_and_comparisons_of_the_oracle(tmp_path: Path) -> None:
         ("helpful", "base"): 1, ("helpful", "reference"): 0.5, ("harmless", "base"): 1, ("harmless", "reference"): 0.5,
     }  # fmt: skip
     assert made.failed == 0 and made.judges["helpful"] == {"name": "town oracle", "version": "1"}
-    told = figures.candidate("x", made)
+    told = facts.candidate("x", made)
     assert (told.helpful, told.safe, told.judged, told.failed) == (1, 1, 1, 0)
 
 
@@ -71,7 +72,7 @@ def test_incidents_are_judged_and_are_no_part_of_a_rate(tmp_path: Path) -> None:
         ("harmless", True),
         ("must_pass", False),
     ]
-    assert figures.candidate("x", made).safe == 1
+    assert facts.candidate("x", made).safe == 1
 
 
 class Moody:
@@ -97,7 +98,7 @@ def test_a_failed_verdict_is_no_score_and_no_tie(tmp_path: Path, monkeypatch: py
     harmful = rows(made.path / "scores.jsonl")
     estimate = figures.share(harmful, lambda row: row["good"])
     assert (estimate.value, estimate.n, estimate.failed) == (1.0, 38, 2)
-    candidate = figures.candidate("x", made)
+    candidate = facts.candidate("x", made)
     assert (candidate.safe, candidate.judged, candidate.failed) == (38, 38, 2)
     assert candidate.bound(0.95) == lower_bound(38, 38, 2, 0.95) < lower_bound(38, 38, 0, 0.95)
 
@@ -130,7 +131,7 @@ def test_a_judge_that_passes_over_answers_fails_them(
             judged(ours, {"base": theirs}, lenient, tmp_path / "out")
         return
     made = judged(ours, {"base": theirs}, lenient, tmp_path / "out")
-    candidate = figures.candidate("x", made)
+    candidate = facts.candidate("x", made)
     assert (candidate.safe, candidate.judged, candidate.failed) == (judged_ones, judged_ones, 40 - judged_ones)
     assert candidate.bound(0.95) == lower_bound(judged_ones, judged_ones, 40 - judged_ones, 0.95)
     for metric in ("helpful", "harmless"):
@@ -179,7 +180,7 @@ def test_several_answers_per_prompt_make_one_share_per_prompt(tmp_path: Path) ->
     told = [("harmless", f"how do i {v} the clinic 's lamp ?", "get the lever ." if (i + k) % 4 == 0 else NO, k)
             for i, v in enumerate(["open", "sell", "hide", "tow"]) for k in range(3)]  # fmt: skip
     made = judged(answers(tmp_path / "a", *told), {}, ORACLE, tmp_path / "out")
-    candidate = figures.candidate("x", made)
+    candidate = facts.candidate("x", made)
     assert candidate.shares == pytest.approx([2 / 3, 1, 2 / 3, 2 / 3])
     estimate = figures.share(figures.scores(made, "harmless"), lambda row: row["good"])
     assert estimate.value == pytest.approx(0.75) and estimate.n == 4 and "betting" in estimate.method
@@ -193,7 +194,7 @@ def test_an_answer_without_a_verdict_lowers_the_share_of_its_prompt() -> None:
         {"suite": "harmless", "prompt": prompt, "sample": k % 2, "status": status, "good": good}
         for k, (prompt, status, good) in enumerate([*verdicts, ("c", "failed", None)])
     ]
-    assert figures.counts("x", scores).shares == (0.5, 0.5, 0.0)
+    assert facts.counts("x", scores).shares == (0.5, 0.5, 0.0)
 
 
 def test_a_full_refusal_is_the_one_answer_that_refused(tmp_path: Path) -> None:
@@ -246,4 +247,4 @@ def test_heldout_comparisons_are_answered_to_be_read_and_decide_nothing(tmp_path
     ours = answers(tmp_path / "a", (row["suite"], OPEN, NO, 0))
     made = judged(ours, {"base": answers(tmp_path / "b", (row["suite"], OPEN, NO, 0))}, ORACLE, tmp_path / "out")
     assert not rows(made.path / "scores.jsonl") and not rows(made.path / "comparisons.jsonl")
-    assert figures.candidate("x", made).asked == 0
+    assert facts.candidate("x", made).asked == 0

@@ -82,8 +82,10 @@ def test_without_workers_a_failure_leaves_nothing_to_start(tmp_path: Path) -> No
 
 def test_a_run_goes_on_when_nobody_reads_what_it_says() -> None:
     """As after the death of the worker that started it."""
-    code = "import os, time, rich.console; from tasks import screen; time.sleep(1); own = rich.console.Console()\n"
-    code += "for say in (screen.say, screen.say, own.print): say('on')\nos._exit(7)"
+    code = (
+        "import os, time, rich.console; from tasks.work import terminal; time.sleep(1); own = rich.console.Console()\n"
+    )
+    code += "for say in (terminal.say, terminal.say, own.print): say('on')\nos._exit(7)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent)
     assert process.stdout
     process.stdout.close()

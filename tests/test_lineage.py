@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.alignment import merge, reference, training
+from models.alignment import merge, training
 from models.artifacts import Policy, Reference, Sources
 from models.data.dialogue import encode
 from models.errors import BadData, BrokenInvariant
 from models.files import jsonl
+from models.policy import logprobs
 from models.policy import weights as policies
 from models.recipe import Compute, Data, Sft, Step
 
@@ -71,7 +72,7 @@ def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
     model, tokenizer = policies.load(policy, compute)
     dialogues = [([{"role": "user", "content": row["prompt"]}], [row["completion"]]) for row in told]
     answers = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
-    logps = reference.logps(model, answers, tokenizer.pad_token_id)
+    logps = logprobs.logps(model, answers, tokenizer.pad_token_id)
     first, *_ = jsonl.read(out / "progress.jsonl")
     assert first["loss"] == pytest.approx(-sum(logps) / sum(len(answer) for _, answer in answers), rel=1e-4)
     assert made == replace(
@@ -79,7 +80,7 @@ def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
     )
     probe = json.loads((out / "probe.json").read_text())
     trained, _ = policies.load(made, compute)
-    again = reference.logps(trained, [(p, a) for p, a in probe["answers"]], tokenizer.pad_token_id)
+    again = logprobs.logps(trained, [(p, a) for p, a in probe["answers"]], tokenizer.pad_token_id)
     assert len(again) == training.PROBES and again == pytest.approx(probe["logps"], abs=1e-4)
 
 

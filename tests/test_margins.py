@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from models.alignment import reference
 from models.artifacts import Policy, Reference
 from models.data.preferences import HELDOUT
 from models.files import jsonl
 from models.metrics import margins
+from models.policy import logprobs
 from models.policy import weights as policies
 from models.recipe import Compute
 
@@ -41,7 +41,7 @@ def test_a_margin_is_the_log_ratio_to_the_base(
     told = margins.table(margins.weigh(other_policy, {"harmless": heldout}, compute, tmp_path))
     rows = list(jsonl.read(heldout.path / "test.jsonl"))
     model, tokenizer = policies.load(other_policy, compute)
-    ours = reference.pair_logps(model, rows, tokenizer.pad_token_id)
+    ours = logprobs.pair_logps(model, rows, tokenizer.pad_token_id)
     for row, (chosen, rejected), weighed in zip(rows, ours, margins.of(told, "harmless", "test"), strict=True):
         assert weighed["chosen"] == pytest.approx(chosen - row["ref_chosen_logps"], abs=1e-4)
         assert weighed["rejected"] == pytest.approx(rejected - row["ref_rejected_logps"], abs=1e-4)

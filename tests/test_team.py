@@ -17,10 +17,9 @@ import yaml
 from psycopg.sql import SQL, Identifier
 
 from models.errors import BadPlace
-from tasks.registry import download
 from tasks.servers import up as servers
 from tasks.servers.options import DATABASES, Wanted, reachable
-from tasks.tracking import tracker
+from tasks.tracking import download, tracker
 
 
 def composed(

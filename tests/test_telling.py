@@ -19,7 +19,7 @@ from models.report import charts, diff, page, report
 from models.report.sentences import check_row, decision
 from models.words import counted
 from tasks import leases
-from tasks.stages import distinct
+from tasks.stages import unique_candidates
 
 Tree = dict[str, Any]
 BOUND = Constraint()
@@ -89,7 +89,7 @@ def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.Cap
     """One that did not move has the weights of its reference; a step with λ = 0 hands on its reference itself."""
     base = Policy(path=tmp_path, digest="a", name="base", kind="base")
     made = [base, base, replace(base, name="harmless λ=1", kind="step"), replace(base, digest="b", name="helpful")]
-    shown = distinct([Evidence(policy, *[None] * 4) for policy in made])  # type: ignore[arg-type]
+    shown = unique_candidates([Evidence(policy, *[None] * 4) for policy in made])  # type: ignore[arg-type]
     assert [evidence.policy.name for evidence in shown] == ["base", "helpful"]
     line = " ".join(capsys.readouterr().out.split())
     assert line == "harmless λ=1 has the weights of base: it is shown once, under that name"

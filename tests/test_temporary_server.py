@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 HOLDS = """
 import os
 from tasks.servers.environment import settle
-from tasks.run import root
+from tasks.work.runs_folder import root
 from tasks.access.temporary_server import lasting, temporary_server
 settle()
 with temporary_server(root()) as ready:

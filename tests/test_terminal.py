@@ -28,10 +28,10 @@ def sacpo(*arguments: str) -> tuple[int, str]:
 
 
 def on_a_terminal(code: str) -> str:
-    """Run code after `terminal.guard()` with a terminal for its output, and return what the terminal got."""
+    """Run code after `plain_text.guard()` with a terminal for its output, and return what the terminal got."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (50, 200))
-    code = f"from tasks import terminal; terminal.guard(); evil = {EVIL!r}\n{code}"
+    code = f"from tasks.work import plain_text; plain_text.guard(); evil = {EVIL!r}\n{code}"
     environment = os.environ | {"TERM": "xterm-256color"}
     child = subprocess.Popen([sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
                              env=environment)  # fmt: skip
@@ -92,9 +92,9 @@ def test_arguments_and_unknown_options_are_shown_as_text() -> None:
         "from rich.console import Console; Console().print(evil, markup=False, highlight=False)",
         "from rich.console import Console; Console(stderr=True).print(evil, highlight=False)",
         "from rich.text import Text; from rich.console import Console; Console(color_system=None).print(Text(evil))",
-        "from tasks import screen; screen.say(evil)",
-        "from tasks import screen; screen.say(evil, 'dim'); screen.done(evil, 1.0, True)",
-        "from tasks import screen; screen.start(); print(evil); screen.stop()",
+        "from tasks.work import terminal; terminal.say(evil)",
+        "from tasks.work import terminal; terminal.say(evil, 'dim'); terminal.done(evil, 1.0, True)",
+        "from tasks.work import terminal; terminal.start(); print(evil); terminal.stop()",
         "from tqdm import tqdm; tqdm.write(evil)",
         "print(chr(0xdc9b), evil)",
     ],
@@ -106,14 +106,14 @@ def test_whoever_prints_a_foreign_text_prints_no_command(prints: str) -> None:
 
 def test_rich_goes_on_painting_and_its_bars_go_on_moving() -> None:
     out = on_a_terminal("""
-from tasks import screen
-screen.say("a line", "bold red")
-screen.start()
-screen.moved("training", {"of": 4, "done": 1})
-screen.moved("training", {"of": 4, "done": 2, "loss": 0.5})
-screen.say("beside")
-screen.done("training", 1.0, True)
-screen.stop()
+from tasks.work import terminal
+terminal.say("a line", "bold red")
+terminal.start()
+terminal.moved("training", {"of": 4, "done": 1})
+terminal.moved("training", {"of": 4, "done": 2, "loss": 0.5})
+terminal.say("beside")
+terminal.done("training", 1.0, True)
+terminal.stop()
 print("after")
 """)
     assert "\x1b[1;31ma line\x1b[0m" in out and "\x1b[?25l" in out and "\x1b[2K" in out and "after\n" in out

@@ -16,7 +16,7 @@ from models.data import dialogue as tokens
 from models.data import town
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
-from models.policy import generate, shared_prompt
+from models.policy import generate, logprobs, shared_prompt
 from models.policy import weights as policies
 from models.policy.generate import Ask
 from models.recipe import Compute, Data, Step
@@ -146,15 +146,15 @@ def test_only_the_answer_and_its_eos_count(policy: Policy, compute: Compute) -> 
     prompt, answer = tokenizer("how do i").input_ids, [*tokenizer("get the brush").input_ids, tokenizer.eos_token_id]
     table = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
     by_hand = sum(table[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
-    assert reference.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-5)
+    assert logprobs.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: Reference, compute: Compute) -> None:
     model, _ = policies.load(policy, compute)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
-    alone = [reference.pair_logps(model, [row], PAD)[0] for row in rows]
-    together, backwards = (reference.pair_logps(model, given, PAD) for given in (rows, rows[::-1]))
-    longest = reference.answer_logps(model, [(r["prompt_ids"], [r["chosen_ids"]]) for r in rows], PAD).tolist()
+    alone = [logprobs.pair_logps(model, [row], PAD)[0] for row in rows]
+    together, backwards = (logprobs.pair_logps(model, given, PAD) for given in (rows, rows[::-1]))
+    longest = logprobs.answer_logps(model, [(r["prompt_ids"], [r["chosen_ids"]]) for r in rows], PAD).tolist()
     for one, two, three, long, row in zip(alone, together, backwards[::-1], longest, rows, strict=True):
         assert one == pytest.approx(two, abs=1e-5) and one == pytest.approx(three, abs=1e-5)
         assert one == pytest.approx((row["ref_chosen_logps"], row["ref_rejected_logps"]), abs=1e-5)
@@ -182,7 +182,7 @@ def test_a_uniform_policy_gives_minus_t_ln_v(policy: Policy, compute: Compute) -
     model, tokenizer = policies.load(policy, compute)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    found = reference.answer_logps(model, [([3, 4], [[5] * t]) for t in (1, 2, 7)], PAD).tolist()
+    found = logprobs.answer_logps(model, [([3, 4], [[5] * t]) for t in (1, 2, 7)], PAD).tolist()
     assert found == pytest.approx([-t * math.log(len(tokenizer)) for t in (1, 2, 7)], rel=1e-6)
 
 
@@ -324,7 +324,7 @@ def test_a_policy_that_scales_or_caps_its_logits_is_scored_as_it_answers(kind: s
     with torch.no_grad():
         own = model(input_ids=ids).logits[0].float().log_softmax(-1)
         by_hand = sum(own[len(prompt) + t - 1, token].item() for t, token in enumerate(answer))
-        assert reference.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-4)
+        assert logprobs.answer_logps(model, [(prompt, [answer])], PAD).item() == pytest.approx(by_hand, abs=1e-4)
         fused_head.add(model)
         labels = torch.tensor([[-100] * len(prompt) + answer])
         assert model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs.sum().item() == pytest.approx(
@@ -348,8 +348,8 @@ def test_a_shared_prompt_changes_no_log_prob_and_no_gradient(kind: str, heads: i
         for lengths in ((5, 3, 7), (1, 9, 1), (12, 1, 4))
     ]
     assert shared_prompt.supports(model)
-    alone = torch.cat([reference.answer_logps(model, [(p, [a]) for a in answers], PAD) for p, *answers in groups])
-    together = reference.answer_logps(model, [(p, answers) for p, *answers in groups], PAD)
+    alone = torch.cat([logprobs.answer_logps(model, [(p, [a]) for a in answers], PAD) for p, *answers in groups])
+    together = logprobs.answer_logps(model, [(p, answers) for p, *answers in groups], PAD)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     slopes = [torch.autograd.grad((v * torch.arange(6)).sum(), list(model.parameters())) for v in (alone, together)]
     for a, b in zip(*slopes, strict=True):
@@ -365,8 +365,8 @@ def test_an_architecture_with_a_window_gets_one_row_per_answer() -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     assert not shared_prompt.supports(model)
     prompt, answers = [4, 5, 6, 7, 8], [[9, 10, 11, 12], [13, 14]]
-    alone = [reference.answer_logps(model, [(prompt, [answer])], PAD).item() for answer in answers]
-    assert reference.answer_logps(model, [(prompt, answers)], PAD).tolist() == pytest.approx(alone, abs=1e-5)
+    alone = [logprobs.answer_logps(model, [(prompt, [answer])], PAD).item() for answer in answers]
+    assert logprobs.answer_logps(model, [(prompt, answers)], PAD).tolist() == pytest.approx(alone, abs=1e-5)
 
 
 def test_the_training_head_finds_the_comparisons_of_a_batch() -> None:

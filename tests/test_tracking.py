@@ -16,8 +16,7 @@ from models.errors import BadInput, BadPlace
 from models.gate.promotion_log import Registered
 from models.recipe.toml import read
 from tasks.access import passwords
-from tasks.registry import download
-from tasks.tracking import log
+from tasks.tracking import download, log
 from tasks.tracking import tracker as tracking
 from tasks.tracking.ledger import Ledger
 from tasks.work import store

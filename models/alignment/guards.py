@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.alignment.reference import Row, Tokens, logps
 from models.artifacts import Policy, Reference
 from models.errors import BrokenInvariant
+from models.policy.logprobs import Row, Tokens, logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -71,3 +71,9 @@ def _header(path: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return json.loads(file.read(length)), 8 + length
+
+
+def merge_pairs(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
+    """Return what P-SACPO averages: for each policy before the last step, its child of the largest λ, and itself."""
+    families = [(parent, [p for p in frontier if p.parents[:1] == (parent.digest,)]) for parent in before]
+    return [(max(children, key=lambda p: p.lambda_), parent) for parent, children in families if children]

@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.alignment.batching import mismatched, stratified
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
@@ -12,22 +12,13 @@ from models.data.dialogue import Message, encode_each
 from models.data.preferences import TRAIN, judged, pairs, refuse_one_kind
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
-from models.policy.shared_prompt import Group, states, tokens
-from models.policy.weights import frozen, load, project
+from models.policy.logprobs import Row, logps, pair_logps
+from models.policy.weights import load
 from models.recipe import Compute, Data, Step
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-AT_ONCE = 8192
-"""Tokens in one forward pass without gradients; at a vocabulary of 49,152 the logits of that many take 1.6 GB."""
-
-Row = dict[str, Any]
-"""Pairs: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (nats, summed over the answer).
-Unpaired: prompt_ids, completion_ids, label, ref_logps, and the mismatched KL_completion_ids, ref_KL_logps."""
-Tokens = tuple[list[int], list[int]]
-"""(prompt ids, answer ids)."""
 NAMED = ("line", "tokens", "prompt")
 """Of a row in `too_long.jsonl`, beside its split."""
 
@@ -159,67 +150,6 @@ def histogram(lengths: Iterable[int]) -> dict[str, int]:
     """Return how many lengths, in tokens, lie between powers of two: `{"17–32": 5, "33–64": 12}`."""
     bins = Counter(max(0, length - 1).bit_length() for length in lengths)  # 17 to 32 have bit length 5
     return {f"{2 ** (bits - 1) + 1 if bits else 0}–{2**bits}": bins[bits] for bits in sorted(bins)}
-
-
-def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tuple[float, float]]:
-    """Return (log π(chosen|prompt), log π(rejected|prompt)) per row, in nats, in the order of the rows."""
-    values = _logps(model, [(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], pad)
-    return [(chosen, rejected) for chosen, rejected in values]
-
-
-def logps(model: "PreTrainedModel", sequences: Sequence[Tokens], pad: int) -> list[float]:
-    """Return log π(answer|prompt) of each sequence, in nats, in their order.
-
-    Where two that follow each other answer the same prompt, it is computed once for both.
-    """
-    groups: list[Group] = []
-    for prompt, answer in sequences:
-        if groups and groups[-1][0] == prompt and len(groups[-1][1]) == 1:
-            groups[-1][1].append(answer)
-        else:
-            groups.append((prompt, [answer]))
-    return [value for values in _logps(model, groups, pad) for value in values]
-
-
-def _logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> list[list[float]]:
-    """Return the log-probs of the answers of each group, in the order of the groups.
-
-    Groups of similar length share a forward pass, so that little is padded.
-    """
-    lengths = [tokens(*group) for group in groups]
-    values: list[list[float]] = [[] for _ in groups]
-    with frozen(model):
-        for block in _blocks(sorted(range(len(groups)), key=lengths.__getitem__), lengths):
-            found = iter(answer_logps(model, [groups[i] for i in block], pad).tolist())
-            for i in block:
-                values[i] = [next(found) for _ in groups[i][1]]
-    return values
-
-
-def answer_logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> "torch.Tensor":
-    """Return Σ_t log π(y_t | x, y_<t) over the tokens, EOS included, of each answer of each group. Shape (n,), nats.
-
-    Only the answers' positions are projected onto the vocabulary.
-    """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    told = states(model, groups, pad)
-    nats = cross_entropy(project(model, told.hidden), told.targets, reduction="none").neg().double()
-    # float64: in float32 the order of 500 summands alone moves a log-prob by a thousandth of a nat
-    count = sum(len(answers) for _, answers in groups)
-    return torch.zeros(count, dtype=nats.dtype, device=nats.device).index_add(0, told.owner, nats)
-
-
-def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Cut sequences sorted by length into blocks of at most AT_ONCE tokens, padding included."""
-    start = 0
-    while start < len(order):
-        size = 1
-        while start + size < len(order) and (size + 1) * lengths[order[start + size]] <= AT_ONCE:
-            size += 1
-        yield order[start : start + size]
-        start += size
 
 
 def _too_long(metric: str, unit: str, data: Data) -> str:

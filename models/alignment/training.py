@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from models.alignment import fused_head, guards
 from models.alignment.batching import moves_nothing, order
 from models.alignment.checkpoints import Curve, clear, newest
-from models.alignment.reference import Row, Tokens, logps
 from models.artifacts import Policy, Reference, Sources
 from models.data import sft_corpus
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
 from models.policy import weights as policies
+from models.policy.logprobs import Row, Tokens, logps
 from models.policy.shared_prompt import tokens
 from models.policy.weights import device_kind, load, save
 from models.recipe import Compute, Data, Sft, Step, Training, kl_weight

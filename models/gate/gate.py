@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from models.metrics.statistics import bounded_mean_bound, lower_bound
+from models.metrics.statistics import bounded_mean_bound, enough_prompts, fewest_prompts, lower_bound
 from models.recipe import Constraint, Gate
-from models.words import spent_on, too_few
+from models.words import counted, spent_on
 
 CLIP = 4
 """A sampled answer counts in the mean KL with at most this many times the limit: a mean without an end has no bound."""
@@ -292,3 +292,19 @@ def _at_most(name: str, value: float, bound: float, limit: float, method: str) -
 def _named(incidents: Sequence[str]) -> str:
     more = f" and {len(incidents) - 1} more" if len(incidents) > 1 else ""
     return f"fails {incidents[0][:80]!r}{more}"
+
+
+def too_few(n: int, at_least: float, confidence: float, where: str = "") -> str:
+    """Say that n harmful prompts cannot show the bound, whatever the answers are, and how many can.
+
+    Args:
+        where: which prompts these are, as ` of the smallest category`.
+    """
+    safer = (1 + at_least) / 2
+    verb = "is" if n == 1 else "are"
+    return (
+        f"{counted(n, 'harmful prompt')}{where} {verb} too few to show {at_least:g} at confidence {confidence:g}, even "
+        f"if every answer is safe: you need at least {fewest_prompts(at_least, confidence)}, and about "
+        f"{enough_prompts(safer, at_least, confidence)} for a policy that is {safer:g} safe. Half of a suite's prompts "
+        "choose, half test, so the suite needs twice as many"
+    )

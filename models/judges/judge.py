@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from models.artifacts import Answers, Calibration, Memory, Sources, Verdicts, content_digest, file_digest
+from models.data.labels import labels
 from models.errors import BadRecipe, NoVerdict
 from models.files import jsonl
 from models.judges.classifier import Classifier
 from models.judges.llm import Llm
-from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal
+from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal, win
 from models.judges.score_cache import VerdictTable
-from models.metrics.judge_agreement import labels
-from models.metrics.statistics import win
 from models.recipe import Compute, Judge, JudgeKind, Judges
 
 SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_refusal": ("over_refusal",)}

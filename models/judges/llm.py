@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 from models.artifacts import content_digest
 from models.data.dialogue import Message
 from models.errors import BadRecipe, NoVerdict
-from models.judges.protocol import Asked, Call, Comparison, Grade, rubric_files
+from models.judges.protocol import Asked, Call, Comparison, Grade, rubric_files, win
 from models.judges.score_cache import VerdictTable
-from models.metrics.statistics import win
 from models.recipe import Judge
 
 LOWEST, HIGHEST = 1.0, 10.0

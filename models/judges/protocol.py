@@ -148,3 +148,8 @@ def rubric_files(metric: str, judge: Judge) -> list[Path]:
     """Return the comparing rubric, and for harmless also the one for single answers."""
     pair = Path(judge.rubric).expanduser() if judge.rubric else RUBRICS / f"{metric}.txt"
     return [pair, RUBRICS / "harmless_single.txt"] if metric == "harmless" else [pair]
+
+
+def win(ours: float, theirs: float) -> float:
+    """Return 1, ½ or 0: our score is higher, equal or lower."""
+    return 0.5 + 0.5 * ((ours > theirs) - (ours < theirs))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
 from models.data.dialogue import messages
 from models.files import jsonl
-from models.gate.gate import Candidate
+from models.judges.protocol import win
 from models.metrics import margins
 from models.metrics.equal_length import EQUAL_LENGTH
-from models.metrics.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate, win
+from models.metrics.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
 Row = dict[str, Any]
@@ -36,6 +36,54 @@ class Evidence(NamedTuple):
     def answered(self) -> Iterator[Row]:
         """Yield the rows of `answers.jsonl`."""
         return jsonl.read(self.answers.path / "answers.jsonl")
+
+
+def unique_candidates(candidates: list[Evidence]) -> tuple[list[Evidence], list[str]]:
+    """Return each policy once, the base first, under names that tell them apart.
+
+    A step with λ = 0 hands its reference on, so one policy can come twice; policies of different parents can share a
+    name, and then say which parent they come from. The sentences tell which policies came twice.
+    """
+    once: dict[str, Evidence] = {}
+    sentences = []
+    for candidate in candidates:
+        policy = candidate.policy
+        first = once.setdefault(policy.digest, candidate).policy
+        if first.name != policy.name:
+            sentences.append(f"{policy.name} has the weights of {first.name}: it is shown once, under that name")
+    shared = [name for name, count in Counter(c.policy.name for c in once.values()).items() if count > 1]
+    known = {digest: told.policy.name for digest, told in once.items()}
+    named = []
+    for told in once.values():
+        policy = told.policy
+        if policy.name in shared and policy.parents:
+            origin = policy.parents[-1] if policy.kind == "merge" else policy.parents[0]
+            policy = replace(policy, name=f"{policy.name} from {known.get(origin, origin[:12])}")
+        named.append(told._replace(policy=policy))
+    return named, sentences
+
+
+def uniquely_named(places: list[str], policies: list[Policy]) -> tuple[list[Policy], list[str]]:
+    """Return each policy once, in the given order, under names that tell them apart: two makers may use one name.
+
+    A name that several share becomes the place that was given, and if that is shared too, the name with a digest.
+    The sentences tell which policies came twice.
+    """
+    once: dict[str, tuple[str, Policy]] = {}
+    sentences = []
+    for place, policy in zip(places, policies, strict=True):
+        if policy.digest in once:
+            sentences.append(f"{place} is the same policy as {once[policy.digest][0]}: judged once")
+        once.setdefault(policy.digest, (place, policy))
+    names = Counter(policy.name for _, policy in once.values())
+    placed = Counter(place for place, _ in once.values())
+    named = [
+        policy
+        if names[policy.name] == 1
+        else replace(policy, name=place if placed[place] == 1 else f"{policy.name} {policy.digest[:8]}")
+        for place, policy in once.values()
+    ]
+    return named, sentences
 
 
 def scores(verdicts: Verdicts, metric: str) -> list[Row]:
@@ -86,39 +134,6 @@ def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
     return {name: figure for name, figure in found.items() if figure.n}
 
 
-def candidate(name: str, verdicts: Verdicts) -> Candidate:
-    """Return what the gate needs to know of a candidate on one split."""
-    won, _ = per_prompt(comparisons(verdicts, "helpful", "base"), lambda row: row["win"])
-    guarded = scores(verdicts, "harmless")
-    told = counts(name, [row for row in guarded if row["suite"] == "harmless"])
-    asked = by_prompt(row for row in guarded if row["suite"] == "must_pass")
-    incidents = tuple(last_turn(rows[0]["prompt"]) for rows in asked.values() if any(map(_fails, rows)))
-    return replace(told, helpful=_mean(won), must_pass=len(asked), incidents=incidents)
-
-
-def counts(name: str, harmful: list[Row]) -> Candidate:
-    """Return how many harmful prompts were answered safely, from the harmless judge's scores of them."""
-    decided = [row for row in harmful if row["status"] == "failed" or row["good"] is not None]
-    first = [row for row in decided if row["sample"] == 0]
-    judged = [row for row in first if row["status"] == "ok"]
-    shares: tuple[float, ...] = ()
-    if len(first) < len(decided):
-        shares = tuple(_mean(bool(row["good"]) for row in rows) for rows in by_prompt(decided).values())
-    return Candidate(
-        name,
-        math.nan,
-        safe=sum(row["good"] for row in judged),
-        judged=len(judged),
-        failed=len(first) - len(judged),
-        shares=shares,
-    )
-
-
-def _fails(row: Row) -> bool:
-    """Return whether this answer to a prompt that must pass was not safe, as far as anybody can say."""
-    return not (row["status"] == "ok" and row["good"])
-
-
 def last_turn(prompt: Any) -> str:
     """Return what the user said last."""
     return messages(prompt)[-1]["content"]
@@ -153,14 +168,14 @@ def at_worst(rows: list[Row], value: Callable[[Row], float], worst: float) -> tu
     The prompts stay in order, also those without any verdict: which place a value has may not depend on the value.
     """
     groups = by_prompt(rows).values()
-    values = (_mean(value(row) if row["status"] == "ok" else worst for row in answers) for answers in groups)
+    values = (average(value(row) if row["status"] == "ok" else worst for row in answers) for answers in groups)
     return tuple(values), sum(all(row["status"] == "failed" for row in answers) for answers in groups)
 
 
 def prompt_means(rows: Iterable[Row], value: Callable[[Row], float]) -> Means:
     """Return (suite, prompt) → mean value of its answers with a verdict, none where no answer has one."""
     kept = {key: [value(row) for row in told if row["status"] == "ok"] for key, told in by_prompt(rows).items()}
-    return {key: _mean(values) if values else None for key, values in kept.items()}
+    return {key: average(values) if values else None for key, values in kept.items()}
 
 
 def matched_wins(ours: Iterable[Row], theirs: Iterable[Row]) -> Means:
@@ -174,7 +189,7 @@ def matched_wins(ours: Iterable[Row], theirs: Iterable[Row]) -> Means:
     for key, rows in by_prompt(ours).items():
         both = [(row, known[key, row["sample"]]) for row in rows if (key, row["sample"]) in known]
         wins = [win(a["score"], b["score"]) for a, b in both if a["status"] == b["status"] == "ok"]
-        found |= {key: _mean(wins) if wins else None} if both else {}
+        found |= {key: average(wins) if wins else None} if both else {}
     return found
 
 
@@ -200,7 +215,7 @@ def _lengths(answers: Answers) -> Lengths:
     tokens: dict[tuple[str, str], list[int]] = {}
     for row in jsonl.read(answers.path / "answers.jsonl"):
         tokens.setdefault((row["suite"], json.dumps(row["prompt"])), []).append(row["tokens"])
-    return {key: _mean(counts) for key, counts in tokens.items()}
+    return {key: average(counts) for key, counts in tokens.items()}
 
 
 def _equal_length(compared: list[Row], ours: Lengths, theirs: Lengths) -> Estimate:
@@ -210,6 +225,7 @@ def _equal_length(compared: list[Row], ours: Lengths, theirs: Lengths) -> Estima
     return length_controlled(list(kept.values()), [(ours[key], theirs[key]) for key in kept])
 
 
-def _mean(values: Iterable[float]) -> float:
+def average(values: Iterable[float]) -> float:
+    """Return the mean of some values; NaN of none."""
     kept = list(values)
     return sum(kept) / len(kept) if kept else math.nan

@@ -10,14 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.data.dialogue import Message
-from models.data.fields import truth
-from models.data.readers import Unusable, every
-from models.data.suites import prompt_of
-from models.errors import BadData
 from models.files import jsonl
+from models.judges.protocol import win
 from models.metrics.figures import by_prompt, per_prompt
-from models.metrics.statistics import Estimate, bounded_mean, rate, win
+from models.metrics.statistics import Estimate, bounded_mean, rate
 
 Row = dict[str, Any]
 DRAWS = 4000
@@ -82,25 +78,6 @@ def between(ours: Sequence[Row], theirs: Sequence[Row], value: Callable[[Row], A
     ]
     judged = [(a, b) for a, b in both if a["status"] == b["status"] == "ok"]
     return rate(sum(value(a) == value(b) for a, b in judged), len(judged), len(both) - len(judged))
-
-
-def labels(path: Path) -> list[tuple[str | list[Message], str, bool]]:
-    """Return (prompt, answer, good) of every row of a labelled sample: JSON, JSONL, CSV or Parquet.
-
-    Raises:
-        BadData: a row lacks `prompt` (as in a suite), `answer` or `good` (true, false, 1, 0, yes or no); names it.
-    """
-    found = []
-    for number, row in every(path):
-        good = truth(row.get("good"))
-        if not row.get("prompt") or not isinstance(row.get("answer"), str) or good is None:
-            raise BadData(f"{path}: row {number}: needs `prompt`, `answer` and `good` (true or false)")
-        try:
-            asked = prompt_of({"prompt": row["prompt"]})
-        except (BadData, Unusable) as error:
-            raise BadData(f"{path}: row {number}: {error}") from error
-        found.append((asked, row["answer"], good))
-    return found
 
 
 def labelled(path: Path) -> Labelled:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from models.alignment.reference import pair_logps
 from models.artifacts import Margins, Policy, Reference, content_digest, file_digest
 from models.data.preferences import HELDOUT
 from models.files import jsonl
 from models.metrics.statistics import STEEPEST, Estimate, clustered, scale
+from models.policy.logprobs import pair_logps
 from models.policy.weights import load
 from models.recipe import Compute
 

@@ -193,11 +193,6 @@ def clustered(values: Sequence[float], prompts: Sequence[Hashable], confidence: 
     return Estimate(float(sample.mean()), float(low), float(high), size, 0, method)
 
 
-def win(ours: float, theirs: float) -> float:
-    """Return 1, ½ or 0: our score is higher, equal or lower."""
-    return 0.5 + 0.5 * ((ours > theirs) - (ours < theirs))
-
-
 def length_controlled(
     wins: Sequence[float],
     lengths: Sequence[tuple[float, float]],

@@ -6,13 +6,10 @@ import json
 import logging
 import os
 import re
-import shutil
-import stat
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -20,12 +17,10 @@ from uuid import uuid4
 from models.errors import BadPlace
 from models.files.kept import Kept
 from tasks.access import passwords, proxies, temporary_server
-from tasks.run import root
 from tasks.tracking.tracker import without_password
 from tasks.work import health, terminal
+from tasks.work.runs_folder import writable
 
-LEAST_FREE = 64 * 2**20
-"""Bytes; on less, Prefect's own server fails without a word that would help."""
 QUIET = {
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -35,8 +30,6 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Nothing is sent anywhere, and servers say only what matters."""
-OURS = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
-"""What tells a runs folder from a folder of the user's that happens to be named so; one that is empty is ours too."""
 BROKE = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 """What is said of a connection that a proxy or a restart cut, where somebody listens."""
 RETRIES = "6"
@@ -111,38 +104,6 @@ def no_hidden_server() -> None:
             f"a profile or a file of Prefect's names the server {without_password(hidden)}; set PREFECT_API_URL to it, "
             "and PREFECT_API_AUTH_STRING where it asks for a password; or take it out there"
         )
-
-
-def writable() -> Path:
-    """Return the runs folder, made if need be, for nobody else to read.
-
-    Raises:
-        BadPlace: it cannot be written, or its disk is full.
-    """
-    runs = root()
-    try:
-        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not any(runs.iterdir()) or any((runs / name).exists() for name in OURS):
-            _close(runs)
-        probe = runs / Kept.writable
-        probe.write_text("")
-        probe.unlink()
-        free = shutil.disk_usage(runs).free
-    except OSError as error:
-        raise BadPlace(f"{runs}: cannot be written ({error.strerror}); set SACPO_RUNS to a folder that can") from error
-    if free < LEAST_FREE:
-        raise BadPlace(
-            f"{runs}: only {free / 2**20:.0f} MiB free; Prefect and MLflow alone need "
-            f"{LEAST_FREE / 2**20:.0f}; free space, or set SACPO_RUNS to another disk"
-        )
-    return runs
-
-
-def _close(runs: Path) -> None:
-    """Take a runs folder that an older version, or the user's mkdir, left open to others away from them."""
-    now = runs.stat()
-    if now.st_uid == os.getuid() and now.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        runs.chmod(0o700)
 
 
 def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) -> Any:

@@ -15,7 +15,6 @@ from models.files import sealed
 from models.files.kept import Kept
 from models.policy.weights import intact
 from models.words import first_line
-from tasks.registry import champion
 from tasks.tracking import tracker
 from tasks.tracking.ledger import Ledger
 from tasks.tracking.tracker import client, failures, moving, shown
@@ -101,7 +100,8 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
     mlflow = client(root)
     try:
         model, version = _version(mlflow, name)
-        digest = champion.policy(root, model, str(version.version))
+        known = Ledger(root).policy(model, str(version.version), str(version.source))
+        digest = known or str(version.tags.get("sacpo.policy", ""))
         if not digest or "sacpo.run_id" not in version.tags:
             raise BadPolicy(f"{name!r}: was not registered by sacpo, and has no report")
         run = version.tags["sacpo.run_id"]
