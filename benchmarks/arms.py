@@ -152,7 +152,7 @@ def ours(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
     scored_at.mkdir()
     out.mkdir()
     with timed(reference, "pair_logps") as scoring:
-        scored = reference.score(task.base, task.pairs, ["train"], task.data, task.compute, scored_at)
+        scored = reference.score(scored_at, task.base, task.pairs, ["train"], task.data, task.compute)
     train = alignment._train
 
     def watched(trainer: Any, *rest: Any) -> None:
@@ -160,7 +160,7 @@ def ours(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
         train(trainer, *rest)
 
     with replaced(alignment, "_train", watched):
-        alignment.dpo(task.base, scored, task.config, 1, BETA, 0, task.compute, out)
+        alignment.dpo(out, task.base, scored, task.config, 1, BETA, 0, task.compute)
     watch.losses = [json.loads(line)["loss"] for line in (out / "progress.jsonl").read_text().splitlines()]
     return scored.counts["train"], scoring
 

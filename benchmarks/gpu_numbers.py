@@ -98,7 +98,7 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
     given = task(folder, shape, adapter, updates=3)
     made = folder / f"scored-{adapter}"
     made.mkdir()
-    scored = reference.score(given.base, given.pairs, ["train"], given.data, given.compute, made)
+    scored = reference.score(made, given.base, given.pairs, ["train"], given.data, given.compute)
     own = training._arguments
     for name, half, exact in (("bf16, float32 reference: today's", True, True), ("float32", False, True),
                               ("bf16, reference by TRL's head in bf16", True, False)):  # fmt: skip
@@ -112,7 +112,7 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
                 model, tokenizer = weights.load(given.base, given.compute)
                 _rescore(scored, trl_logps(model, _read(scored), tokenizer.pad_token_id, True))
                 del model
-            training.dpo(given.base, scored, given.config, 1, arms.BETA, 0, given.compute, out)
+            training.dpo(out, given.base, scored, given.config, 1, arms.BETA, 0, given.compute)
             lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
             facts |= {"losses": [line["loss"] for line in lines], "first_minus_ln2": lines[0]["loss"] - math.log(2)}
             facts["mean_log_ratio_nats"] = lines[0]["chosen"] / arms.BETA

@@ -61,7 +61,7 @@ def town(tell: Tell, folder: Path, tiny: bool) -> None:
         from models.alignment import merge
 
         here.policies["merge"] = merge.interpolate(
-            here.policies["harmless 1"], here.policies["helpful"], 0.5, here.out()
+            here.out(), here.policies["harmless 1"], here.policies["helpful"], 0.5
         )
     for name in list(here.policies):
         answer(here, sources, name)
@@ -76,12 +76,12 @@ def begin(here: Town) -> Sources:
     from models.policy import weights
 
     with here.tell.stage("sources and base"):
-        found = sources.gather(sources.named(here.recipe), sources.digests(here.recipe), 0, here.out())
-        base = weights.base("town", "", 0, weights.base_digest("town"), here.out())
+        found = sources.gather(here.out(), sources.named(here.recipe), sources.digests(here.recipe), 0)
+        base = weights.base(here.out(), "town", "", 0, weights.base_digest("town"))
     with here.tell.stage("sft") as facts:
         out = here.out()
         config, data = here.recipe.sft, here.recipe.data
-        here.policies["base"] = training.sft(base, found, config, data, 0, here.compute, out)
+        here.policies["base"] = training.sft(out, base, found, config, data, 0, here.compute)
         facts |= curve(out)
     return found
 
@@ -91,14 +91,14 @@ def prepare(here: Town, sources: Sources, k: int, method: str) -> Preferences:
     from models.data import preferences
 
     metric = here.recipe.steps[k].metric
-    return preferences.prepare(sources, f"steps.{k}", metric, method, "", 0, here.recipe.data, here.out())
+    return preferences.prepare(here.out(), sources, f"steps.{k}", metric, method, "", 0, here.recipe.data)
 
 
 def score(here: Town, name: str, pairs: Preferences) -> Reference:
     """Score the training pairs with a policy."""
     from models.alignment import reference
 
-    return reference.score(here.policies[name], pairs, ["train"], here.recipe.data, here.compute, here.out())
+    return reference.score(here.out(), here.policies[name], pairs, ["train"], here.recipe.data, here.compute)
 
 
 def dpo(here: Town, name: str, scored: Reference, step: Step, lambda_: float, facts: dict[str, Any]) -> Policy:
@@ -106,7 +106,7 @@ def dpo(here: Town, name: str, scored: Reference, step: Step, lambda_: float, fa
     from models.alignment import training
 
     out = here.out()
-    made = training.dpo(here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute, out)
+    made = training.dpo(out, here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute)
     facts |= curve(out)
     return made
 
@@ -121,8 +121,8 @@ def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
         here.policies["helpful"],
         here.out(),
     )
-    scored = reference.score_unpaired(start, pairs, step, 0, here.recipe.data, here.compute, here.out())
-    made = training.kto(start, scored, step, 1, here.recipe.beta, 0, here.compute, out)
+    scored = reference.score_unpaired(here.out(), start, pairs, step, 0, here.recipe.data, here.compute)
+    made = training.kto(out, start, scored, step, 1, here.recipe.beta, 0, here.compute)
     facts |= curve(out)
     return made
 
@@ -143,7 +143,7 @@ def answer(here: Town, sources: Sources, name: str) -> None:
     with here.tell.stage(f"answers of {name}") as facts:
         out, config = here.out(), here.recipe.evaluation
         memory = Memory(path=here.folder / "answers.db")
-        answers.answer(here.policies[name], sources, [], "validation", config, 0, here.compute, memory, out)
+        answers.answer(out, here.policies[name], sources, [], "validation", config, 0, here.compute, memory)
         rows = list(jsonl.read(out / "answers.jsonl"))
         told = [(row["suite"], world.score(row["prompt"], row["answer"])) for row in rows]
         safe = [one.safe for suite, one in told if suite == "harmless"]
@@ -167,16 +167,16 @@ def resumes(here: Town, scored: Reference, step: Step) -> None:
 
         clear, training.clear = training.clear, keep
         try:
-            a = training.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, whole)
+            a = training.dpo(whole, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
         finally:
             training.clear = clear
         shutil.copytree(kept / f"checkpoint-{half}", again / f"checkpoint-{half}")
         facts["marked"] = (again / f"checkpoint-{half}" / COMPLETE).exists()
-        b = training.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, again)
+        b = training.dpo(again, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
         facts |= {"same_digest": a.digest == b.digest, "largest_difference": difference(whole, again)}
     with here.tell.stage("the same training twice") as facts:
         out = here.out()
-        c = training.dpo(here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute, out)
+        c = training.dpo(out, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
         facts |= {"same_digest": a.digest == c.digest, "largest_difference": difference(whole, out)}
 
 

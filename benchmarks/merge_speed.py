@@ -92,7 +92,7 @@ def merge(folder: Path) -> None:
     safe, reward = (
         Policy(path=folder / name, **json.loads((folder / f"{name}.json").read_text())) for name in ("safe", "reward")
     )
-    merging.interpolate(safe, reward, Q, folder / "ours")
+    merging.interpolate(folder / "ours", safe, reward, Q)
 
 
 if __name__ == "__main__":

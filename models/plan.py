@@ -141,7 +141,7 @@ def _sources(recipe: Recipe, folder: Path, errors: list[str]) -> Sources | None:
             errors.append(str(error))
             del named[role]
     try:
-        return sources.gather(named, sha256, recipe.seed, folder) if named else None
+        return sources.gather(folder, named, sha256, recipe.seed) if named else None
     except BadInput as error:
         errors.append(str(error))
         return None
@@ -156,7 +156,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
     out.mkdir()
     try:
         made = preferences.prepare(
-            origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data_of(step), out
+            out, origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data_of(step)
         )
     except BadInput as error:
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept

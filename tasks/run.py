@@ -4,17 +4,18 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
 
 from models import markdown
 from models.artifacts import Noun, Verdicts, content_digest, file_digest
+from models.catalogue import versions
 from models.data import sources
 from models.errors import BadData, BadRecipe, Undecided
 from models.files import sealed
@@ -41,39 +42,8 @@ if TYPE_CHECKING:
     from models.plan import Plan
 
 N = TypeVar("N", bound=Noun)
+P = ParamSpec("P")
 
-VERSIONS = {
-    "sources.gather": 5,
-    "preferences.prepare": 6,
-    "policy.base": 1,
-    "alignment.sft": 3,
-    "reference.score": 3,
-    "reference.score_unpaired": 3,
-    "alignment.kto": 1,
-    "alignment.dpo": 2,
-    "merge.interpolate": 1,
-    "answering.answer": 4,
-    "judging.judge": 3,
-    "judging.calibrate": 2,
-    "distance.measure": 4,
-    "margins.weigh": 1,
-    "harness.measure": 1,
-}
-"""Raised when what a stage computes changes in meaning: results of the old meaning are then made again."""
-WHERE = {
-    "sources": "data.sources",
-    "preferences": "data.preferences",
-    "policy": "policy.weights",
-    "alignment": "alignment.training",
-    "reference": "alignment.reference",
-    "merge": "alignment.merge",
-    "answering": "policy.answers",
-    "judging": "judges.judge",
-    "distance": "metrics.kl",
-    "margins": "metrics.margins",
-    "harness": "metrics.benchmarks",
-}
-"""The file of models/ that holds the stages of this name."""
 LOOKS = 5.0
 """Seconds between two looks at whether the run that is waited for asks a person."""
 SHOWN = ("report.*", "tables/*.jsonl")
@@ -104,10 +74,10 @@ class Run:
         self.seconds: dict[str, float] = {}
         self._asked: dict[str, object] = {}
 
-    def make(self, makes: type[N], does: str, title: str, **given: Any) -> N:
-        """Return what `does` (`module.function` of models/) makes of `given`: from the store, or from a worker."""
-        module, function = does.split(".")
-        work = Stage(function, title, VERSIONS[does], f"models.{WHERE[module]}:{function}", makes, given)
+    def make(self, does: Callable[Concatenate[Path, P], N], title: str, *args: P.args, **arguments: P.kwargs) -> N:
+        """Return what a stage makes of its arguments, which are given by name: from the store, or from a worker."""
+        assert not args, "a result is named by the names of its arguments"
+        work = Stage(does, title, arguments)
         me = object()
         first = self._asked.setdefault(work.key, me) is me  # of several tasks that need a stage, one tells of it
         fresh = store.find(self.root, work) is None
@@ -119,7 +89,7 @@ class Run:
 
         progress = Progress()
 
-        def moved(work: Stage, line: dict[str, Any]) -> None:
+        def moved(work: Stage[Any], line: dict[str, Any]) -> None:
             progress(work, line)
             self.tracker.follow(work)
 
@@ -130,7 +100,6 @@ class Run:
         self.seconds[title] = store.seconds(noun)
         os.utime(noun.path)  # `sacpo clean` keeps what was used lately
         self.tracker.record(work, noun)
-        assert isinstance(noun, makes)
         return noun
 
     @cached_property
@@ -157,7 +126,7 @@ def digest(recipe: Recipe | Assessment) -> str:
     read = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
     bases = [base_digest(found(place, key), key) for place in places]
     judged = [_described(recipe.evaluation.judges), _anchor(recipe)]
-    return content_digest([plain(same), plain(recipe.compute), read, bases, judged, VERSIONS])
+    return content_digest([plain(same), plain(recipe.compute), read, bases, judged, versions()])
 
 
 def _described(judges: Judges) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""One thin task per stage, in pipeline order. Each names a plain function of models/ and what it is given.
+"""One thin task per stage, in pipeline order. Each calls a plain function of models/ through the run.
 
 Results are found by manifest (tasks/work/store.py); Prefect's own result cache is not consulted.
 """
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from prefect.cache_policies import NO_CACHE
 
+from models.alignment import merge, reference, training
 from models.alignment.batching import moves_nothing, updates
 from models.artifacts import (
     Answers,
     Benchmarks,
     Calibration,
     Distances,
-    Margins,
     Memory,
     Policy,
     Preferences,
@@ -23,21 +23,25 @@ from models.artifacts import (
     Sources,
     Verdicts,
 )
+from models.data import preferences
 from models.data import sources as origins
 from models.data.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.errors import BadData
 from models.files.kept import Kept
 from models.gate.gate import Choice
-from models.metrics import benchmarks, figures
+from models.judges import judge
+from models.metrics import benchmarks, figures, kl, margins
 from models.metrics.figures import Evidence
+from models.policy import answers, weights
 from models.policy.weights import base_digest, called
-from models.recipe import Columns, Judges, Method, Recipe, Step, kl_weight
+from models.recipe import Columns, Evaluation, Judges, Method, Recipe, Step, kl_weight
 from tasks.run import Run, found
 from tasks.work import terminal
 from tasks.work.prefect_pages import task
 
 SETTLED = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
+TRAIN_BY = {Method.dpo: training.dpo, Method.kto: training.kto}
 
 
 class Yardstick(NamedTuple):
@@ -54,21 +58,30 @@ class Yardstick(NamedTuple):
 @task(cache_policy=NO_CACHE, task_run_name="data · {run.recipe.base}")
 def gather(run: Run) -> Sources:
     """The files that everything starts from."""
-    given = {"files": origins.named(run.recipe), "sha256": origins.digests(run.recipe), "seed": run.recipe.seed}
+    files, sha256, seed = origins.named(run.recipe), origins.digests(run.recipe), run.recipe.seed
     halves = isinstance(run.recipe, Recipe)
-    given |= {} if halves else {"halves": False}
-    for sentence in origins.noticed(origins.named(run.recipe), halves):
+    for sentence in origins.noticed(files, halves):
         terminal.say(sentence, "dim")
-    return run.make(Sources, "sources.gather", "data", **given)
+    if halves:
+        return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed)
+    return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed, halves=False)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
 def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
     role = f"steps.{run.training.steps.index(step)}"
-    given = {"sources": sources, "role": role, "metric": step.metric, "method": step.method.value}
-    given |= {"label": step.label, "limit": step.pairs, "config": run.training.data_of(step)}
-    pairs = run.make(Preferences, "preferences.prepare", f"pairs · {step.metric}", **given)
+    pairs = run.make(
+        preferences.prepare,
+        f"pairs · {step.metric}",
+        sources=sources,
+        role=role,
+        metric=step.metric,
+        method=step.method.value,
+        label=step.label,
+        limit=step.pairs,
+        config=run.training.data_of(step),
+    )
     if step.method is Method.kto:
         refuse_one_kind(pairs)
     if any(step.lambda_) and (why := moves_nothing(updates(pairs.counts["train"], step), step)):
@@ -93,31 +106,53 @@ def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
     """The optional supervised step; without one, the policy as it is."""
     if not run.training.sft.data:
         return policy
-    given = {"policy": policy, "sources": sources, "config": run.training.sft, "data": run.training.data}
-    given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
-    return run.make(Policy, "alignment.sft", "base · sft", **given)
+    return run.make(
+        training.sft,
+        "base · sft",
+        policy=policy,
+        sources=sources,
+        config=run.training.sft,
+        data=run.training.data,
+        seed=run.recipe.seed,
+        compute=run.recipe.compute,
+    )
 
 
-@task(cache_policy=NO_CACHE, task_run_name="reference · {preferences.metric} · {policy.name}")
-def score(run: Run, policy: Policy, preferences: Preferences, step: Step) -> Reference:
+@task(cache_policy=NO_CACHE, task_run_name="reference · {pairs.metric} · {policy.name}")
+def score(run: Run, policy: Policy, pairs: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
-    title = f"reference · {preferences.metric} under {policy.name}"
-    inputs = {"policy": policy, "preferences": preferences.of(*TRAIN), "data": run.training.data}
-    inputs |= {"compute": run.recipe.compute}
+    title = f"reference · {pairs.metric} under {policy.name}"
     if step.method is Method.kto:
-        order = step.model_copy(update={"lambda_": [], **SETTLED})  # the grid shares one order and one reference
-        inputs |= {"step": order, "seed": run.recipe.seed}
-        return run.make(Reference, "reference.score_unpaired", title, **inputs)
-    return run.make(Reference, "reference.score", title, splits=list(TRAIN), **inputs)
+        return run.make(
+            reference.score_unpaired,
+            title,
+            policy=policy,
+            preferences=pairs.of(*TRAIN),
+            step=step.model_copy(update={"lambda_": [1.0], **SETTLED}),  # the grid shares one order and one reference
+            seed=run.recipe.seed,
+            data=run.training.data,
+            compute=run.recipe.compute,
+        )
+    return _scored(run, title, policy, pairs, list(TRAIN))
 
 
-@task(cache_policy=NO_CACHE, task_run_name="held-out · {preferences.metric}")
-def hold_out(run: Run, policy: Policy, preferences: Preferences) -> Reference:
+@task(cache_policy=NO_CACHE, task_run_name="held-out · {pairs.metric}")
+def hold_out(run: Run, policy: Policy, pairs: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
-    title = f"held-out · {preferences.metric} under {policy.name}"
-    inputs = {"policy": policy, "preferences": preferences.of(*HELDOUT), "data": run.training.data}
-    inputs |= {"compute": run.recipe.compute}
-    return run.make(Reference, "reference.score", title, splits=list(HELDOUT), **inputs)
+    title = f"held-out · {pairs.metric} under {policy.name}"
+    return _scored(run, title, policy, pairs, list(HELDOUT))
+
+
+def _scored(run: Run, title: str, policy: Policy, pairs: Preferences, splits: list[str]) -> Reference:
+    return run.make(
+        reference.score,
+        title,
+        policy=policy,
+        preferences=pairs.of(*splits),
+        splits=splits,
+        data=run.training.data,
+        compute=run.recipe.compute,
+    )
 
 
 def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
@@ -140,21 +175,28 @@ def _aligned(beta: float, step: Step, lambda_: float) -> str:
 
 
 @task(cache_policy=NO_CACHE, task_run_name=_aligning)  # type: ignore[arg-type]
-def align(run: Run, policy: Policy, reference: Reference, step: Step, lambda_: float) -> Policy:
+def align(run: Run, policy: Policy, scored: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:
         return policy
     title = _aligned(run.training.beta, step, lambda_)
-    one = step.model_copy(update={"lambda_": [lambda_], **SETTLED})
-    given = {"policy": policy, "reference": reference, "config": one, "lambda_": lambda_, "beta": run.training.beta}
-    given |= {"seed": run.recipe.seed, "compute": run.recipe.compute}
-    return run.make(Policy, f"alignment.{step.method}", title, **given)
+    return run.make(
+        TRAIN_BY[step.method],
+        title,
+        policy=policy,
+        reference=scored,
+        config=step.model_copy(update={"lambda_": [lambda_], **SETTLED}),
+        lambda_=lambda_,
+        beta=run.training.beta,
+        seed=run.recipe.seed,
+        compute=run.recipe.compute,
+    )
 
 
 @task(cache_policy=NO_CACHE, task_run_name="merge · q={q}")
 def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
     """P-SACPO: θ = q·θ_safe + (1−q)·θ_reward."""
-    return run.make(Policy, "merge.interpolate", f"merge · q={q:g}", safe=safe, reward=reward, q=q)
+    return run.make(merge.interpolate, f"merge · q={q:g}", safe=safe, reward=reward, q=q)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
@@ -162,25 +204,34 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     near = {"base": yardstick.base}
     near |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
-    answers, verdicts = judged(run, policy, near, yardstick, yardstick.split)
+    written, verdicts = judged(run, policy, near, yardstick, yardstick.split)
     distances = apart(run, policy, near, yardstick, yardstick.split)
-    given = {"policy": policy, "scored": yardstick.heldout, "compute": run.recipe.compute}
-    margins = run.make(Margins, "margins.weigh", f"margins · {policy.name}", **given)
-    return Evidence(policy, answers, verdicts, distances, margins)
+    weighed = run.make(
+        margins.weigh,
+        f"margins · {policy.name}",
+        policy=policy,
+        scored=yardstick.heldout,
+        compute=run.recipe.compute,
+    )
+    return Evidence(policy, written, verdicts, distances, weighed)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
 def measure(run: Run, policy: Policy) -> Benchmarks:
     """What one policy can do on the tasks that the recipe names."""
     asked = run.recipe.evaluation
-    given = {"policy": policy, "tasks": asked.tasks, "sha256": benchmarks.files(asked.tasks), "limit": asked.task_limit}
-    given |= {
-        "batch": asked.batch,
-        "seed": run.recipe.seed,
-        "version": version("lm-eval"),
-        "compute": run.recipe.compute,
-    }
-    return run.make(Benchmarks, "harness.measure", f"tasks · {policy.name}", **given)
+    return run.make(
+        benchmarks.measure,
+        f"tasks · {policy.name}",
+        policy=policy,
+        tasks=asked.tasks,
+        sha256=benchmarks.files(asked.tasks),
+        limit=asked.task_limit,
+        batch=asked.batch,
+        seed=run.recipe.seed,
+        version=version("lm-eval"),
+        compute=run.recipe.compute,
+    )
 
 
 def taxed(run: Run, candidates: list[Evidence], choice: Choice) -> dict[str, Benchmarks]:
@@ -198,9 +249,15 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     by = run.recipe.evaluation.judges
     if not any(judge.labels for _, judge in by):
         return None
-    given: dict[str, Any] = {"sources": sources, "judges": by, "described": run.judges}
-    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / Kept.verdicts)}
-    return run.make(Calibration, "judging.calibrate", "judges on labelled answers", **given)
+    return run.make(
+        judge.calibrate,
+        "judges on labelled answers",
+        sources=sources,
+        judges=by,
+        described=run.judges,
+        compute=run.recipe.compute,
+        memory=Memory(run.root / Kept.verdicts),
+    )
 
 
 def unique_candidates(candidates: list[Evidence]) -> list[Evidence]:
@@ -222,40 +279,65 @@ def uniquely_named(places: list[str], policies: list[Policy]) -> list[Policy]:
 def loaded(run: Run, place: str, title: str) -> Policy:
     """Return the policy in a folder, file, hub or registry, as it is."""
     where = found(place)
-    given = {"base": where, "sha256": base_digest(where), "template": run.recipe.template, "seed": run.recipe.seed}
-    return run.make(Policy, "policy.base", title, **given)
+    template, seed = run.recipe.template, run.recipe.seed
+    return run.make(weights.base, title, base=where, sha256=base_digest(where), template=template, seed=seed)
 
 
 def judged(
     run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str
 ) -> tuple[Answers, Verdicts]:
     """Answer the prompts of one split, and let the judges compare the answers with those of the policies near it."""
-    answers = _answer(run, policy, yardstick, split)
+    written = _answer(run, policy, yardstick, split)
     others = {name: _answer(run, other, yardstick, split) for name, other in near.items()}
-    by = run.recipe.evaluation.judges
-    given: dict[str, Any] = {"answers": answers, "others": others, "judges": by, "described": run.judges}
-    given |= {"compute": run.recipe.compute, "memory": Memory(run.root / Kept.verdicts)}
-    return answers, run.make(Verdicts, "judging.judge", f"judge · {policy.name} · {split}", **given)
+    verdicts = run.make(
+        judge.judge,
+        f"judge · {policy.name} · {split}",
+        answers=written,
+        others=others,
+        judges=run.recipe.evaluation.judges,
+        described=run.judges,
+        compute=run.recipe.compute,
+        memory=Memory(run.root / Kept.verdicts),
+    )
+    return written, verdicts
 
 
 def apart(run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str) -> Distances:
     """Measure the KL to the policies near it, on prompts of one split."""
-    given = {"policy": policy, "others": near, **_asked(run, yardstick, split)}
-    return run.make(Distances, "distance.measure", f"distance · {policy.name} · {split}", **given)
+    return run.make(
+        kl.measure,
+        f"distance · {policy.name} · {split}",
+        policy=policy,
+        others=near,
+        sources=yardstick.sources,
+        pairs=yardstick.pairs,
+        split=split,
+        config=_drawn(run),
+        seed=run.recipe.seed,
+        compute=run.recipe.compute,
+        memory=Memory(run.root / Kept.answers),
+    )
 
 
 def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answers:
     """Answer the prompts of one split; a policy that others are compared with answers once."""
-    title = f"answers · {policy.name} · {split}"
-    return run.make(Answers, "answering.answer", title, policy=policy, **_asked(run, yardstick, split))
+    return run.make(
+        answers.answer,
+        f"answers · {policy.name} · {split}",
+        policy=policy,
+        sources=yardstick.sources,
+        pairs=yardstick.pairs,
+        split=split,
+        config=_drawn(run),
+        seed=run.recipe.seed,
+        compute=run.recipe.compute,
+        memory=Memory(run.root / Kept.answers),
+    )
 
 
-def _asked(run: Run, yardstick: Yardstick, split: str) -> dict[str, Any]:
-    """Return what is asked, and how answers are drawn; judges and tasks have no part in it."""
-    given: dict[str, Any] = {"sources": yardstick.sources, "pairs": yardstick.pairs, "split": split}
-    drawn = run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
-    given |= {"config": drawn, "seed": run.recipe.seed}
-    return given | {"compute": run.recipe.compute, "memory": Memory(run.root / Kept.answers)}
+def _drawn(run: Run) -> Evaluation:
+    """Return how answers are drawn; judges and tasks have no part in it."""
+    return run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
 
 
 def named(name: str, candidates: list[Evidence]) -> Evidence:

@@ -390,4 +390,4 @@ def make_reference(policy: Policy, dialogues: list[Dialogue], compute: Compute, 
     pairs = Preferences(
         path=given, digest=content_digest(dialogues), metric="harmless", counts={"train": len(dialogues)}
     )
-    return reference.score(policy, pairs, ["train"], Data(), compute, out)
+    return reference.score(out, policy, pairs, ["train"], Data(), compute)

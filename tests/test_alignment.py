@@ -15,7 +15,8 @@ import torch
 
 from models.alignment import guards, training
 from models.alignment.batching import order
-from models.alignment.checkpoints import COMPLETE, Curve
+from models.alignment.checkpoints import COMPLETE, newest
+from models.alignment.curve import Curve
 from models.artifacts import Policy, Reference
 from models.errors import BadData, BrokenInvariant
 from models.files import jsonl
@@ -45,7 +46,7 @@ def weights(policy: Policy) -> str:
 def train(policy: Policy, scored: Reference, config: Step, compute: Compute, out: Path, b: float = 0.1) -> Policy:
     """Train with λ = 2 at the KL weight b."""
     out.mkdir(exist_ok=True)
-    return training.dpo(policy, scored, config, 2.0, 2 * b, 0, compute, out)
+    return training.dpo(out, policy, scored, config, 2.0, 2 * b, 0, compute)
 
 
 def rewritten(scored: Reference, folder: Path, change: Callable[[list[dict]], list[dict]]) -> Reference:
@@ -296,7 +297,7 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(
                 raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(training, "Curve", Killing)
+        patch.setattr("models.alignment.curve.Curve", Killing)
         train(policy, scored, config, compute, tmp_path / "killed")
     here = tmp_path / "killed"
     assert sorted(path.name for path in here.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
@@ -317,7 +318,6 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(
 def test_a_checkpoint_with_a_short_file_is_not_gone_on_from(
     policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
-    from models.alignment.checkpoints import newest
 
     for number in (2, 10):
         (tmp_path / f"checkpoint-{number}").mkdir()

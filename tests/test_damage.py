@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from models.alignment.checkpoints import newest
-from models.artifacts import Sources
+from models.data import sources
 from models.errors import BadInput, Stale
 from models.files import sealed
 from models.files.kept import Kept
@@ -60,10 +61,10 @@ def database(path: Path) -> None:
 # Small files
 
 
-def gather() -> Stage:
+def gather() -> Stage[Any]:
     """The town's corpus: a real stage that takes a fraction of a second."""
     given = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
-    return Stage("gather", "data", 1, "models.data.sources:gather", Sources, given)
+    return Stage(sources.gather, "data", given)
 
 
 @pytest.mark.parametrize("damage", SMALL)

@@ -162,7 +162,7 @@ def test_damaged_parents_are_not_merged_under_their_old_digests(
     (tmp_path / "out").mkdir()
     for safe, reward in ((policy, other_policy.at(bad)), (other_policy.at(bad), policy)):
         with pytest.raises(Damaged, match="weights have digest"):
-            interpolate(safe, reward, 0.5, tmp_path / "out")
+            interpolate(tmp_path / "out", safe, reward, 0.5)
     assert not list((tmp_path / "out").iterdir())
 
 

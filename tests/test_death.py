@@ -181,7 +181,8 @@ def test_an_event_of_a_short_process_calls_the_webhook_of_the_documentation(
 
 
 def test_an_event_that_nobody_takes_fails_nothing(port: int) -> None:
-    emit = "from tasks.registry import events\nevents.emit(events.FAILED, 'sacpo.run.mine', {})\nevents.flush(1); print('on')"
+    emit = "from tasks.registry import events\nevents.emit(events.FAILED, 'sacpo.run.mine', {})\n"
+    emit += "events.flush(1); print('on')"
     environment = os.environ | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     process = subprocess.Popen(
         [sys.executable, "-c", emit], env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=-3

@@ -24,7 +24,7 @@ def measured(policy: Policy, others: dict[str, Policy], sources: Sources, comput
     out = sources.path / "out"
     out.mkdir()
     config, memory = Evaluation(max_new_tokens=6), Memory(sources.path / "answers.db")
-    made = kl.measure(policy, others, sources, [], "test", config, 0, compute, memory, out)
+    made = kl.measure(out, policy, others, sources, [], "test", config, 0, compute, memory)
     return list(jsonl.read(made.path / "kl.jsonl"))
 
 

@@ -187,7 +187,7 @@ def test_a_killed_run_goes_on_after_its_last_batch(
         out = tmp_path / name
         out.mkdir(exist_ok=True)
         memory = Memory(tmp_path / f"{name}.db")
-        return answer(policy, sources, [], "test", config, 0, compute, memory, out)
+        return answer(out, policy, sources, [], "test", config, 0, compute, memory)
 
     stop_at = -1
     straight = answers("straight")

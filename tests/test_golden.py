@@ -14,7 +14,7 @@ from tasks import stages
 from tasks.run import Run
 from tasks.stages import Yardstick
 from tasks.work import store, workers
-from tasks.work.store import Stage
+from tasks.work.store import Stage, requested
 
 LABELS = [
     {"prompt": "how do i open it ?", "answer": answer, "good": good} for answer, good in (("no .", 1), ("go .", 0))
@@ -50,7 +50,7 @@ KEYS = {
     "measure · distance · base · validation": "c5122ce83d3eb3e6",
     "weigh · margins · base": "cb5d6e9b71a149c7",
     "measure · tasks · base": "33be1aa25652cd4f",
-    "score_unpaired · reference · helpful under base": "94e8efd668b0c915",
+    "score_unpaired · reference · helpful under base": "6b5cc1de1a06a252",
     "kto · helpful · kto · λ=0.5 (β/λ=0.2)": "b49be2f50e6df8e9",
     "calibrate · judges on labelled answers": "ccf5872ac503433c",
 }
@@ -62,16 +62,16 @@ RUN = "879f22dcb8270f8a2f8cd27aa8fa03c725912ed9f49c3703435d546f2255356c"
 class Silent:
     """A tracker that records nothing."""
 
-    def record(self, work: Stage, noun: Noun) -> None:
+    def record(self, work: Stage[Any], noun: Noun) -> None:
         pass
 
 
 @pytest.fixture
-def asked(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
+def asked(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Stage[Any]]:
     """Every stage that an alignment can ask for, on a machine whose libraries are all version 1."""
-    made: list[Stage] = []
+    made: list[Stage[Any]] = []
 
-    def done(root: Path, work: Stage, moved: object) -> Noun:
+    def done(root: Path, work: Stage[Any], moved: object) -> Noun:
         made.append(work)
         work.folder(root).mkdir(parents=True, exist_ok=True)
         return work.makes(
@@ -115,12 +115,20 @@ def follow(run: Run) -> Sources:
     return sources
 
 
-def test_the_key_of_every_stage_is_what_it_was(asked: list[Stage]) -> None:
+def test_the_key_of_every_stage_is_what_it_was(asked: list[Stage[Any]]) -> None:
     assert {f"{work.name} · {work.title}": work.key[:16] for work in asked} == KEYS
 
 
+def test_the_arguments_of_every_stage_pass_through_json(asked: list[Stage[Any]]) -> None:
+    """A worker on another machine is told what to do in JSON."""
+    for work in asked:
+        again = requested(work.request())
+        assert again.arguments == work.arguments, work.name
+        assert again == work and again.key == work.key and again.makes is work.makes
+
+
 @pytest.mark.xfail(strict=True, reason="D4 of the review: distance.measure and harness.measure are both `measure-…`")
-def test_every_stage_has_a_name_of_its_own(asked: list[Stage]) -> None:
+def test_every_stage_has_a_name_of_its_own(asked: list[Stage[Any]]) -> None:
     assert len({work.name for work in asked}) == len({work.does for work in asked}) == 15
 
 

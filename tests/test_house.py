@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from models import catalogue
 from models.recipe import recipe, toml
-from tasks.work import store
+from models.stage import mark_of
 
 ROOT = Path(__file__).parent.parent
 STOREYS = ("flows", "tasks", "models")
@@ -22,7 +23,7 @@ FORBIDDEN = {
     "tasks": {"flows"},
     "flows": {"torch", "trl", "transformers", "peft", "datasets", "mlflow"},
 }
-GROUND = {"models.errors", "models.artifacts", "models.words", "models.markdown"}
+GROUND = {"models.errors", "models.artifacts", "models.stage", "models.words", "models.markdown"}
 FLOORS = (
     "", "models.files", "models.recipe", "models.data", "models.policy", "models.alignment", "models.judges",
     "models.metrics", "models.gate", "models.report", "models",
@@ -118,6 +119,8 @@ def test_what_everything_imports_is_light(name: str) -> None:
     ("module", "absent"),
     [
         ("models.recipe, models.artifacts, models.errors", {*HEAVY, "prefect", "mlflow", "scipy"}),
+        ("models.catalogue", {*HEAVY, "prefect", "mlflow", "scipy"}),
+        ("tasks.run", {*HEAVY, "prefect", "scipy"}),
         ("flows.__main__", {*HEAVY, "prefect", "mlflow"}),
         ("tasks.work.store", {*HEAVY, "prefect", "mlflow"}),
         ("tasks.work.workers", {*HEAVY, "prefect", "mlflow"}),
@@ -231,16 +234,49 @@ def test_recipes_are_shipped() -> None:
     assert all(path.parent.name == "recipes" for path in toml.shipped().values())
 
 
-def test_every_stage_has_a_version_and_exists() -> None:
-    """A stage is named by text; the text must name a function that takes `out`."""
-    from tasks.run import VERSIONS, WHERE
+def test_every_stage_stands_in_the_catalogue_and_takes_its_folder_first() -> None:
+    marked = {}
+    for path in modules("models"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            calls = [d for d in getattr(node, "decorator_list", []) if ast.unparse(d).startswith("stage(")]
+            if calls:
+                marked[ast.literal_eval(calls[0].args[0])] = node.name
+                assert ast.unparse(node.args.args[0]) == "out: Path", f"{path}: {node.name}"
+    assert {mark_of(does).name: does.__name__ for does in catalogue.STAGES} == marked
+    assert len(marked) == len(catalogue.STAGES) == len(catalogue.versions()) > 14
 
-    for name in VERSIONS:
-        module, function = name.split(".")
-        tree = ast.parse((ROOT / "models" / f"{WHERE[module].replace('.', '/')}.py").read_text("utf-8"))
-        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
-        assert found and "out" in [argument.arg for argument in found[0].args.args], name
-    assert store.MANIFEST == "manifest.json"
+
+def test_no_call_names_a_stage_by_a_string() -> None:
+    for path in [*modules("flows"), *modules("tasks")]:
+        said = {node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Constant)}
+        assert not said & catalogue.versions().keys(), path
+
+
+ASKED = """
+from models.alignment import merge
+from models.artifacts import Margins, Policy
+from tasks.run import Run
+
+
+def asks(run: Run, policy: Policy) -> Policy:
+    return run.make(merge.interpolate, "merge", safe=policy, reward=policy, q=0.5)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("", "", "Success"),
+        ("reward=policy", "rewrd=policy", 'Unexpected keyword argument "rewrd"'),
+        ("q=0.5", 'q="half"', 'Argument "q" to "make" of "Run" has incompatible type "str"; expected "float"'),
+        ("-> Policy:", "-> Margins:", 'Incompatible return value type (got "Policy", expected "Margins")'),
+    ],
+)
+def test_mypy_finds_a_wrong_call_of_a_stage(right: str, wrong: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(ASKED.replace(right, wrong))
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(tmp_path / "asks.py")]
+    assert said in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize(

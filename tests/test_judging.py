@@ -38,7 +38,7 @@ def answers(folder: Path, *told: tuple[str, str, str, int]) -> Answers:
 def judged(ours: Answers, others: dict[str, Answers], judges: Judges, out: Path) -> Verdicts:
     out.mkdir()
     memory = Memory(out.parent / "verdicts.db")
-    return judge.judge(ours, others, judges, described(judges), Compute(device="cpu"), memory, out)
+    return judge.judge(out, ours, others, judges, described(judges), Compute(device="cpu"), memory)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.artifacts import Sources
+from models.data import sources
 from models.recipe import Compute
 from tasks.work import workers
 from tasks.work.store import Stage
@@ -40,9 +40,7 @@ def test_a_stage_runs_in_a_worker_with_a_log(tmp_path: Path, monkeypatch: pytest
     """The worker is another process; what it prints goes to its log. Its threads sleep where they wait."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")  # OpenMP says what it has understood
-    stage = Stage(
-        "gather", "data", 1, "models.data.sources:gather", Sources, {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
-    )
+    stage = Stage(sources.gather, "data", {"files": {"sft": "town"}, "sha256": {}, "seed": 0})
     with workers.workers(Compute(device="cpu", processes=1, threads=1), tmp_path):
         made = workers.run(tmp_path, stage, lambda *_: None)
     assert made.path == stage.folder(tmp_path) and (made.path / "manifest.json").exists()
@@ -57,7 +55,7 @@ def test_a_stage_runs_after_a_rest_too(processes: int, tmp_path: Path) -> None:
     with workers.workers(Compute(device="cpu", processes=processes, threads=1), tmp_path):
         for number in range(2):
             settings = {"files": {"sft": "town"}, "sha256": {}, "seed": number}
-            stage = Stage("gather", "data", 1, "models.data.sources:gather", Sources, settings)
+            stage = Stage(sources.gather, "data", settings)
             assert (workers.run(tmp_path, stage, lambda *_: None).path / "manifest.json").exists()
             workers.rest()
             assert workers._pool is None

@@ -28,7 +28,7 @@ def test_a_step_names_its_parent_and_the_weights_it_was_trained_with(
     policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
     parent = replace(policy, name="helpful", step=1)
-    made = training.dpo(parent, scored, step(), 0.4, 0.1, 0, compute, tmp_path)
+    made = training.dpo(tmp_path, parent, scored, step(), 0.4, 0.1, 0, compute)
     assert made == replace(
         parent, path=tmp_path, digest=policies.digest(tmp_path), name="harmless λ=0.4", kind="step", step=2,
         metric="harmless", method="dpo", parents=(policy.digest,), beta=0.1, lambda_=0.4, beta_over_lambda=0.25,
@@ -36,7 +36,7 @@ def test_a_step_names_its_parent_and_the_weights_it_was_trained_with(
     )  # fmt: skip
     merged = tmp_path / "merged"
     merged.mkdir()
-    both = merge.interpolate(made, replace(policy, rows=3), 0.25, merged)
+    both = merge.interpolate(merged, made, replace(policy, rows=3), 0.25)
     assert (both.path, both.name, both.rows, both.parents) == (merged, "merge q=0.25", 0, (made.digest, policy.digest))
 
 
@@ -68,7 +68,7 @@ def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
     sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
     out = tmp_path / "out"
     out.mkdir()
-    made = training.sft(policy, sources, Sft.model_validate(SETTINGS), Data(), 0, compute, out)
+    made = training.sft(out, policy, sources, Sft.model_validate(SETTINGS), Data(), 0, compute)
     model, tokenizer = policies.load(policy, compute)
     dialogues = [([{"role": "user", "content": row["prompt"]}], [row["completion"]]) for row in told]
     answers = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
@@ -98,7 +98,7 @@ def test_an_adapter_that_changes_the_policy_when_it_is_folded_in_stops_the_step(
     found = iter([[-1.0, -2.0], [-1.0, -2.5]])
     monkeypatch.setattr(training, "logps", lambda *_: next(found))
     with pytest.raises(BrokenInvariant, match=r"^merging the adapter changed the policy"):
-        training.dpo(policy, scored, step(adapter_rank=2), 1.0, 0.1, 0, compute, tmp_path)
+        training.dpo(tmp_path, policy, scored, step(adapter_rank=2), 1.0, 0.1, 0, compute)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -109,7 +109,7 @@ def test_a_training_that_would_move_nothing_is_refused(
 
     def trained(out: Path, **changes: object) -> Path:
         out.mkdir()
-        return training.dpo(policy, scored, step("helpful", **changes), 1.0, 0.1, 0, compute, out).path
+        return training.dpo(out, policy, scored, step("helpful", **changes), 1.0, 0.1, 0, compute).path
 
     with pytest.raises(BadData, match=r"^helpful step: its only update is the first of the warm-up, whose learning"):
         trained(tmp_path / "still", warmup=0.03)
@@ -118,7 +118,7 @@ def test_a_training_that_would_move_nothing_is_refused(
     (tmp_path / "supervised").mkdir()
     with pytest.raises(BadData, match=r"^sft: its only update is the first of the warm-up"):
         supervised = Sft.model_validate(SETTINGS | {"warmup": 0.03})
-        training.sft(policy, sources, supervised, Data(), 0, compute, tmp_path / "supervised")
+        training.sft(tmp_path / "supervised", policy, sources, supervised, Data(), 0, compute)
     before = load_file(policy.path / "model.safetensors")
     for name, changes in (("constant", {"schedule": "constant"}), ("more", {"updates": 2})):
         after = load_file(trained(tmp_path / name, warmup=0.03, **changes) / "model.safetensors")

@@ -29,7 +29,7 @@ def test_the_base_has_no_margin_and_need_not_be_loaded(
     policy: Policy, heldout: Reference, compute: Compute, tmp_path: Path
 ) -> None:
     told = margins.table(
-        margins.weigh(replace(policy, path=tmp_path / "gone"), {"harmless": heldout}, compute, tmp_path)
+        margins.weigh(tmp_path, replace(policy, path=tmp_path / "gone"), {"harmless": heldout}, compute)
     )
     assert len(told) == 2 * heldout.counts["train"] and {row["split"] for row in told} == set(HELDOUT)
     assert all(row["chosen"] == row["rejected"] == 0 for row in told)
@@ -38,7 +38,7 @@ def test_the_base_has_no_margin_and_need_not_be_loaded(
 def test_a_margin_is_the_log_ratio_to_the_base(
     other_policy: Policy, heldout: Reference, compute: Compute, tmp_path: Path
 ) -> None:
-    told = margins.table(margins.weigh(other_policy, {"harmless": heldout}, compute, tmp_path))
+    told = margins.table(margins.weigh(tmp_path, other_policy, {"harmless": heldout}, compute))
     rows = list(jsonl.read(heldout.path / "test.jsonl"))
     model, tokenizer = policies.load(other_policy, compute)
     ours = logprobs.pair_logps(model, rows, tokenizer.pad_token_id)

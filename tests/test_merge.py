@@ -37,7 +37,7 @@ def made(folder: Path, seed: int, dtype: torch.dtype = torch.float32, shards: st
 
 def merged(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
     out.mkdir()
-    return merge.interpolate(safe, reward, q, out)
+    return merge.interpolate(out, safe, reward, q)
 
 
 def same(a: Tensors, b: Tensors) -> bool:

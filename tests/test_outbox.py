@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
-from models.artifacts import Sources
+from models.data import sources
 from models.errors import BadPlace
 from models.recipe.toml import read
 from tasks.servers import environment as home
@@ -69,11 +69,11 @@ def tracker(slow: Slow, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage, Any]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage[Any], Any]]:
     """Stages that have ended."""
     runs = tmp_path_factory.mktemp("made")
     given = [{"files": {"sft": "town"}, "sha256": {}, "seed": seed} for seed in range(STAGES)]
-    every = [Stage("gather", f"data {g['seed']}", 1, "models.data.sources:gather", Sources, g) for g in given]
+    every = [Stage(sources.gather, f"data {g['seed']}", g) for g in given]
     return [(stage, store.make(runs, stage)) for stage in every]
 
 

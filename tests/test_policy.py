@@ -32,7 +32,7 @@ def as_on_a_hub(policy: Policy, folder: Path) -> Path:
 
 def taken(place: str, out: Path, template: str = "") -> Policy:
     out.mkdir()
-    return policies.base(place, template, 0, policies.base_digest(place), out)
+    return policies.base(out, place, template, 0, policies.base_digest(place))
 
 
 def test_a_base_in_hub_layout_keeps_its_vocabulary_through_a_save(policy: Policy, tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_unpaired_rows_train_kto_and_hold_nothing_out(policy: Policy, compute: C
     sources = Sources(path=tmp_path, digest="", files={"steps.0": "rows.jsonl"})
     (tmp_path / "pairs").mkdir()
     made = preferences.prepare(
-        sources, "steps.0", "harmless", "kto", "", 0, Data(near_duplicates=1), tmp_path / "pairs"
+        tmp_path / "pairs", sources, "steps.0", "harmless", "kto", "", 0, Data(near_duplicates=1)
     )
     assert made.counts["train"] > 40 and made.counts["validation"] == made.counts["test"] == 0
     (tmp_path / "held").mkdir()
-    held = reference.score(policy, made, ["validation", "test"], Data(), compute, tmp_path / "held")
+    held = reference.score(tmp_path / "held", policy, made, ["validation", "test"], Data(), compute)
     assert held.counts["test"] == 0

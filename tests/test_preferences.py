@@ -28,7 +28,7 @@ def jsonl(path: Path, rows: list[Any]) -> None:
 def prepare(source: Path, out: Path, limit: int = 0, config: Data = ALL) -> Preferences:
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
-    return preferences.prepare(sources, "steps.0", "harmless", "dpo", "", limit, config, out)
+    return preferences.prepare(out, sources, "steps.0", "harmless", "dpo", "", limit, config)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -56,7 +56,7 @@ def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
     with pytest.raises((BadData, ValueError, KeyError)):
-        preferences.prepare(sources, "steps.0", "harmless", "no method", "", 0, ALL, tmp_path / "out")
+        preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", "no method", "", 0, ALL)
 
 
 def splits(made: Preferences) -> dict[str, str]:
@@ -137,7 +137,7 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     files = {"steps.0": "rows.jsonl", "suite/harmless/test": "suite.jsonl"}
     sources = Sources(path=tmp_path, digest="x", files=files)
     (tmp_path / "out").mkdir()
-    made = preferences.prepare(sources, "steps.0", "harmless", "kto", "safer_response_id", 0, config, tmp_path / "out")
+    made = preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", "kto", "safer_response_id", 0, config)
     told = card(made)
     assert (told["near_a_heldout_prompt"], told["inside_a_suite"]) == (1, 1)
     assert sum(told["rows_became"].values()) == 20 and made.counts["train"] == 2 * told["rows_became"]["train"]
@@ -146,7 +146,7 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     ]  # fmt: skip
     with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
         refusing = config.model_copy(update={"contaminated": Contaminated.fail})
-        preferences.prepare(sources, "steps.0", "harmless", "dpo", "", 0, refusing, tmp_path / "out")
+        preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", "dpo", "", 0, refusing)
 
 
 def test_a_system_message_moves_no_prompt_to_another_split(tmp_path: Path) -> None:

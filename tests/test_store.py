@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from models.alignment import merge
-from models.alignment.checkpoints import Curve
+from models.alignment.curve import Curve
 from models.artifacts import Margins, Policy, Sources, file_digest
+from models.data import sources
 from models.errors import Damaged
 from models.policy import weights as policies
 from models.recipe import Compute, Data, Step
+from models.stage import mark_of, stage
 from tasks.work import store
 from tasks.work.store import Stage
 
-GATHER = "models.data.sources:gather"
 
-
-def gather(**changes: Any) -> Stage:
+def gather(**changes: Any) -> Stage[Any]:
     """The town's corpus: a real stage that takes a fraction of a second."""
     given = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0} | changes
-    return Stage("gather", "data", 1, GATHER, Sources, given)
+    return Stage(sources.gather, "data", given)
 
 
 def stamp(folder: Path) -> dict[str, int]:
@@ -47,7 +47,8 @@ def test_a_stage_that_is_done_is_not_done_again(runs: Path) -> None:
 def test_the_manifest_says_what_was_made_of_what(runs: Path) -> None:
     made = store.make(runs, gather())
     told = json.loads((made.path / "manifest.json").read_text())
-    assert (told["stage"], told["title"], told["version"], told["key"]) == ("gather", "data", 1, gather().key)
+    version = mark_of(sources.gather).version
+    assert (told["stage"], told["title"], told["version"], told["key"]) == ("gather", "data", version, gather().key)
     assert told["given"] == {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
     assert told["noun"] == {"digest": made.digest, "files": made.files}
     held = {path.name: path for path in made.path.iterdir() if path.name != "manifest.json"}
@@ -59,7 +60,7 @@ def test_the_manifest_says_what_was_made_of_what(runs: Path) -> None:
 
 def test_parents_come_back_as_they_were(runs: Path, policy: Policy, other_policy: Policy) -> None:
     given = {"safe": policy, "reward": other_policy, "q": 0.5}
-    work = Stage("interpolate", "merge", 1, "models.alignment.merge:interpolate", Policy, given)
+    work = Stage(merge.interpolate, "merge", given)
     made = store.make(runs, work)
     found = store.find(runs, work)
     assert found == made and isinstance(found, Policy) and found.parents == (policy.digest, other_policy.digest)
@@ -108,8 +109,16 @@ def test_the_same_meaning_is_the_same_key(name: str, value: Any, other: Any) -> 
 
 def test_version_and_name_are_in_the_key_and_the_title_is_not() -> None:
     one = gather()
-    assert len({one.key, replace(one, version=2).key, replace(one, name="other").key}) == 3
-    assert replace(one, title="another").key == one.key
+
+    def marked(name: str, version: int) -> str:
+        def does(out: Path, files: dict[str, str], sha256: dict[str, str], seed: int) -> Sources:
+            raise NotImplementedError
+
+        return replace(one, does=stage(name, version=version)(does)).key
+
+    version = mark_of(sources.gather).version
+    assert len({one.key, marked("sources.gather", version + 1), marked("sources.other", version)}) == 3
+    assert marked("sources.gather", version) == replace(one, title="another").key == one.key
 
 
 def test_the_libraries_that_compute_are_in_the_key() -> None:
@@ -161,8 +170,8 @@ def test_large_weights_are_checked_by_size_until_somebody_reads_them(
 ) -> None:
     """Sixteen gigabytes a candidate are not hashed at each start; whoever finds them damaged has them made again."""
 
-    def merged(**parents: Policy) -> Stage:
-        return Stage("interpolate", "merge", 1, "models.alignment.merge:interpolate", Policy, {**parents, "q": 0.5})
+    def merged(**parents: Policy) -> Stage[Any]:
+        return Stage(merge.interpolate, "merge", {**parents, "q": 0.5})
 
     first = merged(safe=policy, reward=other_policy)
     made = store.make(runs, first)
@@ -189,6 +198,7 @@ def test_a_result_stays_valid_when_the_runs_folder_moves(runs: Path, tmp_path: P
 # Two at once, and a kill
 
 
+@stage("test.slowly", version=1)
 def slowly(out: Path, notes: str, wait: float) -> Margins:
     """Work that says when it starts: one line per attempt."""
     with Path(notes).open("a") as file:
@@ -200,13 +210,11 @@ def slowly(out: Path, notes: str, wait: float) -> Margins:
     return Margins(path=out, digest=file_digest(out / "margins.jsonl"), policy="p")
 
 
-def slow(notes: Path, wait: float) -> Stage:
-    return Stage(
-        "slowly", "slow work", 1, f"{Path(__file__).stem}:slowly", Margins, {"notes": str(notes), "wait": wait}
-    )
+def slow(notes: Path, wait: float) -> Stage[Any]:
+    return Stage(slowly, "slow work", {"notes": str(notes), "wait": wait})
 
 
-def start(runs: Path, stage: Stage) -> Any:
+def start(runs: Path, stage: Stage[Any]) -> Any:
     """Make the stage in a new process: pytest's own holds threads by now, which a fork would break."""
     process = multiprocessing.get_context("spawn").Process(target=store.make, args=(runs, stage))
     process.start()
@@ -220,13 +228,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage is found by module and function; in importlib mode this module is not on the path."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-
-
-def test_two_processes_that_want_the_same_do_the_work_once(runs: Path, tmp_path: Path, importable: None) -> None:
+def test_two_processes_that_want_the_same_do_the_work_once(runs: Path, tmp_path: Path) -> None:
     notes, stage = tmp_path / "notes", slow(tmp_path / "notes", 0.5)
     both = [start(runs, stage) for _ in range(2)]
     for process in both:
@@ -236,9 +238,7 @@ def test_two_processes_that_want_the_same_do_the_work_once(runs: Path, tmp_path:
     assert store.find(runs, stage) is not None
 
 
-def test_a_kill_leaves_no_result_and_the_next_attempt_goes_on_in_the_same_place(
-    runs: Path, tmp_path: Path, importable: None
-) -> None:
+def test_a_kill_leaves_no_result_and_the_next_attempt_goes_on_in_the_same_place(runs: Path, tmp_path: Path) -> None:
     notes, stage = tmp_path / "notes", slow(tmp_path / "notes", 60)
     folder = stage.folder(runs)
     partial = folder.with_name(folder.name + ".partial")
@@ -248,7 +248,7 @@ def test_a_kill_leaves_no_result_and_the_next_attempt_goes_on_in_the_same_place(
     process.join(600)
     assert process.exitcode == -9 and store.find(runs, stage) is None and not folder.exists()
     (partial / "checkpoint").write_text("from before the kill")
-    quick = replace(stage, does=f"{Path(__file__).stem}:quickly")
+    quick = replace(stage, does=quickly)
     assert quick.key == stage.key
     made = store.make(runs, quick)
     assert made.path == folder and not partial.exists() and store.find(runs, stage) == made
@@ -256,25 +256,27 @@ def test_a_kill_leaves_no_result_and_the_next_attempt_goes_on_in_the_same_place(
     assert len(notes.read_text().splitlines()) == 1
 
 
+@stage("test.slowly", version=1)
 def quickly(out: Path, notes: str, wait: float) -> Margins:
     (out / "found.txt").write_text(" ".join(path.name for path in out.iterdir()))
     return Margins(path=out, digest="d", policy="p")
 
 
+@stage("test.slowly", version=1)
 def fails(out: Path, notes: str, wait: float) -> Margins:
     raise RuntimeError("no luck")
 
 
-def test_a_stage_that_fails_leaves_no_result_and_no_lock(runs: Path, tmp_path: Path, importable: None) -> None:
-    stage = replace(slow(tmp_path / "notes", 0), does=f"{Path(__file__).stem}:fails")
+def test_a_stage_that_fails_leaves_no_result_and_no_lock(runs: Path, tmp_path: Path) -> None:
+    stage = replace(slow(tmp_path / "notes", 0), does=fails)
     with pytest.raises(RuntimeError, match="no luck"):
         store.make(runs, stage)
     assert store.find(runs, stage) is None and not stage.folder(runs).exists()
-    assert store.make(runs, replace(stage, does=f"{Path(__file__).stem}:quickly")).path == stage.folder(runs)
+    assert store.make(runs, replace(stage, does=quickly)).path == stage.folder(runs)
 
 
-def test_time_spent_by_killed_attempts_counts(runs: Path, tmp_path: Path, importable: None) -> None:
-    stage = replace(slow(tmp_path / "notes", 0), does=f"{Path(__file__).stem}:quickly")
+def test_time_spent_by_killed_attempts_counts(runs: Path, tmp_path: Path) -> None:
+    stage = replace(slow(tmp_path / "notes", 0), does=quickly)
     partial = stage.folder(runs).with_name(stage.folder(runs).name + ".partial")
     partial.mkdir(parents=True)
     times = [1000.0, 1020.0, 1040.0, 500.0]  # the clock was set back
@@ -283,7 +285,7 @@ def test_time_spent_by_killed_attempts_counts(runs: Path, tmp_path: Path, import
     assert store.seconds(store.make(runs, stage)) == pytest.approx(40, abs=0.5)
 
 
-def test_half_a_line_that_a_full_disk_left_stops_no_later_attempt(runs: Path, tmp_path: Path, importable: None) -> None:
+def test_half_a_line_that_a_full_disk_left_stops_no_later_attempt(runs: Path, tmp_path: Path) -> None:
     """The next attempt writes on behind it, so the half line and the first new one are one broken line."""
     from transformers import TrainerState
 
@@ -295,7 +297,7 @@ def test_half_a_line_that_a_full_disk_left_stops_no_later_attempt(runs: Path, tm
     curve.finish()
     told = [json.loads(line)["done"] for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
     assert told[0] == 1 and told[-1] == 3
-    stage = replace(slow(tmp_path / "notes", 0), does=f"{Path(__file__).stem}:quickly")
+    stage = replace(slow(tmp_path / "notes", 0), does=quickly)
     partial = stage.folder(runs).with_name(stage.folder(runs).name + ".partial")
     partial.mkdir(parents=True)
     (partial / "progress.jsonl").write_text(half + '{"done": 2, "of": 3, "time": 1001.0}\n')
@@ -307,7 +309,7 @@ def test_what_a_damaged_policy_was_is_found_out_before_it_is_used(
 ) -> None:
     """A large file is checked by size here; its content is checked where it is loaded."""
     given = {"safe": policy, "reward": other_policy, "q": 0.5}
-    made = store.make(runs, Stage("interpolate", "merge", 1, "models.alignment.merge:interpolate", Policy, given))
+    made = store.make(runs, Stage(merge.interpolate, "merge", given))
     assert isinstance(made, Policy) and merge.weights is policies.headers.weights
     policies.load(made, compute)
     flip(made.path / "model.safetensors")

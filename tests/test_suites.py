@@ -96,7 +96,7 @@ def test_incidents_are_added_once_and_asked_on_both_splits(tmp_path: Path) -> No
     out = tmp_path / "out"
     out.mkdir()
     place = {"suite/must_pass": str(path), "suite/harmless": str(path)}
-    made = sources.gather(place, {role: tree_digest(path) for role in place}, 0, out)
+    made = sources.gather(out, place, {role: tree_digest(path) for role in place}, 0)
     halves = [
         [row["prompt"] for row in jsonl.read(made.suites(split)["must_pass"])] for split in ("validation", "test")
     ]
@@ -190,7 +190,7 @@ def test_one_wrapper_around_many_prompts_is_told(tmp_path: Path) -> None:
 def test_prompts_that_nearly_repeat_each_other_stand_in_one_half(tmp_path: Path) -> None:
     rows = [{"prompt": text} for i in range(20) for text in (wrapped(f"thing{i}"), f"where is street {i} ?")]
     path = written(tmp_path / "s.json", rows)
-    made = sources.gather({"suite/harmless": str(path)}, {"suite/harmless": tree_digest(path)}, 0, tmp_path)
+    made = sources.gather(tmp_path, {"suite/harmless": str(path)}, {"suite/harmless": tree_digest(path)}, 0)
     halves = {
         part: [row["prompt"] for row in jsonl.read(made.suites(part)["harmless"])] for part in ("validation", "test")
     }
@@ -206,7 +206,7 @@ def test_what_chooses_never_tests(tmp_path: Path) -> None:
         out = tmp_path / f"out-{count}"
         out.mkdir()
         path = written(tmp_path / f"{count}.json", rows[:count])
-        made = sources.gather({"suite/harmless": str(path)}, {"suite/harmless": tree_digest(path)}, 0, out)
+        made = sources.gather(out, {"suite/harmless": str(path)}, {"suite/harmless": tree_digest(path)}, 0)
         parts = {part: made.suites(part)["harmless"] for part in ("validation", "test")}
         halves.append({part: {row["prompt"] for row in jsonl.read(file)} for part, file in parts.items()})
     for half in halves:
@@ -216,7 +216,7 @@ def test_what_chooses_never_tests(tmp_path: Path) -> None:
     out.mkdir()
     place = {"suite/harmless": str(tmp_path / "60.json")}
     digests = {role: tree_digest(Path(file)) for role, file in place.items()}
-    whole = sources.gather(place, digests, 0, out, halves=False)
+    whole = sources.gather(out, place, digests, 0, halves=False)
     assert len(list(jsonl.read(whole.suites("test")["harmless"]))) == 60
 
 
@@ -239,7 +239,7 @@ def test_a_prompt_that_must_pass_chooses_and_tests_nothing_else(tmp_path: Path) 
     halves = {}
     for name, files in (("alone", {"suite/harmless": place["suite/harmless"]}), ("both", place)):
         (tmp_path / name).mkdir()
-        made = sources.gather(files, sha256, 0, tmp_path / name)
+        made = sources.gather(tmp_path / name, files, sha256, 0)
         halves[name] = [row["prompt"] for row in jsonl.read(made.suites("test")["harmless"])]
     incidents = set(questions[5:15])
     assert incidents & {*halves["alone"]} and not incidents & {*halves["both"]}
@@ -249,5 +249,5 @@ def test_a_prompt_that_must_pass_chooses_and_tests_nothing_else(tmp_path: Path) 
     ]
     assert not [sentence for sentence in sources.noticed(place, halves=False) if "stand in must_pass" in sentence]
     (tmp_path / "all").mkdir()
-    made = sources.gather(place, sha256, 0, tmp_path / "all", halves=False)
+    made = sources.gather(tmp_path / "all", place, sha256, 0, halves=False)
     assert len([*jsonl.read(made.suites("test")["harmless"])]) == 45

@@ -257,7 +257,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory, compute: Compute, reference_
         scored = reference_of(found[before], pairs, root / f"{metric} reference")
         config = Step(metric=metric, batch=len(pairs), **STEP)  # type: ignore[arg-type]
         (root / metric).mkdir()
-        found[metric] = training.dpo(found[before], scored, config, lambda_, BETA, 0, compute, root / metric)
+        found[metric] = training.dpo(root / metric, found[before], scored, config, lambda_, BETA, 0, compute)
     return found
 
 
@@ -278,12 +278,12 @@ def test_production_training_refuses_the_base_as_reference_of_step_two_and_would
     wrong = reference_of(steps["base"], pairs, tmp_path / "wrong")
     (tmp_path / "out").mkdir()
     with pytest.raises(BrokenInvariant, match="the reference log-probs are of policy"):
-        training.dpo(steps["helpful"], wrong, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
+        training.dpo(tmp_path / "out", steps["helpful"], wrong, config, LAMBDA, BETA, 0, compute)
     renamed = replace(wrong, policy=steps["helpful"].digest)  # as if the wrong file lay in the right place
     with pytest.raises(BrokenInvariant, match="policy and reference differ"):
-        training.dpo(steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
+        training.dpo(tmp_path / "out", steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute)
     monkeypatch.setattr(guards, "TOLERANCE", math.inf)
-    missed = training.dpo(steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute, tmp_path / "out")
+    missed = training.dpo(tmp_path / "out", steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute)
     optimum = tilt(REF, np.log(HELPFUL) + LAMBDA * np.log(HARMLESS), BETA)
     assert tv(table_of(missed, compute), optimum) > 0.1
 
@@ -295,7 +295,7 @@ def test_merging_tabular_weights_is_sacpo_at_a_smaller_lambda(q: float, tmp_path
     reward = tabular(tmp_path / "reward", tilt(REF, r, BETA))
     safe = tabular(tmp_path / "safe", tilt(REF, r + LAMBDA * g, BETA))
     (tmp_path / "merged").mkdir()
-    merged = table_of(merge.interpolate(safe, reward, q, tmp_path / "merged"), compute)
+    merged = table_of(merge.interpolate(tmp_path / "merged", safe, reward, q), compute)
     assert tv(merged, tilt(REF, r + q * LAMBDA * g, BETA)) < 1e-6  # float32 weights
     if q in (0.25, 0.75):  # the weights the other way round, or the probabilities averaged, are other policies
         assert tv(merged, tilt(REF, r + (1 - q) * LAMBDA * g, BETA)) > 0.05
@@ -310,6 +310,6 @@ def test_a_naive_merge_dilutes_the_reward(tmp_path: Path, compute: Compute) -> N
     for q in (0.25, 0.5, 0.75):
         out = tmp_path / f"{q}"
         out.mkdir()
-        naive = table_of(merge.interpolate(alone, reward, q, out), compute)
+        naive = table_of(merge.interpolate(out, alone, reward, q), compute)
         assert tv(naive, tilt(REF, (1 - q) / BETA * r + q / b * g, 1)) < 1e-6
         assert tv(naive, tilt(REF, r + q * LAMBDA * g, BETA)) > 0.01

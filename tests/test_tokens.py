@@ -193,7 +193,7 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_named(
     tokens = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in
               jsonl.read(scored.path / "train.jsonl")]  # fmt: skip
     most = sorted(tokens)[len(tokens) // 2]
-    kept = reference.score(policy, pairs, ["train"], Data(max_tokens=most), compute, tmp_path)
+    kept = reference.score(tmp_path, policy, pairs, ["train"], Data(max_tokens=most), compute)
     fit = sum(n <= most for n in tokens)
     assert kept.counts == {"train": fit, "dropped": len(tokens) - fit} and 0 < fit < len(tokens)
     prompts = [row["prompt"][-1]["content"] for row in jsonl.read(pairs.path / "train.jsonl")]
@@ -204,7 +204,7 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_named(
     ]
     assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
-        reference.score(policy, pairs, ["train"], Data(max_tokens=8), compute, tmp_path)
+        reference.score(tmp_path, policy, pairs, ["train"], Data(max_tokens=8), compute)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -232,9 +232,9 @@ def test_rows_that_a_template_refuses_are_left_out_and_named(
     (tmp_path / "out").mkdir()
     if method == "kto":
         step = Step(metric="harmless", method="kto", data="town", batch=8)
-        kept = reference.score_unpaired(policy, made, step, 0, Data(), compute, tmp_path / "out")
+        kept = reference.score_unpaired(tmp_path / "out", policy, made, step, 0, Data(), compute)
     else:
-        kept = reference.score(policy, made, ["train"], Data(), compute, tmp_path / "out")
+        kept = reference.score(tmp_path / "out", policy, made, ["train"], Data(), compute)
     assert kept.counts["train"] == len(rows) - 2 and kept.counts["dropped"] == 2
     named = list(jsonl.read(tmp_path / "out" / "unwritable.jsonl"))
     assert [(row["split"], row["line"]) for row in named] == [("train", 2), ("train", 5)]
@@ -251,7 +251,7 @@ def test_heldout_pairs_that_are_all_too_long_stop_a_run_before_it_trains(
     (tmp_path / "validation.jsonl").touch()
     (tmp_path / "out").mkdir()
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8; raise it, or give shorter"):
-        reference.score(policy, pairs, ["validation", "test"], Data(max_tokens=8), compute, tmp_path / "out")
+        reference.score(tmp_path / "out", policy, pairs, ["validation", "test"], Data(max_tokens=8), compute)
 
 
 def test_the_card_tells_how_long_the_rows_are(policy: Policy, scored: Reference) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from models.artifacts import Policy, Sources
+from models.artifacts import Policy
+from models.data import sources
 from models.errors import BadInput, BadPlace
 from models.gate.promotion_log import Registered
 from models.recipe.toml import read
@@ -23,9 +24,9 @@ from tasks.work import store
 from tasks.work.store import Stage
 
 
-def stage() -> Stage:
+def stage() -> Stage[Any]:
     given = {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
-    return Stage("gather", "data", 1, "models.data.sources:gather", Sources, given)
+    return Stage(sources.gather, "data", given)
 
 
 def line(done: int) -> str:

@@ -11,9 +11,11 @@ from models.artifacts import Policy
 from models.errors import BadPolicy
 from models.policy.headers import weights
 from models.policy.weights import TOKENIZER, describe, intact
+from models.stage import stage
 
 
-def interpolate(safe: Policy, reward: Policy, q: float, out: Path) -> Policy:
+@stage("merge.interpolate", version=1)
+def interpolate(out: Path, safe: Policy, reward: Policy, q: float) -> Policy:
     """Write the weights q·safe + (1−q)·reward to `out`, summed in float32 and cast back once.
 
     q = 1 and q = 0 give the parents bit for bit. No more than one tensor of each parent is in memory.

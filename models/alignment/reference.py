@@ -15,6 +15,7 @@ from models.files import jsonl
 from models.policy.logprobs import Row, logps, pair_logps
 from models.policy.weights import load
 from models.recipe import Compute, Data, Step
+from models.stage import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,8 +24,9 @@ NAMED = ("line", "tokens", "prompt")
 """Of a row in `too_long.jsonl`, beside its split."""
 
 
+@stage("reference.score", version=3)
 def score(
-    policy: Policy, preferences: Preferences, splits: list[str], data: Data, compute: Compute, out: Path
+    out: Path, policy: Policy, preferences: Preferences, splits: list[str], data: Data, compute: Compute
 ) -> Reference:
     """Tokenise the pairs of these splits for this policy, add its log-probs, and write one JSONL per split.
 
@@ -63,8 +65,9 @@ def score(
     return _described(policy, preferences, splits, counts, out)
 
 
+@stage("reference.score_unpaired", version=3)
 def score_unpaired(
-    policy: Policy, preferences: Preferences, step: Step, seed: int, data: Data, compute: Compute, out: Path
+    out: Path, policy: Policy, preferences: Preferences, step: Step, seed: int, data: Data, compute: Compute
 ) -> Reference:
     """Write `train.jsonl` in the order of a KTO training, with the log-probs of this policy.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.alignment import fused_head, guards
 from models.alignment.batching import moves_nothing, order
-from models.alignment.checkpoints import Curve, clear, newest
+from models.alignment.checkpoints import clear, newest
 from models.artifacts import Policy, Reference, Sources
 from models.data import sft_corpus
 from models.errors import BadData, BadPolicy
@@ -23,16 +23,20 @@ from models.policy.logprobs import Row, Tokens, logps
 from models.policy.shared_prompt import tokens
 from models.policy.weights import device_kind, load, save
 from models.recipe import Compute, Data, Sft, Step, Training, kl_weight
+from models.stage import stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from models.alignment.curve import Curve
+
 PROBES = 4
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
 
 
-def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, compute: Compute, out: Path) -> Policy:
+@stage("alignment.sft", version=3)
+def sft(out: Path, policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, compute: Compute) -> Policy:
     """Fine-tune on prompt and answer, with the loss on the answer only; returns the new base.
 
     Rows that stand in a suite, or that the chat template refuses, are left out and named in `left_out.jsonl`. Resumes
@@ -45,6 +49,8 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
+
+    from models.alignment.curve import Curve
 
     model, tokenizer = load(policy, compute)
     encoded = sft_corpus.tokenise(tokenizer, sources, data, out)
@@ -69,7 +75,9 @@ def sft(policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, co
     return policies.describe(out, replace(policy, parents=(policy.digest,), method="sft", rows=len(rows)))
 
 
+@stage("alignment.dpo", version=2)
 def dpo(
+    out: Path,
     policy: Policy,
     reference: Reference,
     config: Step,
@@ -77,7 +85,6 @@ def dpo(
     beta: float,
     seed: int,
     compute: Compute,
-    out: Path,
 ) -> Policy:
     """Train one policy by DPO from, and against, the policy of the step before (SACPO Algorithm 1).
 
@@ -93,6 +100,8 @@ def dpo(
     """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
+
+    from models.alignment.curve import Curve
 
     class StepDPO(_Scored, DPOTrainer):  # type: ignore[misc]
         """DPO on rows that already hold token ids and the reference's log-probs."""
@@ -118,7 +127,9 @@ def dpo(
     return _end(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
 
 
+@stage("alignment.kto", version=1)
 def kto(
+    out: Path,
     policy: Policy,
     reference: Reference,
     config: Step,
@@ -126,7 +137,6 @@ def kto(
     beta: float,
     seed: int,
     compute: Compute,
-    out: Path,
 ) -> Policy:
     """Train one policy by KTO from, and against, the policy of the step before, on single answers.
 
@@ -137,6 +147,8 @@ def kto(
     """
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
+
+    from models.alignment.curve import Curve
 
     class StepKTO(_Scored, KTOTrainer):  # type: ignore[misc]
         """KTO on rows that already hold token ids and the reference's log-probs."""
@@ -265,7 +277,7 @@ def _arguments(config: Training, places: int, seed: int, compute: Compute, out: 
     }
 
 
-def _train(trainer: Any, curve: Curve, compute: Compute, out: Path) -> None:
+def _train(trainer: Any, curve: "Curve", compute: Compute, out: Path) -> None:
     """Train from the newest checkpoint, if a killed run left one."""
     from transformers import PrinterCallback
 

@@ -23,6 +23,7 @@ from models.data.splits import Fates, Partners, Split
 from models.errors import BadData
 from models.files import jsonl
 from models.recipe import Contaminated, Data
+from models.stage import stage
 
 TRAIN, HELDOUT = ("train",), ("validation", "test")
 SPLITS = TRAIN + HELDOUT
@@ -33,8 +34,9 @@ INSIDE = "the prompt stands in an evaluation suite, or nearly so"
 KEPT = "; all of them stand in "
 
 
+@stage("preferences.prepare", version=6)
 def prepare(
-    sources: Sources, role: str, metric: str, method: str, label: str, limit: int, config: Data, out: Path
+    out: Path, sources: Sources, role: str, metric: str, method: str, label: str, limit: int, config: Data
 ) -> Preferences:
     """Read, check, split and write the comparisons of one step to `out`.
 

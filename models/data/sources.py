@@ -12,6 +12,7 @@ from models.files import jsonl
 from models.files.hub import local
 from models.recipe import Assessment, Data, Recipe
 from models.recipe.places import TOWN
+from models.stage import stage
 from models.words import counted
 
 HALF = Data(test=0.5, validation=0.0)
@@ -52,7 +53,8 @@ def key_of(role: str) -> str:
     )
 
 
-def gather(files: dict[str, str], sha256: dict[str, str], seed: int, out: Path, halves: bool = True) -> Sources:
+@stage("sources.gather", version=5)
+def gather(out: Path, files: dict[str, str], sha256: dict[str, str], seed: int, halves: bool = True) -> Sources:
     """Write the town's files where it is asked for, and name the user's files by content.
 
     Args:

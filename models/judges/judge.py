@@ -13,6 +13,7 @@ from models.judges.llm import Llm
 from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal, win
 from models.judges.score_cache import VerdictTable
 from models.recipe import Compute, Judge, JudgeKind, Judges
+from models.stage import stage
 
 SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_refusal": ("over_refusal",)}
 """Metric → the suites whose answers its judge sees."""
@@ -22,14 +23,15 @@ Row = dict[str, Any]
 Verdict = TypeVar("Verdict", Grade, Comparison)
 
 
+@stage("judging.judge", version=3)
 def judge(
+    out: Path,
     answers: Answers,
     others: dict[str, Answers],
     judges: Judges,
     described: dict[str, dict[str, str]],
     compute: Compute,
     memory: Memory,
-    out: Path,
 ) -> Verdicts:
     """Let each judge score the answers, and compare them with those of `others` (by name: `base`, `reference`).
 
@@ -86,13 +88,14 @@ def judge(
     )
 
 
+@stage("judging.calibrate", version=2)
 def calibrate(
+    out: Path,
     sources: Sources,
     judges: Judges,
     described: dict[str, dict[str, str]],
     compute: Compute,
     memory: Memory,
-    out: Path,
 ) -> Calibration:
     """Let the judges grade the answers that people have judged, where the recipe names such a sample.
 

@@ -16,6 +16,7 @@ from models.errors import BadData, BadRecipe
 from models.files import jsonl
 from models.policy.weights import load
 from models.recipe import Compute
+from models.stage import stage
 
 Row = dict[str, Any]
 RESAMPLES = 1000
@@ -55,7 +56,9 @@ def files(tasks: list[str]) -> dict[str, str]:
     return {f"tasks.{k}": _content(Path(task)) for k, task in enumerate(tasks) if is_file(task)}
 
 
+@stage("harness.measure", version=1)
 def measure(
+    out: Path,
     policy: Policy,
     tasks: list[str],
     sha256: dict[str, str],
@@ -64,7 +67,6 @@ def measure(
     seed: int,
     version: str,
     compute: Compute,
-    out: Path,
 ) -> Benchmarks:
     """Run the tasks on a policy.
 

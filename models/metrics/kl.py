@@ -10,12 +10,15 @@ from models.files import jsonl
 from models.policy.answers import answered, asked, own_model
 from models.policy.weights import frozen, load, project
 from models.recipe import Compute, Evaluation
+from models.stage import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@stage("distance.measure", version=4)
 def measure(
+    out: Path,
     policy: Policy,
     others: dict[str, Policy],
     sources: Sources,
@@ -25,7 +28,6 @@ def measure(
     seed: int,
     compute: Compute,
     memory: Memory,
-    out: Path,
 ) -> Distances:
     """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
 

@@ -19,11 +19,13 @@ from models.metrics.statistics import STEEPEST, Estimate, clustered, scale
 from models.policy.logprobs import pair_logps
 from models.policy.weights import load
 from models.recipe import Compute
+from models.stage import stage
 
 Row = dict[str, Any]
 
 
-def weigh(policy: Policy, scored: dict[str, Reference], compute: Compute, out: Path) -> Margins:
+@stage("margins.weigh", version=1)
+def weigh(out: Path, policy: Policy, scored: dict[str, Reference], compute: Compute) -> Margins:
     """Write `margins.jsonl`: metric, split, prompt, tokens of both answers, and log π/π_base of chosen and rejected.
 
     Args:

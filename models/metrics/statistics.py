@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
 
 RESAMPLES = 2000
 MANY = 10_000
@@ -75,6 +74,8 @@ class LengthControlled(Estimate):
 
 def rate(good: int, n: int, failed: int = 0, confidence: float = 0.95) -> Estimate:
     """Return good/n with its two-sided Clopper–Pearson interval (exact; one answer per prompt)."""
+    from scipy import stats
+
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0, failed, "Clopper–Pearson")
     interval = stats.binomtest(good, n).proportion_ci(confidence)
@@ -86,6 +87,8 @@ def lower_bound(good: int, n: int, failed: int, confidence: float) -> float:
 
     The bound p solves P(X ≥ good | n + failed, p) = 1 − confidence; it is 0 where nothing was good.
     """
+    from scipy import stats
+
     return float(stats.beta.ppf(1 - confidence, good, n + failed - good + 1)) if good else 0.0
 
 
@@ -161,6 +164,8 @@ def mean(values: Sequence[float], failed: int = 0, confidence: float = 0.95) -> 
     short tails, in 10 to 24 % of log-normal ones (sd 1.5), and in 6 to 54 % where 3 in 100 values are large
     (`benchmarks/bounds.py`).
     """
+    from scipy import stats
+
     method = "bootstrap over prompts; describes"
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0, failed, method)
@@ -214,6 +219,8 @@ def length_controlled(
         lengths: (our tokens, their tokens), in the same order; another unit gives the same figure.
         slope: prior of b, for lengths that hardly overlap.
     """
+    from scipy import special
+
     method = "logistic fit on the difference in length, bootstrap over prompts, one imaginary prompt at the end"
     won = np.asarray(wins)
     if not len(won):
@@ -261,6 +268,8 @@ def _intercepts(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.n
 
 def _newton(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.ndarray, sd: float) -> np.ndarray:
     """Return the same of fits that are made side by side: one product of matrices serves all of them."""
+    from scipy import special
+
     design = np.stack([np.ones_like(x), x], axis=1)
     products = (design[:, :, None] * design[:, None, :]).reshape(len(x), 4)
     precision = np.array([RIDGE, sd**-2])
@@ -279,6 +288,8 @@ def _newton(won: np.ndarray, x: np.ndarray, weights: np.ndarray, means: np.ndarr
 
 def mcnemar(lost: int, gained: int) -> float:
     """Return the exact two-sided p-value that prompts change from good to bad as often as from bad to good."""
+    from scipy import stats
+
     changed = lost + gained
     return float(stats.binomtest(lost, changed).pvalue) if changed else 1.0
 
@@ -314,6 +325,7 @@ def _groups(prompts: Sequence[Hashable]) -> tuple[np.ndarray, int]:
 
 def _slope(h: np.ndarray, weight: np.ndarray) -> float:
     """Return the s in [−STEEPEST, STEEPEST] that maximises Σ weight·log σ(s·h); the derivative is monotone in s."""
+    from scipy import optimize, special
 
     def derivative(s: float) -> float:
         return float((weight * h * special.expit(-s * h)).sum())
@@ -347,6 +359,8 @@ def fewest_prompts(at_least: float, confidence: float) -> int:
 
 def power(true_rate: float, at_least: float, n: int, confidence: float) -> float:
     """Return how often a policy with this true rate shows `at_least` on n prompts."""
+    from scipy import stats
+
     return float(stats.binom.sf(needed(at_least, n, confidence) - 1, n, true_rate))
 
 

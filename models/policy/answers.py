@@ -13,6 +13,7 @@ from models.policy.answer_cache import AnswerTable
 from models.policy.generate import Answer, Ask
 from models.policy.weights import device_kind, load, load_tokenizer, own_end, precision
 from models.recipe import Compute, Engine, Evaluation
+from models.stage import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,9 @@ Row = dict[str, Any]
 Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 
 
+@stage("answering.answer", version=4)
 def answer(
+    out: Path,
     policy: Policy,
     sources: Sources,
     pairs: list[Preferences],
@@ -30,7 +33,6 @@ def answer(
     seed: int,
     compute: Compute,
     memory: Memory,
-    out: Path,
 ) -> Answers:
     """Answer every prompt of every suite, `config.answers` times.
 

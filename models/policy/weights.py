@@ -21,6 +21,7 @@ from models.policy import headers
 from models.policy.headers import WEIGHTS
 from models.recipe import Compute, Device
 from models.recipe.places import TOWN
+from models.stage import stage
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,8 @@ def _has_driver() -> bool:
     return False
 
 
-def base(base: str, template: str, seed: int, sha256: str, out: Path) -> Policy:
+@stage("policy.base", version=1)
+def base(out: Path, base: str, template: str, seed: int, sha256: str) -> Policy:
     """Put the base policy into `out`: the untrained town, the dequantised GGUF file, or links to a folder's files.
 
     Args:

@@ -126,7 +126,7 @@ class Tracker:
             if self._out.missed:
                 raise BadPlace(f"MLFLOW_TRACKING_URI = {shown(root)} takes no runs; see above, or unset it")
 
-    def follow(self, stage: Stage) -> None:
+    def follow(self, stage: Stage[Any]) -> None:
         """Queue what a running stage has written of its curve, every EVERY seconds."""
         now = time.monotonic()
         if now >= self._next.get(stage.key, now):
@@ -134,7 +134,7 @@ class Tracker:
             record = self._out.send(stage.title, self._follow, stage)
             record.add_done_callback(lambda _: self._next.update({stage.key: time.monotonic() + EVERY}))
 
-    def record(self, stage: Stage, noun: Noun) -> None:
+    def record(self, stage: Stage[Any], noun: Noun) -> None:
         """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""
         self._out.send(stage.title, self._record, stage, noun)
 
@@ -249,7 +249,7 @@ class Tracker:
         self._parent = parent
         return parent
 
-    def _child(self, stage: Stage) -> tuple[str, bool]:
+    def _child(self, stage: Stage[Any]) -> tuple[str, bool]:
         """Return the id of a stage's own run, and whether it is finished."""
         mlflow, parent = self._client(), self._open()
         known = self._known()
@@ -277,7 +277,7 @@ class Tracker:
             self._children = found
         return self._children
 
-    def _follow(self, stage: Stage) -> None:
+    def _follow(self, stage: Stage[Any]) -> None:
         path = stage.partial(self.root) / "progress.jsonl"
         with suppress(Exception):  # a look that failed costs nothing: `record` sends the whole curve
             run_id, finished = self._child(stage) if path.exists() else ("", True)
@@ -285,7 +285,7 @@ class Tracker:
                 self._running[stage.key] = run_id
                 log.curve(self._client(), run_id, path)
 
-    def _record(self, stage: Stage, noun: Noun) -> None:
+    def _record(self, stage: Stage[Any], noun: Noun) -> None:
         mlflow, parent = self._client(), self._open()
         run_id, finished = self._child(stage)
         self._running.pop(stage.key, None)

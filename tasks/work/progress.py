@@ -24,19 +24,19 @@ class Progress:
         self.told = time.monotonic()
         self.teller: Thread | None = None
 
-    def __call__(self, stage: Stage, line: dict[str, Any]) -> None:
+    def __call__(self, stage: Stage[Any], line: dict[str, Any]) -> None:
         """Show the newest line of its `progress.jsonl`."""
         terminal.moved(stage.title, line)
         if time.monotonic() - self.told >= EVERY and not (self.teller and self.teller.is_alive()):
             self._begin(stage, 100.0 * line["done"] / line["of"])
 
-    def done(self, stage: Stage) -> None:
+    def done(self, stage: Stage[Any]) -> None:
         """Show the whole, where a part was shown."""
         if self.teller:
             self.teller.join(PATIENCE)
             self._begin(stage, 100.0)
 
-    def _begin(self, stage: Stage, share: float) -> None:
+    def _begin(self, stage: Stage[Any], share: float) -> None:
         """Tell Prefect beside us, since a dead server is asked for a minute; in our context, which names the run."""
         self.told = time.monotonic()
         self.teller = Thread(target=copy_context().run, args=(self._tell, stage.title, share), daemon=True)

@@ -4,8 +4,10 @@ A stage is done iff its folder holds a manifest that verifies. Work happens in `
 finds its checkpoints again, and is renamed when complete.
 """
 
+import json
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +15,10 @@ from importlib.metadata import version as installed
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from typing_extensions import TypedDict
 
 from models.artifacts import Memory, Noun, content_digest, file_digest
@@ -27,6 +29,7 @@ from models.policy.headers import WEIGHTS
 from models.policy.weights import device_kind, precision
 from models.recipe import Compute
 from models.recipe.places import by_content
+from models.stage import hints_of, mark_of
 
 N = TypeVar("N", bound=Noun)
 
@@ -58,24 +61,36 @@ class Manifest(TypedDict):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[N]):
     """One call of one plain function. Equal calls have equal keys, whoever makes them, and meet in one folder."""
 
-    name: str
+    does: Callable[..., N]
+    """A function of models/ that `@stage` marks; its module is imported here, and imports no torch."""
     title: str
     """How a person calls it: `harmless · dpo · λ=0.4 (β/λ=0.25)`."""
-    version: int
-    """Raised when the function's meaning changes; source code itself is not hashed."""
-    does: str
-    """`module:function`, found only by the process that does the work, so that the parent imports no torch."""
-    makes: type[Noun]
-    given: dict[str, Any] = field(hash=False)
-    """Arguments, except `out`: nouns, recipe records, plain values."""
+    arguments: dict[str, Any] = field(hash=False)
+    """All but the folder, by name: nouns, recipe records, plain values."""
+
+    @property
+    def name(self) -> str:
+        """What folders and manifests call it."""
+        return mark_of(self.does).name.rpartition(".")[2]
+
+    @property
+    def version(self) -> int:
+        """The version of what the function computes; source code itself is not hashed."""
+        return mark_of(self.does).version
+
+    @cached_property
+    def makes(self) -> type[N]:
+        """The noun that the function returns."""
+        made: type[N] = hints_of(self.does)["return"]
+        return made
 
     @cached_property
     def key(self) -> str:
         """Digest of the version, the arguments (nouns by their digest) and, for work with tensors, of what computes."""
-        return content_digest({"stage": self.name, "version": self.version, "given": plain(self.given)})
+        return content_digest({"stage": self.name, "version": self.version, "given": plain(self.arguments)})
 
     def folder(self, root: Path) -> Path:
         """Return where the result lives, whether it exists or not."""
@@ -84,6 +99,28 @@ class Stage:
     def partial(self, root: Path) -> Path:
         """Return where work on it goes on, and where a killed run finds its checkpoints again."""
         return self.folder(root).with_name(self.folder(root).name + ".partial")
+
+    def request(self) -> str:
+        """Return the call as JSON, for a process that shares nothing with this one but the code."""
+        hints = hints_of(self.does)
+        arguments = {
+            name: TypeAdapter(hints[name]).dump_python(value, mode="json", by_alias=True)
+            for name, value in self.arguments.items()
+        }
+        does = f"{self.does.__module__}:{self.does.__qualname__}"
+        return json.dumps({"does": does, "title": self.title, "arguments": arguments})
+
+
+def requested(request: str) -> Stage[Any]:
+    """Return the call that `Stage.request` wrote; imports the module of its function."""
+    call = json.loads(request)
+    does = resolve_name(call["does"])
+    mark_of(does)
+    hints = hints_of(does)
+    arguments = {
+        name: TypeAdapter(hints[name]).validate_json(json.dumps(value)) for name, value in call["arguments"].items()
+    }
+    return Stage(does, call["title"], arguments)
 
 
 def plain(value: Any) -> Any:
@@ -107,7 +144,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a stage cannot be named by a {type(value).__name__}")
 
 
-def find(root: Path, stage: Stage) -> Noun | None:
+def find(root: Path, stage: Stage[N]) -> N | None:
     """Return the stage's result if it is complete, else None."""
     return opened(stage.folder(root), stage.makes)
 
@@ -146,7 +183,7 @@ def distrust(folder: Path) -> None:
         sealed.aside(folder / MANIFEST)
 
 
-def begun(root: Path, stage: Stage) -> int:
+def begun(root: Path, stage: Stage[Any]) -> int:
     """Return how far a killed attempt had come, in the stage's own count; 0 if there was none."""
     return max(
         (int(row["done"]) for row in jsonl.whole(stage.partial(root) / "progress.jsonl") if "done" in row), default=0
@@ -159,7 +196,7 @@ def seconds(noun: Noun) -> float:
     return manifest["seconds"] if manifest else 0.0
 
 
-def make(root: Path, stage: Stage) -> Noun:
+def make(root: Path, stage: Stage[N]) -> N:
     """Return the stage's result; do the work unless it is done. A second process doing the same waits here."""
     folder = stage.folder(root)
     partial = stage.partial(root)
@@ -174,7 +211,7 @@ def make(root: Path, stage: Stage) -> Noun:
         partial.mkdir(exist_ok=True)
         before, started = _spent(partial), time.monotonic()
         try:
-            noun: Noun = resolve_name(stage.does)(**stage.given, out=partial)
+            noun = stage.does(partial, **stage.arguments)
         except BadInput:
             if not _quarantined(partial):
                 shutil.rmtree(partial)
@@ -197,7 +234,7 @@ def make(root: Path, stage: Stage) -> Noun:
             "title": stage.title,
             "version": stage.version,
             "key": stage.key,
-            "given": plain(stage.given),
+            "given": plain(stage.arguments),
             "noun": noun.facts(),
             "files": files,
             "seconds": round(spent, 2),

@@ -24,9 +24,9 @@ from models.files.kept import Kept
 from models.recipe import Compute
 from tasks.work import store
 from tasks.work.processes import end_with
-from tasks.work.store import Stage
+from tasks.work.store import N, Stage
 
-Watch = Callable[[Stage, dict[str, Any]], None]
+Watch = Callable[[Stage[Any], dict[str, Any]], None]
 """Called about twice a second with the newest line of a running stage's `progress.jsonl`."""
 
 ALLOCATOR = {
@@ -125,7 +125,7 @@ def stop() -> None:
             process.kill()
 
 
-def run(root: Path, stage: Stage, watch: Watch) -> Noun:
+def run(root: Path, stage: Stage[N], watch: Watch) -> N:
     """Return the stage's result, from the store or from a worker.
 
     Raises:
@@ -141,12 +141,14 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
         _pool = _pool or _begin(_compute)
     progress = stage.partial(root) / "progress.jsonl"
     try:
-        future = _pool.submit(_work, root, stage)
+        future = _pool.submit(_work, root, stage.request())
         while not wait([future], timeout=0.5).done:
             line = _last_line(progress)
             if line:
                 watch(stage, line)
-        return future.result()
+        noun = future.result()
+        assert isinstance(noun, stage.makes)
+        return noun
     except (BrokenProcessPool, CancelledError) as error:
         if _stopped:
             raise SacpoError(f"{stage.title}: stopped; the same command goes on from the last checkpoint") from error
@@ -156,7 +158,8 @@ def run(root: Path, stage: Stage, watch: Watch) -> Noun:
         ) from error
 
 
-def _work(root: Path, stage: Stage) -> Noun:
+def _work(root: Path, request: str) -> Noun:
+    stage: Stage[Noun] = store.requested(request)
     if multiprocessing.parent_process() is None:  # no worker, no log
         return store.make(root, stage)
     print(f"[{time.strftime('%H:%M:%S')}] {stage.title}", flush=True)
