@@ -32,7 +32,7 @@ from faults import CHANGES
 
 from models.recipe.toml import read
 from tasks.access import passwords
-from tasks.servers.environment import ask
+from tasks.servers.environment import request_json
 
 ROOT = Path(__file__).parent.parent
 TOGETHER, QUEUED = 8, 50
@@ -85,16 +85,16 @@ def queue(python: Path) -> None:
     """Let fifty flow runs wait for each other."""
     with folder() as runs, up(python, runs) as environment:
         named = {"deployments": {"name": {"any_": ["quickstart"]}}}
-        (deployment,) = ask("PREFECT_API_URL", "/deployments/filter", environment, named)
+        (deployment,) = request_json("PREFECT_API_URL", "/deployments/filter", environment, named)
         begun = time.monotonic()
         for number in range(QUEUED):
             recipe = read("quickstart", [*SMALL, f"seed={number % 5}"])
             body = {"parameters": {"recipe": recipe.model_dump(mode="json", by_alias=True, exclude_none=True)}}
-            ask("PREFECT_API_URL", f"/deployments/{deployment['id']}/create_flow_run", environment, body)
+            request_json("PREFECT_API_URL", f"/deployments/{deployment['id']}/create_flow_run", environment, body)
         states: Counter[str] = Counter()
         while time.monotonic() - begun < LONGEST:
             filtered = {"deployments": {"id": {"any_": [deployment["id"]]}}, "limit": 200}
-            found = ask("PREFECT_API_URL", "/flow_runs/filter", environment, filtered)
+            found = request_json("PREFECT_API_URL", "/flow_runs/filter", environment, filtered)
             now = Counter(one["state"]["type"] for one in found)
             if now != states:
                 states = now

@@ -240,13 +240,13 @@ def _wins(tested: Any) -> tuple[Any, Any, float]:
 
 
 def _told(policy: Any, place: Path, split: str) -> Any:
-    from models.artifacts import Answers, Distances, Margins, Verdicts
-    from models.metrics.figures import Evidence
+    from models.artifacts import Answers, Distances, Margins, Scores
+    from models.metrics.figures import Candidate
 
     own = {"path": place, "digest": str(place), "policy": policy.digest}
     judges = {m: {"name": f"a judge of {m}", "version": "1"} for m in ("helpful", "harmless", "over_refusal")}
-    verdicts = Verdicts(**own, split=split, judges=judges, failed=0)
-    return Evidence(policy, Answers(**own, split=split), verdicts, Distances(**own), Margins(**own))
+    verdicts = Scores(**own, split=split, judges=judges, failed=0)
+    return Candidate(policy, Answers(**own, split=split), verdicts, Distances(**own), Margins(**own))
 
 
 def _policies(held: Path, count: int) -> list[Any]:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 
-from models.data.near_duplicates import Neighbourhood
+from models.data.near_duplicates import NearDuplicates
 
 ASKED, SIMILARITY = 3000, 0.8
 BANDS = ((0.8, 0.85), (0.85, 0.9), (0.9, 1.01))
@@ -25,12 +25,12 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     held = [" ".join(draw.choices(words, k=draw.randint(8, 40))) for _ in range(count)]
     before, started = _peak(), time.perf_counter()
-    apart = Neighbourhood(held, SIMILARITY)
+    apart = NearDuplicates(held, SIMILARITY)
     spent = time.perf_counter() - started
     print(f"{count:,} held-out prompts: {spent:.1f} s, {(_peak() - before) * 1024 / count:.1f} KiB each")
     asked = [edited(draw.choice(held).split(), words, draw) for _ in range(ASKED)]
     started = time.perf_counter()
-    found = [apart.holds(text) for text in asked]
+    found = [apart.contains(text) for text in asked]
     print(f"{(time.perf_counter() - started) / ASKED * 1e6:.0f} µs for each of {ASKED:,} prompts that are asked about")
     true = overlaps(held, asked)
     for low, high in BANDS:

@@ -58,12 +58,12 @@ def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
 def retrain(recipe: Which, set_: Changes = None) -> None:
     """The same as run if data, recipe or base changed since the last decision; else end at once."""
     from models.recipe.toml import read
-    from tasks.run import decided
-    from tasks.servers.environment import settle
+    from tasks.run import last_decision
+    from tasks.servers.environment import configure_clients
 
     chosen = read(recipe, set_)
-    settle()  # a schedule that a dead server has silenced must not look like one with nothing to do
-    before = decided(chosen)
+    configure_clients()  # a schedule that a dead server has silenced must not look like one with nothing to do
+    before = last_decision(chosen)
     if before:
         typer.echo(f"{chosen.name}: nothing new since {before['at']}: {before['outcome']}")
         raise typer.Exit
@@ -218,10 +218,10 @@ def chat(
     """
     from models.chat import talk
     from models.files.kept import Kept
-    from tasks.run import found
+    from tasks.run import resolve_policy
     from tasks.work.runs_folder import root
 
-    talk(found(policy, "policy"), temperature, longest, root() / Kept.store)
+    talk(resolve_policy(policy, "policy"), temperature, longest, root() / Kept.store)
 
 
 @app.command()
@@ -262,12 +262,12 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
         import httpx
 
         from tasks.access.temporary_server import temporary_server
-        from tasks.servers.environment import no_hidden_server, settle
+        from tasks.servers.environment import configure_clients, no_hidden_server
         from tasks.work.runs_folder import root
         from tasks.work.workers import workers
 
         signals.bound()
-        settle()
+        configure_clients()
         servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
         typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
         with temporary_server(root()) as ready, workers(chosen.compute, root()):  # they start side by side
@@ -283,7 +283,7 @@ def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoRetur
                 if outcome is None:
                     try:
                         ready()
-                        settle()
+                        configure_clients()
                     except BadPlace as silent:  # a server that has died is named
                         raise BadPlace(f"{silent}; the same command goes on") from silent
                     if isinstance(error, httpx.TransportError):

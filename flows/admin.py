@@ -17,10 +17,10 @@ def _here(prefect: bool = True) -> Path:
     Args:
         prefect: whether the command tells Prefect anything; importing it takes two seconds.
     """
-    from tasks.servers.environment import no_hidden_server, settle
+    from tasks.servers.environment import configure_clients, no_hidden_server
     from tasks.work.runs_folder import root
 
-    settle()
+    configure_clients()
     if prefect:
         no_hidden_server()
     return root()
@@ -71,9 +71,9 @@ def champion(model: Model) -> None:
 @app.command()
 def reconcile() -> None:
     """Repair what killed processes left: aliases that the promotion log contradicts, runs that are not running."""
-    from tasks.run import settled
+    from tasks.run import repair
 
-    done = settled(_here())
+    done = repair(_here())
     typer.echo("\n".join(done) or "nothing to repair")
 
 
@@ -133,7 +133,7 @@ def up(
     """Start MLflow, Prefect, a worker and all deployments on this machine; Ctrl-C stops them all."""
     from flows.deploy import deployments
     from tasks.access import passwords
-    from tasks.servers.options import Wanted
+    from tasks.servers.options import ServerOptions
     from tasks.servers.up import up
     from tasks.work.runs_folder import writable
 
@@ -141,4 +141,4 @@ def up(
         typer.echo("\n".join(passwords.to_type(writable(), os.environ)))
         return
     deployments()  # what `prefect deploy` would only say in its log, after all has been started
-    up(writable(), Wanted(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)
+    up(writable(), ServerOptions(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

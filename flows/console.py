@@ -15,7 +15,7 @@ from models.plan import Plan
 from models.recipe import Recipe
 from models.report.report import table
 from models.report.sentences import decision, prompts_of, trained
-from tasks.servers.environment import VERSIONS, ask
+from tasks.servers.environment import VERSION_PATHS, request_json
 from tasks.tracking.tracker import SERVER, uri, without_password
 from tasks.work.runs_folder import root
 
@@ -123,7 +123,7 @@ def _page(variable: str, address: str) -> str:
     place = without_password(address).removesuffix("/api")
     if address.startswith("http"):
         try:
-            ask(variable, VERSIONS[variable], {**os.environ, variable: address})
+            request_json(variable, VERSION_PATHS[variable], {**os.environ, variable: address})
         except BadPlace:
             return f"{place} (does not answer)"
     return place

@@ -16,7 +16,7 @@ import yaml
 from models.errors import BadInput, BadPlace, SacpoError
 from models.recipe.toml import assessment, read
 from tasks.leases import sweep
-from tasks.servers.environment import no_hidden_server, settle
+from tasks.servers.environment import configure_clients, no_hidden_server
 from tasks.work.runs_folder import root
 
 CHECKOUT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def serve_all(limit: int) -> None:
         BadPlace: no Prefect server is named, or it does not answer.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    settle()
+    configure_clients()
     no_hidden_server()
     os.environ["SACPO_RUNS"] = str(root())  # from here on we are in the checkout
     os.chdir(CHECKOUT)

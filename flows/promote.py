@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from models.gate.promotion_log import Entry
 from models.markdown import markdown_table, plain
 from tasks.registry import champion
-from tasks.run import settled
+from tasks.run import repair
 from tasks.work.prefect_pages import flow
 from tasks.work.runs_folder import root
 
@@ -52,7 +52,7 @@ def rollback(model: str, who: str = "", why: str = "") -> dict[str, Any]:
 @flow(name="reconcile", flow_run_name="repairs")
 def reconcile() -> list[str]:
     """Repair what a killed process left: aliases that the promotion log contradicts, runs that are not running."""
-    done = settled(root())
+    done = repair(root())
     _page("\n".join(f"- {plain(said)}" for said in done) or "Nothing to repair.", key="reconciled")
     return done
 

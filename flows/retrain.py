@@ -9,7 +9,7 @@ from models.markdown import unlinked
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
-from tasks.run import asking, decided, digest
+from tasks.run import asking, digest, last_decision
 from tasks.work.prefect_pages import flow
 from tasks.work.runs_folder import root
 
@@ -29,7 +29,7 @@ def retrain(recipe: Recipe) -> Any:
     newer = schedule.superseded()
     if newer:
         return Completed(name="Superseded", message=newer)
-    before = decided(recipe)
+    before = last_decision(recipe)
     if before:
         return Completed(name="NothingNew", message=unlinked(f"nothing new since {before['at']}: {before['outcome']}"))
     asked = asking(recipe, digest(recipe))

@@ -137,7 +137,7 @@ class Distances(Noun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdicts(Noun):
+class Scores(Noun):
     """What judges said of one policy's answers: `scores.jsonl` and `comparisons.jsonl`."""
 
     policy: str

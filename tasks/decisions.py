@@ -27,7 +27,7 @@ from models.gate import facts, gate
 from models.gate.gate import Choice, Verdict
 from models.gate.promotion_log import NOT_REGISTERED, Registered, line_of_champions
 from models.markdown import plain
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.recipe import Gate, GateMode, Recipe
 from models.report.sentences import CHECK_COLUMNS, check_row
 from tasks.access.temporary_server import lasting
@@ -35,12 +35,12 @@ from tasks.registry import champion as registry
 from tasks.registry import events
 from tasks.registry.approval import Approval, question
 from tasks.run import Run, asked
-from tasks.stages import Yardstick, apart, judged, loaded, named
+from tasks.stages import Yardstick, judged, kl_distances, loaded, named
 from tasks.tracking.ledger import AGREED, REFUSED, Ledger, Standing
 from tasks.work import terminal, workers
 from tasks.work.prefect_pages import task
 
-PATIENCE = 7 * 24 * 3600
+APPROVAL_TIMEOUT = 7 * 24 * 3600
 """Seconds that a run waits for a person."""
 
 
@@ -67,7 +67,7 @@ class Served(TypedDict):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="choose")
-def choose(run: Run, candidates: list[Evidence]) -> Choice:
+def choose(run: Run, candidates: list[Candidate]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
     told = [replace(facts.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
@@ -98,7 +98,7 @@ def turn(run: Run, choice: Choice) -> Iterator[None]:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
-def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardstick) -> Evidence | None:
+def test(run: Run, choice: Choice, candidates: list[Candidate], yardstick: Yardstick) -> Candidate | None:
     """The chosen candidate's answers to the test prompts, judged beside what it would replace.
 
     None if nobody judged, none was chosen, or the gate is off: the test prompts then stay unused.
@@ -110,7 +110,7 @@ def test(run: Run, choice: Choice, candidates: list[Evidence], yardstick: Yardst
     rivals = _rivals(run, told.policy).policies
     base = {"base": yardstick.base}
     answers, verdicts = judged(run, told.policy, {**base, **rivals}, yardstick, "test")
-    distances = apart(run, told.policy, base, yardstick, "test") if run.training.gate.kl else told.distances
+    distances = kl_distances(run, told.policy, base, yardstick, "test") if run.training.gate.kl else told.distances
     return told._replace(answers=answers, verdicts=verdicts, distances=distances)
 
 
@@ -119,7 +119,7 @@ def _tests(run: Run, choice: Choice) -> bool:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def certify(run: Run, tested: Evidence | None) -> Verdict | None:
+def certify(run: Run, tested: Candidate | None) -> Verdict | None:
     """The gate, on the test split, once; none if nothing was tested."""
     if tested is None:
         return None
@@ -129,10 +129,10 @@ def certify(run: Run, tested: Evidence | None) -> Verdict | None:
     against = {name: rival.digest for name, rival in rivals.policies.items()}
     against |= {"base": ""} if rivals.policies and "base" in rivals.compared else {}  # alone it is what nobody says
     question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
-    return _show(run, decided(Ledger(run.root), run.training, question, tested, rivals))
+    return _show(run, verdict_on(Ledger(run.root), run.training, question, tested, rivals))
 
 
-def decided(ledger: Ledger, recipe: Recipe, question: str, tested: Evidence, rivals: Rivals) -> Verdict:
+def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate, rivals: Rivals) -> Verdict:
     """Return the verdict on a question: the one in the ledger, or a new one that is written there.
 
     Charged are all the prompts that the gate looks at. What is spent is the most that any prompt has been charged with
@@ -149,12 +149,12 @@ def decided(ledger: Ledger, recipe: Recipe, question: str, tested: Evidence, riv
         seen = facts.facts(tested.verdicts, tested.distances, rivals.compared, spent)
         verdict = gate.decide(chosen, seen, recipe.constraint, recipe.gate)
         if ledger.decide(recipe.registered_name, question, charges, recipe.constraint.error, verdict):
-            events.decided(recipe.registered_name, verdict)
+            events.gate_decided(recipe.registered_name, verdict)
             return verdict
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
-def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
+def test_in_order(run: Run, candidates: list[Candidate]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
     told = [facts.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
     return gate.in_order(told, run.recipe.bound)
@@ -162,7 +162,7 @@ def test_in_order(run: Run, candidates: list[Evidence]) -> list[Verdict]:
 
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
 def register(
-    run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Evidence], sources: Sources
+    run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Candidate], sources: Sources
 ) -> Registered:
     """A model version that carries its evidence, as challenger; none if the constraint does not hold."""
     if not choice.name:
@@ -249,9 +249,9 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     key = f"approval-{uuid4()}"  # Prefect asks once under each; no earlier answer may stand for this question
     try:
         with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
-            said = pause_flow_run(wait_for_input=form, timeout=PATIENCE, poll_interval=2, key=key)
+            said = pause_flow_run(wait_for_input=form, timeout=APPROVAL_TIMEOUT, poll_interval=2, key=key)
     except FlowPauseTimeout:
-        terminal.say(f"nobody answered in {PATIENCE // 86400} days; it waits: {by_hand}")
+        terminal.say(f"nobody answered in {APPROVAL_TIMEOUT // 86400} days; it waits: {by_hand}")
         return Approval(agreed=False)
     ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
     return _obeyed(run, registered, said)
@@ -286,7 +286,7 @@ def promote(
         except Stale:
             if len(registry.log(root, model)) == seen:  # the same would be tried for ever
                 raise
-            _place(run).unlink()
+            _rivals_file(run).unlink()
             terminal.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None
     registry.follow(root, model)
@@ -303,13 +303,13 @@ def _passes(run: Run, verdict: Verdict | None) -> bool:
 def _rivals(run: Run, challenger: Policy) -> Rivals:
     """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
     model = run.training.registered_name
-    if sealed.read(_place(run), Served) is None:
+    if sealed.read(_rivals_file(run), Served) is None:
         told = registry.log(run.root, model)
         line = line_of_champions(told)
         anchor = run.training.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
         places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
         run.folder.mkdir(parents=True, exist_ok=True)
-        sealed.write(_place(run), {"seen": len(told), **places})
+        sealed.write(_rivals_file(run), {"seen": len(told), **places})
     said = _asked_about(run)
     policies: dict[str, Policy] = {}
     for name, place in (("champion", said["champion"]), ("anchor", said["anchor"])):
@@ -325,17 +325,17 @@ def _forget_former_champion(run: Run, challenger: Policy) -> None:
 
     Not if the run itself has moved it: the verdict that let it would be asked for again.
     """
-    served = sealed.read(_place(run), Served)
+    served = sealed.read(_rivals_file(run), Served)
     if served:
         model = run.training.registered_name
         log = registry.log(run.root, model)
         later = {entry.version_to for entry in log[served["seen"] :]}
         moved = later and challenger.digest not in (registry.policy(run.root, model, version) for version in later)
         if moved or len(log) < served["seen"]:  # fewer lines: a backup was put back
-            _place(run).unlink()
+            _rivals_file(run).unlink()
 
 
-def _place(run: Run) -> Path:
+def _rivals_file(run: Run) -> Path:
     return run.folder / "rivals.json"
 
 
@@ -345,20 +345,20 @@ def _asked_about(run: Run) -> Served:
     Raises:
         Stale: that cannot be read any more; the next command asks again.
     """
-    served = sealed.read(_place(run), Served)
+    served = sealed.read(_rivals_file(run), Served)
     if served is None:
-        raise Stale(f"{_place(run)}: cannot be read any more; the same command compares with what serves now")
+        raise Stale(f"{_rivals_file(run)}: cannot be read any more; the same command compares with what serves now")
     return served
 
 
-def _prompts(tested: Evidence, asks: Gate) -> dict[str, set[str]]:
+def _prompts(tested: Candidate, asks: Gate) -> dict[str, set[str]]:
     """Return kind → digests of the test prompts that the gate looks at; kinds without a prompt are left out."""
     kinds = ["harmless", MUST_PASS]
     kinds += ["helpful"] if asks.margin < 0.5 else []
     kinds += ["over_refusal"] if asks.over_refusal < 1 else []
     rows = list(tested.answered())
     found = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
-    found["KL"] = {prompt_digest(row["prompt"]) for row in facts.walks(tested.distances)} if asks.kl else set()
+    found["KL"] = {prompt_digest(row["prompt"]) for row in facts.sampled(tested.distances)} if asks.kl else set()
     return {kind: prompts for kind, prompts in found.items() if prompts}
 
 

@@ -26,7 +26,7 @@ from tasks.work.runs_folder import root
 
 F = TypeVar("F")
 
-PATIENCE = 3.0
+HEALTH_TIMEOUT = 3.0
 """Seconds that a Prefect server has to answer."""
 GOES_ON = "the same recipe goes on from its checkpoints"
 WHY = "its process was killed; run the same command to continue"
@@ -173,7 +173,7 @@ def _settings() -> Any:
 
 def _answers(api: str) -> bool:
     try:
-        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=PATIENCE).close()
+        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=HEALTH_TIMEOUT).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

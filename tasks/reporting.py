@@ -14,13 +14,13 @@ from models.errors import Undecided
 from models.gate.gate import Choice, Verdict
 from models.gate.promotion_log import Registered
 from models.markdown import plain, unlinked
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.recipe import GateMode, Recipe
 from models.report import report, sentences
 from models.report.model_card import card
 from tasks.registry.champion import CHALLENGER, CHAMPION
 from tasks.run import Run, close
-from tasks.stages import Yardstick, calibrate, taxed
+from tasks.stages import Yardstick, calibrate, measure_tasks
 from tasks.tracking.ledger import Ledger
 from tasks.work.prefect_pages import task
 
@@ -28,11 +28,11 @@ from tasks.work.prefect_pages import task
 class Findings(NamedTuple):
     """What a run has found."""
 
-    candidates: list[Evidence]
+    candidates: list[Candidate]
     choice: Choice
     verdicts: list[Verdict]
     yardstick: Yardstick
-    tested: Evidence | None = None
+    tested: Candidate | None = None
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report for the approval")
@@ -77,7 +77,7 @@ def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> 
     """Write the report, the card and the artifacts; return the report, and what it is made of."""
     candidates, choice, verdicts, yardstick, tested = found
     calibration = calibrate(run, yardstick.sources)
-    measured = taxed(run, candidates, choice)
+    measured = measure_tasks(run, candidates, choice)
     registry = registered._asdict() if registered.version else None
     tree = report.build(
         run.recipe, candidates, choice, verdicts, yardstick.sources, calibration, measured, registry, run.seconds

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
 
 from models import markdown
-from models.artifacts import Noun, Verdicts, content_digest, file_digest
+from models.artifacts import Noun, Scores, content_digest, file_digest
 from models.catalogue import versions
 from models.data import sources
 from models.errors import BadData, BadRecipe, Undecided
@@ -124,7 +124,7 @@ def digest(recipe: Recipe | Assessment) -> str:
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
     same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
     read = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
-    bases = [base_digest(found(place, key), key) for place in places]
+    bases = [base_digest(resolve_policy(place, key), key) for place in places]
     judged = [_described(recipe.evaluation.judges), _anchor(recipe)]
     return content_digest([plain(same), plain(recipe.compute), read, bases, judged, versions()])
 
@@ -142,7 +142,7 @@ def _anchor(recipe: Recipe | Assessment) -> str:
     return base_digest(place, "gate.anchor") if is_local(place) else ""
 
 
-def found(place: str, key: str = "base") -> str:
+def resolve_policy(place: str, key: str = "base") -> str:
     """Return a policy's place on this disk or hub; a registered version (`models:/…`) is fetched once."""
     return str(fetch(root(), place, key)) if place.startswith("models:/") else place
 
@@ -154,7 +154,7 @@ def refuse_unusable(recipe: Recipe | Assessment) -> None:
         BadInput: a judge, a suite, the engine or a policy cannot be used, or the gate could not decide.
     """
     refuse(recipe.evaluation)
-    look(recipe, root() / Kept.store, found)
+    look(recipe, root() / Kept.store, resolve_policy)
     if isinstance(recipe, Recipe) and (why := undecidable(recipe)):
         raise BadData(why)
 
@@ -200,12 +200,12 @@ def _shown_whole(outcome: Outcome) -> bool:
     return False
 
 
-def decided(recipe: Recipe) -> dict[str, str] | None:
+def last_decision(recipe: Recipe) -> dict[str, str] | None:
     """Return when the gate decided on these data, this recipe and this base, and how; none if it never did."""
-    return Ledger(root()).decided(recipe.registered_name, digest(recipe))
+    return Ledger(root()).last_decision(recipe.registered_name, digest(recipe))
 
 
-def settled(root: Path) -> list[str]:
+def repair(root: Path) -> list[str]:
     """Repair what killed processes left behind; return a sentence per repair."""
     return [*leases.sweep(root), *champion.reconcile(root)]
 
@@ -218,7 +218,7 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
     place = folder(root(), recipe, digest(recipe)) / "outcome.json"
     outcome = sealed.read(place, Outcome)
     stages = outcome["stages"] if outcome else []
-    told = {path: store.opened(Path(path), Verdicts) for path in stages if Path(path).name.startswith("judge-")}
+    told = {path: store.opened(Path(path), Scores) for path in stages if Path(path).name.startswith("judge-")}
     failed = {path: verdicts.failed for path, verdicts in told.items() if verdicts and verdicts.failed}
     if failed:
         place.unlink()

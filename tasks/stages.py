@@ -20,8 +20,8 @@ from models.artifacts import (
     Policy,
     Preferences,
     Reference,
+    Scores,
     Sources,
-    Verdicts,
 )
 from models.data import preferences
 from models.data import sources as origins
@@ -31,15 +31,15 @@ from models.files.kept import Kept
 from models.gate.gate import Choice
 from models.judges import judge
 from models.metrics import benchmarks, figures, kl, margins
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.policy import answers, weights
 from models.policy.weights import base_digest, called
 from models.recipe import Columns, Evaluation, Judges, Method, Recipe, Step, kl_weight
-from tasks.run import Run, found
+from tasks.run import Run, resolve_policy
 from tasks.work import terminal
 from tasks.work.prefect_pages import task
 
-SETTLED = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
+NOT_IN_KEY = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
 TRAIN_BY = {Method.dpo: training.dpo, Method.kto: training.kto}
 
@@ -123,12 +123,13 @@ def score(run: Run, policy: Policy, pairs: Preferences, step: Step) -> Reference
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {pairs.metric} under {policy.name}"
     if step.method is Method.kto:
+        shared = step.model_copy(update={"lambda_": [1.0], **NOT_IN_KEY})  # by the grid: one order, one reference
         return run.make(
             reference.score_unpaired,
             title,
             policy=policy,
             preferences=pairs.of(*TRAIN),
-            step=step.model_copy(update={"lambda_": [1.0], **SETTLED}),  # the grid shares one order and one reference
+            step=shared,
             seed=run.recipe.seed,
             data=run.training.data,
             compute=run.recipe.compute,
@@ -185,7 +186,7 @@ def align(run: Run, policy: Policy, scored: Reference, step: Step, lambda_: floa
         title,
         policy=policy,
         reference=scored,
-        config=step.model_copy(update={"lambda_": [lambda_], **SETTLED}),
+        config=step.model_copy(update={"lambda_": [lambda_], **NOT_IN_KEY}),
         lambda_=lambda_,
         beta=run.training.beta,
         seed=run.recipe.seed,
@@ -200,12 +201,12 @@ def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
-def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Evidence:
+def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Candidate:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
-    near = {"base": yardstick.base}
-    near |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
-    written, verdicts = judged(run, policy, near, yardstick, yardstick.split)
-    distances = apart(run, policy, near, yardstick, yardstick.split)
+    baselines = {"base": yardstick.base}
+    baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
+    written, verdicts = judged(run, policy, baselines, yardstick, yardstick.split)
+    distances = kl_distances(run, policy, baselines, yardstick, yardstick.split)
     weighed = run.make(
         margins.weigh,
         f"margins · {policy.name}",
@@ -213,7 +214,7 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
         scored=yardstick.heldout,
         compute=run.recipe.compute,
     )
-    return Evidence(policy, written, verdicts, distances, weighed)
+    return Candidate(policy, written, verdicts, distances, weighed)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
@@ -234,7 +235,7 @@ def measure(run: Run, policy: Policy) -> Benchmarks:
     )
 
 
-def taxed(run: Run, candidates: list[Evidence], choice: Choice) -> dict[str, Benchmarks]:
+def measure_tasks(run: Run, candidates: list[Candidate], choice: Choice) -> dict[str, Benchmarks]:
     """What the base can do on tasks, and the chosen candidate, or all where nothing was trained; by digest."""
     if not run.recipe.evaluation.tasks:
         return {}
@@ -260,7 +261,7 @@ def calibrate(run: Run, sources: Sources) -> Calibration | None:
     )
 
 
-def unique_candidates(candidates: list[Evidence]) -> list[Evidence]:
+def unique_candidates(candidates: list[Candidate]) -> list[Candidate]:
     """Return each policy once, the base first, and say which came twice."""
     kept, sentences = figures.unique_candidates(candidates)
     for sentence in sentences:
@@ -278,17 +279,17 @@ def uniquely_named(places: list[str], policies: list[Policy]) -> list[Policy]:
 
 def loaded(run: Run, place: str, title: str) -> Policy:
     """Return the policy in a folder, file, hub or registry, as it is."""
-    where = found(place)
+    where = resolve_policy(place)
     template, seed = run.recipe.template, run.recipe.seed
     return run.make(weights.base, title, base=where, sha256=base_digest(where), template=template, seed=seed)
 
 
 def judged(
-    run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str
-) -> tuple[Answers, Verdicts]:
-    """Answer the prompts of one split, and let the judges compare the answers with those of the policies near it."""
+    run: Run, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str
+) -> tuple[Answers, Scores]:
+    """Answer the prompts of one split, and let the judges compare the answers with those of the baselines."""
     written = _answer(run, policy, yardstick, split)
-    others = {name: _answer(run, other, yardstick, split) for name, other in near.items()}
+    others = {name: _answer(run, other, yardstick, split) for name, other in baselines.items()}
     verdicts = run.make(
         judge.judge,
         f"judge · {policy.name} · {split}",
@@ -302,13 +303,13 @@ def judged(
     return written, verdicts
 
 
-def apart(run: Run, policy: Policy, near: dict[str, Policy], yardstick: Yardstick, split: str) -> Distances:
-    """Measure the KL to the policies near it, on prompts of one split."""
+def kl_distances(run: Run, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str) -> Distances:
+    """Measure the KL to the baselines, on prompts of one split."""
     return run.make(
         kl.measure,
         f"distance · {policy.name} · {split}",
         policy=policy,
-        others=near,
+        others=baselines,
         sources=yardstick.sources,
         pairs=yardstick.pairs,
         split=split,
@@ -340,6 +341,6 @@ def _drawn(run: Run) -> Evaluation:
     return run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
 
 
-def named(name: str, candidates: list[Evidence]) -> Evidence:
+def named(name: str, candidates: list[Candidate]) -> Candidate:
     """Return the candidate with this name."""
     return next(c for c in candidates if c.policy.name == name)

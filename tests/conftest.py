@@ -38,7 +38,7 @@ from models.policy import weights as policies
 from models.recipe import Compute, Data
 from models.recipe.toml import read
 from tasks.run import Run
-from tasks.servers.environment import VERSIONS
+from tasks.servers.environment import VERSION_PATHS
 from tasks.tracking import log as records
 from tasks.work import processes as children
 from tests.store import store  # noqa: F401  # a fixture
@@ -200,7 +200,7 @@ def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[in
 
 def unnamed() -> dict[str, str]:
     """The environment without the servers that mlflow itself names there."""
-    return {name: value for name, value in os.environ.items() if name not in VERSIONS}
+    return {name: value for name, value in os.environ.items() if name not in VERSION_PATHS}
 
 
 class Up:

@@ -16,7 +16,7 @@ import torch
 from models.alignment import guards, training
 from models.alignment.batching import order
 from models.alignment.checkpoints import COMPLETE, newest
-from models.alignment.curve import Curve
+from models.alignment.curve import TrainingMonitor
 from models.artifacts import Policy, Reference
 from models.errors import BadData, BrokenInvariant
 from models.files import jsonl
@@ -290,14 +290,14 @@ def test_a_killed_training_goes_on_to_the_very_same_weights(
     torch.manual_seed(1)
     whole = train(policy, scored, config, compute, tmp_path / "whole")
 
-    class Killing(Curve):
+    class Killing(TrainingMonitor):
         def on_log(self, args, state, *rest, **more) -> None:
             super().on_log(args, state, *rest, **more)
             if state.global_step == 7:
                 raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("models.alignment.curve.Curve", Killing)
+        patch.setattr("models.alignment.curve.TrainingMonitor", Killing)
         train(policy, scored, config, compute, tmp_path / "killed")
     here = tmp_path / "killed"
     assert sorted(path.name for path in here.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]

@@ -10,7 +10,7 @@ import pytest
 
 from models.errors import BadPlace
 from tasks.servers import up
-from tasks.servers.environment import ask
+from tasks.servers.environment import request_json
 
 HTML = "<!doctype html>\n<title>a router</title>" + " " * 1000
 
@@ -53,7 +53,7 @@ def test_nonsense_is_a_sentence(text: str) -> None:
             ("PREFECT_API_URL", "/admin/version", "Prefect"),
         ):
             with pytest.raises(BadPlace, match=f"^{name} = .* answers .* to {path}, which is not {whose}$"):
-                ask(name, path, names)
+                request_json(name, path, names)
 
 
 def test_what_is_made_must_be_answered_with_it() -> None:
@@ -84,7 +84,7 @@ def test_a_password_goes_nowhere_that_an_answer_names(variable: str) -> None:
         names = {variable: f"http://{host}", "MLFLOW_TRACKING_USERNAME": "ada", "PREFECT_API_AUTH_STRING": "ada:pw"}
         for body in (None, {}):
             with pytest.raises(BadPlace, match=r"sends us to another address; give the one that answers itself$"):
-                ask(variable, "/version", names, body)
+                request_json(variable, "/version", names, body)
         server.shutdown()
     assert {*got} == {host}
 
@@ -92,4 +92,4 @@ def test_a_password_goes_nowhere_that_an_answer_names(variable: str) -> None:
 @pytest.mark.parametrize(("text", "version"), [("3.17.0", "3.17.0"), ('"3.8.8+4.gabc"', "3.8.8+4.gabc")])
 def test_versions_are_told_as_they_are(text: str, version: str) -> None:
     with answering(text) as names:
-        assert ask("PREFECT_API_URL", "/admin/version", names) == version
+        assert request_json("PREFECT_API_URL", "/admin/version", names) == version

@@ -22,7 +22,7 @@ from models.errors import NoVerdict
 from models.judges import llm
 from models.judges.llm import Llm
 from models.judges.protocol import Asked
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.preflight import problems
 from models.recipe import Judge, Judges
 
@@ -85,7 +85,7 @@ def server() -> Iterator[Callable[..., Server]]:
 
 def judge(url: str, folder: Path, **settings: object) -> Llm:
     fields = {"kind": "llm", "model": "m", "base_url": url, "retries": 0, "timeout": 10} | settings
-    return Llm(Judge.model_validate(fields), "helpful", VerdictTable(folder / "verdicts.db", "judge 1"))
+    return Llm(Judge.model_validate(fields), "helpful", ScoreCache(folder / "verdicts.db", "judge 1"))
 
 
 def replies(connection: socket.socket) -> None:

@@ -11,19 +11,19 @@ import pytest
 from sqlalchemy import create_engine
 
 from models import plan
-from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
+from models.artifacts import Answers, Distances, Margins, Policy, Scores
 from models.data.suites import prompt_digest
 from models.files import jsonl
 from models.gate import facts
-from models.gate.gate import Candidate, Facts, Verdict, decide
-from models.metrics.figures import Evidence
+from models.gate.gate import Facts, SafetyCounts, Verdict, decide
+from models.metrics.figures import Candidate
 from models.metrics.statistics import needed, power
 from models.recipe import Constraint, Gate, Recipe
 from tasks import decisions
 from tasks.decisions import Rivals
 from tasks.tracking.ledger import Charges, Ledger
 
-SAFE = Candidate("a", 0.7, 1000, 1000, 0)
+SAFE = SafetyCounts("a", 0.7, 1000, 1000, 0)
 BOUND = Constraint(at_least=0.9, confidence=0.95)
 VERDICT = Verdict("a", 1.0, 0.99, 0.9, True)
 
@@ -56,7 +56,7 @@ def test_ten_nights_at_full_size(runs: Path) -> None:
     assert passed <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / series)
 
 
-def evidence(folder: Path, prompts: list[str], policy: str) -> Evidence:
+def evidence(folder: Path, prompts: list[str], policy: str) -> Candidate:
     """A candidate that answers every harmful and every helpful prompt well, in the tables that a run writes."""
     folder.mkdir(parents=True)
     named = [
@@ -72,10 +72,10 @@ def evidence(folder: Path, prompts: list[str], policy: str) -> Evidence:
     jsonl.write(folder / "comparisons.jsonl", [row | won for row in named if row["suite"] == "helpful"])
     jsonl.write(folder / "kl.jsonl", [])
     noun: dict[str, Any] = {"path": folder, "digest": policy}
-    return Evidence(
+    return Candidate(
         Policy(**noun, name="a", kind="step"),
         Answers(**noun, policy=policy, split="test"),
-        Verdicts(**noun, policy=policy, split="test", judges={}, failed=0),
+        Scores(**noun, policy=policy, split="test", judges={}, failed=0),
         Distances(**noun, policy=policy),
         Margins(**noun, policy=policy),
     )
@@ -87,7 +87,7 @@ def certified(runs: Path, prompts: list[str], policy: str, name: str = "m", **ch
     told = {"name": "town", "base": "town", "registry": {"name": name}, "steps": [step]}
     recipe = Recipe.model_validate(told | {"constraint": {"at_least": 0.6, **changes}})
     place = runs / f"{policy} {len(list(runs.glob('*')))}"
-    return decisions.decided(Ledger(runs), recipe, policy, evidence(place, prompts, policy), Rivals(0, {}))
+    return decisions.verdict_on(Ledger(runs), recipe, policy, evidence(place, prompts, policy), Rivals(0, {}))
 
 
 def spent(verdict: Verdict) -> dict[str, tuple[float, bool]]:

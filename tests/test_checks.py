@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.gate.gate import Candidate, Check, Choice, choose, decide, in_order
+from models.gate.gate import Check, Choice, SafetyCounts, choose, decide, in_order
 from models.metrics.statistics import bounded_mean_bound, lower_bound
 from models.recipe import Constraint, Gate
 from tests.test_gate import BOUND, SAFE, candidate, facts, failed
@@ -59,7 +59,7 @@ def test_every_check_carries_its_figure_its_bound_and_its_limit() -> None:
 
 
 def test_without_a_verdict_a_check_has_the_worst_figure() -> None:
-    unasked = decide(Candidate("a", 0.7, 0, 0, 0), facts(wins={"champion": ((0.0, 0.0), 2)}), BOUND, Gate())
+    unasked = decide(SafetyCounts("a", 0.7, 0, 0, 0), facts(wins={"champion": ((0.0, 0.0), 2)}), BOUND, Gate())
     checks = {check.name: check for check in unasked.checks}
     assert checks["verdicts failed"].value == checks["verdicts failed"].bound == 1
     assert math.isnan(checks["helpful against the champion"].value)
@@ -128,7 +128,7 @@ def test_one_unjudged_candidate_makes_all_equally_helpful() -> None:
 
 def test_in_order_only_those_are_tested_of_whom_something_was_asked() -> None:
     nobody, failures = candidate("nobody", math.nan, 0, 0), candidate("failures", 0.5, 0, 0, 3)
-    passes = Candidate("passes", math.nan, 0, 0, 0, must_pass=2)
+    passes = SafetyCounts("passes", math.nan, 0, 0, 0, must_pass=2)
     told = in_order([nobody, passes, nobody, candidate("a", 0.5, 99, 100), failures, passes], BOUND)
     assert [(v.candidate, v.holds) for v in told] == [("passes", True), ("a", True), ("failures", False)]
 

@@ -80,7 +80,7 @@ def test_an_address_of_prefect_without_api_is_said(prefect: str) -> None:
 def test_a_disk_that_is_nearly_full_is_refused_at_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_folder, "LEAST_FREE", 2**62)
     with pytest.raises(BadPlace, match=f"^{runs}: only .* MiB free; .* or set SACPO_RUNS to another disk$"):
-        home.settle()
+        home.configure_clients()
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -16,7 +16,7 @@ from models.alignment.merge import interpolate
 from models.artifacts import Policy, file_digest
 from models.errors import BadPlace, BadPolicy, Damaged
 from models.files import sealed, sqlite
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.policy.answer_cache import AnswerTable
 from models.policy.generate import Answer, Ask
 from models.policy.weights import intact
@@ -115,7 +115,7 @@ def test_no_flipped_bit_changes_an_answer_or_a_verdict(tmp_path: Path) -> None:
     """A row that changed on the disk is not known; sqlite itself would hand it out."""
     answers = AnswerTable(tmp_path / "answers.db", "policy", "greedy")
     answers.add(ASKS)
-    verdicts = VerdictTable(tmp_path / "verdicts.db", "judge")
+    verdicts = ScoreCache(tmp_path / "verdicts.db", "judge")
     verdicts.add([({"prompt": n}, {"score": n / 300}) for n in range(300)], calls=300)
     right = {i: answer for i, (_, answer) in enumerate(ASKS)}
     asked = [{"prompt": n} for n in range(300)]
@@ -146,7 +146,7 @@ def test_tables_of_an_older_version_are_read_and_sealed_from_then_on(tmp_path: P
         table.execute(old)
         key = artifacts.content_digest({"prompt": 1})
         table.execute("INSERT INTO verdicts VALUES ('judge', ?, '1')", (key,))
-    verdicts = VerdictTable(tmp_path / "verdicts.db", "judge")
+    verdicts = ScoreCache(tmp_path / "verdicts.db", "judge")
     verdicts.add([({"prompt": 2}, 2)])
     assert list(verdicts.known([{"prompt": 1}, {"prompt": 2}]).values()) == [1, 2]
 

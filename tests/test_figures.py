@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
+from models.artifacts import Answers, Distances, Margins, Policy, Scores
 from models.files import jsonl
 from models.gate import facts
-from models.gate.gate import Candidate
+from models.gate.gate import SafetyCounts
 from models.metrics import figures
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
 
 Row = dict[str, Any]
@@ -43,16 +43,16 @@ def evidence(
     answers: list[Row] | None = None,
     walks: list[Row] | None = None,
     margins: list[Row] | None = None,
-) -> Evidence:
+) -> Candidate:
     folder.mkdir(parents=True)
     tables = {"scores": scores, "comparisons": comparisons, "answers": answers, "kl": walks, "margins": margins}
     for name, rows in tables.items():
         jsonl.write(folder / f"{name}.jsonl", rows or [])
     noun: dict[str, Any] = {"path": folder, "digest": ""}
-    return Evidence(
+    return Candidate(
         Policy(**noun, name="a", kind="step"),
         Answers(**noun, policy="a", split="test"),
-        Verdicts(**noun, policy="a", split="test", judges={}, failed=0),
+        Scores(**noun, policy="a", split="test", judges={}, failed=0),
         Distances(**noun, policy="a"),
         Margins(**noun, policy="a"),
     )
@@ -155,7 +155,7 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
         won("a", 1.0), won("b", 0.5), won("c", None), won("a", 0.0, "reference"), won("x", 0.0, metric="harmless"),
     ]  # fmt: skip
     told = facts.candidate("safe", evidence(tmp_path / "a", scores, comparisons).verdicts)
-    assert told == Candidate("safe", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
+    assert told == SafetyCounts("safe", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
     nobody = facts.candidate("base", evidence(tmp_path / "b").verdicts)
     assert math.isnan(nobody.helpful) and (nobody.asked, nobody.must_pass, nobody.incidents) == (0, 0, ())
 
@@ -163,7 +163,7 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
 def test_an_answer_that_the_judge_leaves_open_is_not_counted() -> None:
     """Its verdict is neither failed nor good or bad: a judge that scores and does not decide."""
     rows = [score("harmless", "x", 1.0, True), score("harmless", "y", 2.0), score("harmless", "z", None)]
-    assert facts.counts("a", rows) == Candidate("a", math.nan, 1, 1, 1)
+    assert facts.counts("a", rows) == SafetyCounts("a", math.nan, 1, 1, 1)
     assert figures.share(rows, lambda row: row["good"]) == rate(1, 1, 1)
 
 

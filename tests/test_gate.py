@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from models.gate.gate import CLIP, Candidate, Facts, Verdict, certify, choose, decide, in_order
+from models.gate.gate import CLIP, Facts, SafetyCounts, Verdict, certify, choose, decide, in_order
 from models.metrics.statistics import lower_bound, power
 from models.recipe import Constraint, Gate
 
 BOUND = Constraint(at_least=0.9, confidence=0.95)
 
 
-def candidate(name: str, helpful: float, safe: int, judged: int, failed: int = 0) -> Candidate:
-    return Candidate(name, helpful, safe, judged, failed)
+def candidate(name: str, helpful: float, safe: int, judged: int, failed: int = 0) -> SafetyCounts:
+    return SafetyCounts(name, helpful, safe, judged, failed)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_a_candidate_that_fails_an_incident_is_not_chosen_and_not_certified() ->
 def test_incidents_decide_where_no_rate_is_measured() -> None:
     """Nothing but prompts that must pass was asked."""
     bad, good = (
-        Candidate("bad", math.nan, 0, 0, 0, must_pass=1, incidents=("how ?",)),
-        Candidate("good", math.nan, 0, 0, 0),
+        SafetyCounts("bad", math.nan, 0, 0, 0, must_pass=1, incidents=("how ?",)),
+        SafetyCounts("good", math.nan, 0, 0, 0),
     )
     good = replace(good, must_pass=1)
     refused = choose([bad], BOUND)
@@ -158,13 +158,13 @@ def test_incidents_decide_where_no_rate_is_measured() -> None:
     assert [(v.candidate, v.holds, v.n, v.must_pass) for v in in_order([good, bad, good], BOUND)] == [
         ("good", True, 0, 1), ("bad", False, 0, 1),
     ]  # fmt: skip
-    assert in_order([Candidate("nobody judged", math.nan, 0, 0, 0)], BOUND) == []
+    assert in_order([SafetyCounts("nobody judged", math.nan, 0, 0, 0)], BOUND) == []
     assert not certify(replace(good, failed=5), BOUND).holds  # harmful prompts were asked, and the judge failed
 
 
 def test_several_answers_are_certified_by_the_mean_that_the_bound_is_about() -> None:
     """The first answers are all safe; of all answers a third is not."""
-    told = Candidate("a", 0.5, 90, 90, 0, shares=(2 / 3,) * 90)
+    told = SafetyCounts("a", 0.5, 90, 90, 0, shares=(2 / 3,) * 90)
     verdict = certify(told, BOUND)
     assert verdict.value == pytest.approx(2 / 3) and verdict.lower_bound < verdict.value and verdict.n == 90
     assert verdict.method == "betting over prompts" and certify(SAFE, BOUND).method == "Clopper–Pearson"
@@ -259,7 +259,7 @@ def test_prompts_whose_error_is_spent_decide_nothing_more() -> None:
         (SAFE, {"kl": (-1e-9,) * 64}, {"kl": 2.0}, []),
     ],
 )
-def test_every_check_can_stop_a_challenger(chosen: Candidate, told: dict, gate: dict, wrong: list[str]) -> None:
+def test_every_check_can_stop_a_challenger(chosen: SafetyCounts, told: dict, gate: dict, wrong: list[str]) -> None:
     verdict = decide(chosen, facts(**told), BOUND, Gate(**gate))
     assert failed(verdict) == wrong and verdict.passes is (not wrong)
     assert all(name in verdict.why_not for name in wrong)

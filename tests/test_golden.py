@@ -30,7 +30,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "Reference": {"policy": "4" * 64, "preferences": "5" * 64, "counts": {"train": 900, "dropped": 0}},
     "Answers": {"policy": "4" * 64, "split": "validation"},
     "Distances": {"policy": "4" * 64},
-    "Verdicts": {"policy": "4" * 64, "split": "validation", "judges": {}, "failed": 0},
+    "Scores": {"policy": "4" * 64, "split": "validation", "judges": {}, "failed": 0},
     "Margins": {"policy": "4" * 64},
     "Benchmarks": {"policy": "4" * 64, "harness": "1"},
     "Calibration": {"metrics": ("harmless",)},

@@ -19,7 +19,7 @@ from models.artifacts import Policy
 from models.errors import BadRecipe, NoVerdict
 from models.judges.llm import Llm, asked_about
 from models.judges.protocol import Asked, Comparison
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.preflight import REPLY
 from models.recipe import Judge
 from tests.conftest import answering
@@ -77,7 +77,7 @@ def llm(endpoint: Endpoint, tmp_path: Path) -> Callable[..., Llm]:
 
     def make(metric: str = "helpful", **settings: Any) -> Llm:
         given = {"kind": "llm", "model": "judge", "base_url": endpoint.url, "retries": 0, "timeout": 20} | settings
-        return Llm(Judge.model_validate(given), metric, VerdictTable(tmp_path / "verdicts.db", "judge 1"))
+        return Llm(Judge.model_validate(given), metric, ScoreCache(tmp_path / "verdicts.db", "judge 1"))
 
     return make
 

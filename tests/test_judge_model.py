@@ -23,7 +23,7 @@ from models.errors import BadPolicy, BadRecipe
 from models.judges.classifier import Classifier, _longest
 from models.judges.classifier_tokens import Unwritable, read_as
 from models.judges.protocol import Asked, described, identity
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.policy import templates
 from models.preflight import problems
 from models.recipe import Compute, Judge, Judges
@@ -70,7 +70,7 @@ def classifier(compute: Compute, tmp_path: Path) -> Callable[..., Classifier]:
     def make(folder: Path, table: str = "v", **settings: Any) -> Classifier:
         judge = Judge.model_validate({"kind": "model", "model": str(folder), **settings})
         described = identity("harmless", judge) if folder.exists() else {}
-        return Classifier(judge, "harmless", described, compute, VerdictTable(tmp_path / f"{table}.db", "judge"))
+        return Classifier(judge, "harmless", described, compute, ScoreCache(tmp_path / f"{table}.db", "judge"))
 
     return make
 

@@ -7,7 +7,7 @@ import pytest
 
 from models.judges.llm import Llm, Question, Reply, asked_about, read, redacted
 from models.judges.protocol import LLM_VERSION, Asked, Grade
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.recipe import Judge
 
 
@@ -90,7 +90,7 @@ def test_one_grade_stands_under_the_fence_itself() -> None:
 def test_a_verdict_of_several_repeats_fails_with_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judges decline on harmful answers more than on harmless ones: what they leave would say that all is well."""
     judge = Judge.model_validate({"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:9/v1", "repeats": 3})
-    table = VerdictTable(tmp_path / "v.db", "judge")
+    table = ScoreCache(tmp_path / "v.db", "judge")
 
     def asked(self: Llm, questions: list[Question]) -> dict[Question, Reply]:
         return {q: Reply(failed="declined") if q.repeat == 1 else Reply((9.0,) * q.grades) for q in questions}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Sources, Verdicts, file_digest
+from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Scores, Sources, file_digest
 from models.data.formats import Pair
 from models.errors import NoVerdict
 from models.files import jsonl
@@ -35,7 +35,7 @@ def answers(folder: Path, *told: tuple[str, str, str, int]) -> Answers:
     return Answers(path=folder, digest=file_digest(folder / "answers.jsonl"), policy="p", split="test")
 
 
-def judged(ours: Answers, others: dict[str, Answers], judges: Judges, out: Path) -> Verdicts:
+def judged(ours: Answers, others: dict[str, Answers], judges: Judges, out: Path) -> Scores:
     out.mkdir()
     memory = Memory(out.parent / "verdicts.db")
     return judge.judge(out, ours, others, judges, described(judges), Compute(device="cpu"), memory)
@@ -226,10 +226,10 @@ def test_the_safety_score_is_the_mean_cost_of_what_costs(tmp_path: Path, policy:
     )  # fmt: skip
     for file in ("verdicts/comparisons.jsonl", "kl/kl.jsonl", "margins/margins.jsonl"):
         (tmp_path / file).write_text("")
-    evidence = figures.Evidence(
+    evidence = figures.Candidate(
         policy,
         ours,
-        Verdicts(path=tmp_path / "verdicts", digest="", policy="p", split="test", judges={}, failed=0),
+        Scores(path=tmp_path / "verdicts", digest="", policy="p", split="test", judges={}, failed=0),
         Distances(path=tmp_path / "kl", digest="", policy="p"),
         Margins(path=tmp_path / "margins", digest="", policy="p"),
     )

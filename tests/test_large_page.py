@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from models.artifacts import Answers, Distances, Margins, Policy, Sources, Verdicts
+from models.artifacts import Answers, Distances, Margins, Policy, Scores, Sources
 from models.files import jsonl
 from models.gate.gate import Choice
-from models.metrics.figures import SAFE, Evidence
+from models.metrics.figures import SAFE, Candidate
 from models.recipe.toml import read
 from models.report import charts, page, report
 from models.report.cases import LONGEST, Cases, cut
@@ -24,7 +24,7 @@ LOST = range(PROMPTS - 3, PROMPTS)
 JUDGES = {"harmless": {"name": "a", "version": "1"}, "helpful": {"name": "b", "version": "1"}}
 
 
-def evidence(place: Path, number: int, lost: set[int], length: int = 20, prompts: int = PROMPTS) -> Evidence:
+def evidence(place: Path, number: int, lost: set[int], length: int = 20, prompts: int = PROMPTS) -> Candidate:
     """A candidate that was judged on as many helpful prompts as harmful ones; number 0 is the base."""
     place.mkdir(parents=True)
     rows = [
@@ -55,8 +55,8 @@ def evidence(place: Path, number: int, lost: set[int], length: int = 20, prompts
     told = {"kind": kind, "parents": ("0" * 9,) if number else (), "lambda_": 0.1 * number, "beta_over_lambda": 1.0}
     policy = Policy(path=place, digest=f"{number}" * 9, name=f"policy {number}", step=min(1, number), **told)  # type: ignore[arg-type]
     own = {"path": place, "digest": f"{place}", "policy": policy.digest}
-    verdicts = Verdicts(**own, split="validation", judges=JUDGES, failed=0)  # type: ignore[arg-type]
-    return Evidence(policy, Answers(**own, split="validation"), verdicts, Distances(**own), Margins(**own))  # type: ignore[arg-type]
+    verdicts = Scores(**own, split="validation", judges=JUDGES, failed=0)  # type: ignore[arg-type]
+    return Candidate(policy, Answers(**own, split="validation"), verdicts, Distances(**own), Margins(**own))  # type: ignore[arg-type]
 
 
 class Made(NamedTuple):

@@ -246,13 +246,13 @@ def test_the_first_note_of_an_attempt_stays(runs: Path) -> None:
     ledger.attempted("m", "x", "rejected")
     ledger.attempted("n", "x", "promoted")
     ledger.attempted("m", "y", "failed")
-    first = ledger.decided("m", "x")
+    first = ledger.last_decision("m", "x")
     assert first is not None and first.keys() == {"outcome", "at"}
     assert first["outcome"] == "rejected" and recent(first["at"])
-    assert [ledger.decided(*key)["outcome"] for key in [("n", "x"), ("m", "y")]] == ["promoted", "failed"]  # type: ignore[index]
-    assert ledger.decided("n", "y") is None
+    assert [ledger.last_decision(*key)["outcome"] for key in [("n", "x"), ("m", "y")]] == ["promoted", "failed"]  # type: ignore[index]
+    assert ledger.last_decision("n", "y") is None
     ledger.attempted("m", "x", "promoted")
-    assert ledger.decided("m", "x") == first
+    assert ledger.last_decision("m", "x") == first
 
 
 def test_a_ledger_lies_in_the_runs_folder_unless_a_database_is_named(
@@ -262,9 +262,9 @@ def test_a_ledger_lies_in_the_runs_folder_unless_a_database_is_named(
     Ledger(deep).attempted("m", "x", "rejected")
     assert (deep / "operations.db").is_file()
     monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'shared.db'}")
-    assert Ledger(deep).decided("m", "x") is None
+    assert Ledger(deep).last_decision("m", "x") is None
     Ledger(deep).attempted("m", "x", "promoted")
-    assert Ledger(tmp_path / "nowhere").decided("m", "x")["outcome"] == "promoted"  # type: ignore[index]
+    assert Ledger(tmp_path / "nowhere").last_decision("m", "x")["outcome"] == "promoted"  # type: ignore[index]
     assert (tmp_path / "shared.db").is_file() and not (tmp_path / "nowhere").exists()
 
 
@@ -378,7 +378,7 @@ def test_a_database_that_fails_later_is_named_in_one_line(runs: Path) -> None:
     with sqlite3.connect(runs / "operations.db") as connection:
         connection.execute("drop table sacpo_attempts")
     with pytest.raises(BadPlace) as refused:
-        ledger.decided("m", "x")
+        ledger.last_decision("m", "x")
     assert str(refused.value) == (
         f"SACPO_DATABASE at sqlite:///{runs}/operations.db cannot be used: (sqlite3.OperationalError) no such table: "
         "sacpo_attempts"

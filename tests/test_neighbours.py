@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from models.data.dialogue import Message
-from models.data.near_duplicates import Neighbourhood, leaders, text_of
+from models.data.near_duplicates import NearDuplicates, leaders, text_of
 
 WORDS = [f"word{i}" for i in range(2000)]
 
@@ -33,18 +33,18 @@ def edited(words: list[str], draw: Random, times: int) -> str:
 def test_every_prompt_over_the_limit_is_held_and_no_other(similarity: float) -> None:
     draw = Random(0)
     held = [draw.choices(WORDS, k=draw.randint(8, 30)) for _ in range(600)]
-    apart = Neighbourhood([" ".join(words) for words in held], similarity)
+    apart = NearDuplicates([" ".join(words) for words in held], similarity)
     asked = [(words, edited(words, draw, times=round(10 * (1 - similarity)))) for words in held]
     near = [text for words, text in asked if similarity <= overlap(" ".join(words), text) < similarity + 0.1]
     far = [text for words, text in asked if overlap(" ".join(words), text) < similarity]
-    assert len(near) > 50 and not [text for text in far if apart.holds(text)]
-    assert sum(apart.holds(text) for text in near) / len(near) > 0.99
+    assert len(near) > 50 and not [text for text in far if apart.contains(text)]
+    assert sum(apart.contains(text) for text in near) / len(near) > 0.99
 
 
 def test_a_similarity_of_one_compares_the_exact_words() -> None:
-    apart = Neighbourhood(["how do i clean my lamp"], 1)
-    assert apart.holds("how do i clean my lamp") and not apart.holds("how do i clean my lamp now")
-    assert not Neighbourhood([], 0.8).holds("how do i clean my lamp")
+    apart = NearDuplicates(["how do i clean my lamp"], 1)
+    assert apart.contains("how do i clean my lamp") and not apart.contains("how do i clean my lamp now")
+    assert not NearDuplicates([], 0.8).contains("how do i clean my lamp")
 
 
 def test_a_prompt_follows_the_first_that_it_nearly_repeats() -> None:
@@ -101,7 +101,7 @@ ASKED = "how do i pick the lock of a door"
 @pytest.mark.parametrize("similarity", [0.8, 1.0])
 def test_a_question_is_the_same_behind_other_turns(turns: list[str], held: bool, similarity: float) -> None:
     kept = (ASKED, "hello", "谢谢你", "如何制作一把锁")
-    apart = Neighbourhood([text_of(said(f"user: {prompt}")) for prompt in kept], similarity)
+    apart = NearDuplicates([text_of(said(f"user: {prompt}")) for prompt in kept], similarity)
     assert apart.asks(said(*turns)) is held
 
 
@@ -118,7 +118,7 @@ def test_a_question_is_the_same_behind_other_turns(turns: list[str], held: bool,
     ],
 )
 def test_a_letter_more_makes_no_other_prompt_where_scripts_part_no_words(prompt: str, near: str) -> None:
-    apart = Neighbourhood([text_of(said(f"user: {prompt}"))], 0.8)
+    apart = NearDuplicates([text_of(said(f"user: {prompt}"))], 0.8)
     assert apart.asks(said(f"user: {near}")) and not apart.asks(said(f"user: {prompt[: len(prompt) // 2]}"))
 
 
@@ -128,5 +128,5 @@ def test_the_signs_of_unspaced_scripts_are_no_words(prompt: str) -> None:
 
 
 def test_prompts_without_words_differ_by_their_signs() -> None:
-    apart = Neighbourhood([text_of(said("user: 🙂🙂"))], 0.8)
+    apart = NearDuplicates([text_of(said("user: 🙂🙂"))], 0.8)
     assert apart.asks(said("user: 🙂🙂")) and not apart.asks(said("user: ?!"))

@@ -154,10 +154,10 @@ def test_a_connection_that_is_reset_is_tried_again_twice(resets: int, monkeypatc
         monkeypatch.setattr(time, "sleep", lambda _: None)
         named = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{listener.getsockname()[1]}"}
         if resets < 3:
-            assert home.ask("MLFLOW_TRACKING_URI", "/version", named) == "3.0.0"
+            assert home.request_json("MLFLOW_TRACKING_URI", "/version", named) == "3.0.0"
         else:
             with pytest.raises(BadPlace, match="does not answer"):
-                home.ask("MLFLOW_TRACKING_URI", "/version", named)
+                home.request_json("MLFLOW_TRACKING_URI", "/version", named)
         assert len(seen) == min(resets + 1, 3)
 
 

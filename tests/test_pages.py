@@ -14,12 +14,12 @@ import pytest
 from markdown_it import MarkdownIt
 
 from flows.promote import log_page
-from models.artifacts import Answers, Distances, Margins, Policy, Preferences, Sources, Verdicts
+from models.artifacts import Answers, Distances, Margins, Policy, Preferences, Scores, Sources
 from models.files import jsonl
 from models.gate.gate import Check, Choice, Verdict
 from models.gate.promotion_log import Entry, Registered
 from models.markdown import JOINER, markdown_table, plain, readable
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.recipe.toml import read
 from models.report import report
 from models.report.model_card import card
@@ -185,7 +185,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     sources = Sources(path=folder, digest="s", files={"suite/harmless/validation": str(suite)})
     judges = {"harmless": {"name": HOSTILE[0], "version": HOSTILE[6]}}
 
-    def evidence(name: str, kind: str, parents: tuple[str, ...]) -> Evidence:
+    def evidence(name: str, kind: str, parents: tuple[str, ...]) -> Candidate:
         place = folder / kind
         place.mkdir()
         rows = [
@@ -215,8 +215,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
             step=int(kind == "step"), beta=0.1, lambda_=1.0, beta_over_lambda=0.1,
         )  # fmt: skip
         own = {"path": place, "digest": kind, "policy": policy.digest}
-        verdicts = Verdicts(**own, split="validation", judges=judges, failed=0)
-        return Evidence(policy, Answers(**own, split="validation"), verdicts, Distances(**own), Margins(**own))
+        verdicts = Scores(**own, split="validation", judges=judges, failed=0)
+        return Candidate(policy, Answers(**own, split="validation"), verdicts, Distances(**own), Margins(**own))
 
     candidates = [evidence(HOSTILE[5], "base", ()), evidence(HOSTILE[2], "step", ("base" * 8,))]
     checks = (Check(f"safety rate, {HOSTILE[4]}", 0.5, 0.4, 0.3, True, HOSTILE[9]),)

@@ -12,7 +12,7 @@ from flows import admin
 from models.artifacts import Policy
 from models.errors import BadInput, BadPlace, Stale
 from models.files import sealed
-from models.gate.gate import Candidate, Choice, Facts, decide
+from models.gate.gate import Choice, Facts, SafetyCounts, decide
 from models.gate.promotion_log import Entry, Registered, line_of_champions, rolled_back
 from models.recipe import Constraint, Gate
 from tasks import decisions
@@ -204,7 +204,7 @@ def test_runs_of_a_folder_decide_about_a_model_one_after_the_other(runs: Path) -
 def test_a_backup_of_the_log_leaves_no_run_and_no_person_stuck(versions: Path) -> None:
     """One was put back while a run waited: lines that it knows are gone, and a number may be missing in between."""
     run = untracked(versions, "registry.name=m")
-    passes = decide(Candidate("safe", 0.5, 400, 400, 0), Facts(), Constraint(), Gate(margin=0.5))
+    passes = decide(SafetyCounts("safe", 0.5, 400, 400, 0), Facts(), Constraint(), Gate(margin=0.5))
     assert passes.passes
     for number, version in ((1, "1"), (3, "2")):
         Ledger(versions).promote("m", Entry(number, "promote", "", version, "me", "now", ""))
@@ -316,7 +316,7 @@ def test_of_many_who_promote_at_once_one_wins_each_number(versions: Path) -> Non
 
 
 def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: Path) -> None:
-    ledger, chosen = Ledger(runs), Candidate("a", 0.7, 990, 1000, 0)
+    ledger, chosen = Ledger(runs), SafetyCounts("a", 0.7, 990, 1000, 0)
     constraint, gate = Constraint(at_least=0.9, decisions=2), Gate()
     for number in range(3):
         charges = ledger.charges(["p", "q"])
@@ -331,10 +331,10 @@ def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: P
 
 def test_an_attempt_is_remembered_with_its_end(runs: Path) -> None:
     ledger = Ledger(runs)
-    assert ledger.decided("m", "x") is None
+    assert ledger.last_decision("m", "x") is None
     ledger.attempted("m", "x", "rejected")
     ledger.attempted("m", "x", "again")
-    assert ledger.decided("m", "x")["outcome"] == "rejected" and ledger.decided("m", "y") is None  # type: ignore[index]
+    assert ledger.last_decision("m", "x")["outcome"] == "rejected" and ledger.last_decision("m", "y") is None  # type: ignore[index]
 
 
 @pytest.mark.parametrize("place", ["54x", "99999999", "nobody listens"])

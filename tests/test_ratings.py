@@ -7,9 +7,9 @@ import evalica
 import numpy as np
 import pytest
 
-from models.artifacts import Policy, Verdicts
+from models.artifacts import Policy, Scores
 from models.files import jsonl
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.metrics.ratings import BASE, Played, matches, ratings
 
 
@@ -89,8 +89,8 @@ def test_with_several_answers_the_rating_says_what_the_win_rate_says(tmp_path: P
         ]
         jsonl.write(folder / "scores.jsonl", ({**row, "status": "ok", "score": values[row["sample"]]} for row in named))
         policy = Policy(path=folder, digest=name, name=name, kind="base")
-        verdicts = Verdicts(path=folder, digest=name, policy=name, split="test", judges={}, failed=0)
-        told.append(Evidence(policy, None, verdicts, None, None))  # type: ignore[arg-type]
+        verdicts = Scores(path=folder, digest=name, policy=name, split="test", judges={}, failed=0)
+        told.append(Candidate(policy, None, verdicts, None, None))  # type: ignore[arg-type]
     played = matches(told, "helpful")
     wins = 1 - played["base", "a"]
     assert np.mean(wins) == pytest.approx(2 / 3)

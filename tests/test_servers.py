@@ -26,8 +26,8 @@ import yaml
 from models.errors import BadPlace
 from tasks.access import passwords
 from tasks.servers import up as servers
-from tasks.servers.environment import VERSIONS
-from tasks.servers.options import Wanted, environment_of, listening
+from tasks.servers.environment import VERSION_PATHS
+from tasks.servers.options import ServerOptions, environment_of, listening
 from tasks.tracking import tracker
 from tasks.work import processes
 
@@ -51,7 +51,7 @@ def code(address: str, user: str) -> int:
 
 
 def sacpo(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    unnamed = {name: value for name, value in os.environ.items() if name not in VERSIONS}  # mlflow sets one itself
+    unnamed = {name: value for name, value in os.environ.items() if name not in VERSION_PATHS}  # mlflow sets one itself
     return subprocess.run(
         [sys.executable, "-m", "flows", *arguments],
         env=unnamed | environment, cwd=ROOT, capture_output=True, text=True, timeout=600,
@@ -219,12 +219,12 @@ def test_a_lost_and_a_restored_password_open_both_servers(up: Callable[..., Any]
 def test_the_temporary_server_of_a_run_is_closed_too(runs: Path) -> None:
     """Its database is that of `sacpo up`, whose worker would run what a page plants there."""
     script = (
-        "from tasks.servers.environment import settle; settle()\n"
+        "from tasks.servers.environment import configure_clients; configure_clients()\n"
         "from prefect.client.orchestration import get_client\n"
         "client = get_client(sync_client=True)\n"
         "print(client.api_url, client.hello().status_code, flush=True); input()\n"
     )
-    environment = {name: value for name, value in os.environ.items() if name not in VERSIONS}
+    environment = {name: value for name, value in os.environ.items() if name not in VERSION_PATHS}
     child = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -275,9 +275,9 @@ def test_a_port_that_is_taken_while_the_server_starts_is_named(tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         with pytest.raises(BadPlace, match=f"^port {port} is taken already; choose another with --mlflow-port"):
-            servers._answering(child, Wanted(mlflow_port=port))
+            servers._answering(child, ServerOptions(mlflow_port=port))
     with pytest.raises(BadPlace, match=r"^mlflow did not start, exit code 1: bye"):
-        servers._answering(child, Wanted(mlflow_port=port))
+        servers._answering(child, ServerOptions(mlflow_port=port))
 
 
 def test_one_password_for_a_folder_whoever_asks_first(runs: Path) -> None:
@@ -361,13 +361,13 @@ def test_grandchildren_die_too_even_those_that_ignore_it(tmp_path: Path, monkeyp
 
 
 def test_passwords_stand_in_no_address() -> None:
-    wanted = Wanted(postgres="postgresql://ada:p%40ss@127.0.0.1:5433")
+    wanted = ServerOptions(postgres="postgresql://ada:p%40ss@127.0.0.1:5433")
     assert wanted.database("sacpo", "psycopg") == "postgresql+psycopg://ada@127.0.0.1:5433/sacpo"
     assert "p%40ss" not in repr(wanted)
     assert environment_of(Path("/runs"), wanted)["PGPASSWORD"] == "p@ss"
     for given in ("mysql://ada@127.0.0.1", "postgresql://ada:secret@127.0.0.1/mlflow", "ada"):
         with pytest.raises(BadPlace, match=r"^--postgres must be") as refused:
-            Wanted(postgres=given).database("sacpo", "psycopg")
+            ServerOptions(postgres=given).database("sacpo", "psycopg")
         assert "secret" not in str(refused.value)
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from models.artifacts import Policy
-from models.gate.gate import Candidate, Choice, Facts, decide
+from models.gate.gate import Choice, Facts, SafetyCounts, decide
 from models.gate.promotion_log import NOT_REGISTERED
 from models.recipe import Constraint, Gate
 from models.recipe.toml import read
@@ -21,8 +21,8 @@ def test_a_version_that_does_not_hold_any_more_may_not_serve(runs: Path, policy:
     run: Any = SimpleNamespace(root=runs, training=recipe, recipe=recipe, tracker=tracker, digest="digest")
     candidates: Any = [SimpleNamespace(policy=policy)]
     choice, data = Choice(policy.name, ""), SimpleNamespace(digest="data")
-    good = decide(Candidate(policy.name, 0.5, 200, 200, 0), Facts(), Constraint(), Gate(margin=0.5))
-    bad = decide(Candidate(policy.name, 0.5, 100, 200, 0), Facts(), Constraint(), Gate(margin=0.5))
+    good = decide(SafetyCounts(policy.name, 0.5, 200, 200, 0), Facts(), Constraint(), Gate(margin=0.5))
+    bad = decide(SafetyCounts(policy.name, 0.5, 100, 200, 0), Facts(), Constraint(), Gate(margin=0.5))
     assert good.holds and good.passes and not bad.holds
 
     def register(verdict: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from models.alignment import merge
-from models.alignment.curve import Curve
+from models.alignment.curve import TrainingMonitor
 from models.artifacts import Margins, Policy, Sources, file_digest
 from models.data import sources
 from models.errors import Damaged
@@ -291,7 +291,7 @@ def test_half_a_line_that_a_full_disk_left_stops_no_later_attempt(runs: Path, tm
 
     half = json.dumps({"done": 1, "of": 3, "loss": 0.7, "time": 1000.0}) + '\n{"done": 2, "of'
     (tmp_path / "progress.jsonl").write_text(half)
-    curve = Curve(tmp_path, STEP)
+    curve = TrainingMonitor(tmp_path, STEP)
     for done in (2, 3):
         curve.on_log(None, TrainerState(global_step=done, max_steps=3), None, {"loss": 0.6})
     curve.finish()

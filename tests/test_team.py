@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Identifier
 
 from models.errors import BadPlace
 from tasks.servers import up as servers
-from tasks.servers.options import DATABASES, Wanted, reachable
+from tasks.servers.options import DATABASES, ServerOptions, reachable
 from tasks.tracking import download, tracker
 
 
@@ -140,7 +140,7 @@ def reached(address: str) -> bool:
 
 def test_a_database_that_is_missing_is_named_with_the_command_that_makes_it(postgres: str) -> None:
     without(postgres)
-    wanted = Wanted(postgres=postgres)
+    wanted = ServerOptions(postgres=postgres)
     port = postgres.rpartition(":")[2]
     for name in DATABASES:
         with pytest.raises(BadPlace, match=f'"{name}" does not exist; createdb -h 127.0.0.1 -p {port} {name}$'):
@@ -149,14 +149,14 @@ def test_a_database_that_is_missing_is_named_with_the_command_that_makes_it(post
             connection.execute(SQL("create database {}").format(Identifier(name)))
     reachable(wanted)
     with pytest.raises(BadPlace, match="password authentication failed"):
-        reachable(Wanted(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
+        reachable(ServerOptions(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
 
 
 @pytest.mark.slow
 def test_a_team(
     postgres: str, store: Any, up: Callable[..., Any], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = Wanted(postgres=postgres)
+    wanted = ServerOptions(postgres=postgres)
     empty(postgres)
 
     runs = tmp_path / "server"

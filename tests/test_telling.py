@@ -11,8 +11,8 @@ import pytest
 from flows import console
 from models import plan
 from models.artifacts import Policy
-from models.gate.gate import Candidate, Facts, decide
-from models.metrics.figures import Evidence
+from models.gate.gate import Facts, SafetyCounts, decide
+from models.metrics.figures import Candidate
 from models.recipe import Constraint, Gate
 from models.recipe.toml import read
 from models.report import charts, diff, page, report
@@ -50,7 +50,7 @@ def tree(**changes: Any) -> Tree:
 
 def spending(before: float) -> Tree:
     """A report whose checks the gate has made."""
-    verdict = decide(Candidate("safe", 0.5, 99, 100, 0), Facts(spent={"harmless": before}), BOUND, Gate())
+    verdict = decide(SafetyCounts("safe", 0.5, 99, 100, 0), Facts(spent={"harmless": before}), BOUND, Gate())
     checks = [asdict(check) for check in verdict.checks]
     test = {"candidate": "safe", "value": 0.99, "lower_bound": 0.95, "holds": True, "checks": checks, "n": 100}
     test |= {"incidents": [], "must_pass": 0, "failed": 0}
@@ -89,7 +89,7 @@ def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.Cap
     """One that did not move has the weights of its reference; a step with λ = 0 hands on its reference itself."""
     base = Policy(path=tmp_path, digest="a", name="base", kind="base")
     made = [base, base, replace(base, name="harmless λ=1", kind="step"), replace(base, digest="b", name="helpful")]
-    shown = unique_candidates([Evidence(policy, *[None] * 4) for policy in made])  # type: ignore[arg-type]
+    shown = unique_candidates([Candidate(policy, *[None] * 4) for policy in made])  # type: ignore[arg-type]
     assert [evidence.policy.name for evidence in shown] == ["base", "helpful"]
     line = " ".join(capsys.readouterr().out.split())
     assert line == "harmless λ=1 has the weights of base: it is shown once, under that name"
@@ -205,7 +205,9 @@ def test_a_gate_that_asks_what_nobody_judged_says_so_before_and_after() -> None:
     """It ended in a traceback, after all training."""
     (check,) = [
         check
-        for check in decide(Candidate("a", math.nan, 99, 100, 0), Facts(wins={"base": ((), 0)}), BOUND, Gate()).checks
+        for check in decide(
+            SafetyCounts("a", math.nan, 99, 100, 0), Facts(wins={"base": ((), 0)}), BOUND, Gate()
+        ).checks
         if check.name == "helpful against the base"
     ]
     assert str(check) == "helpful against the base: no verdict, limit 0.45" and not check.holds

@@ -23,10 +23,10 @@ from tests.conftest import unnamed
 ROOT = Path(__file__).parent.parent
 HOLDS = """
 import os
-from tasks.servers.environment import settle
+from tasks.servers.environment import configure_clients
 from tasks.work.runs_folder import root
 from tasks.access.temporary_server import lasting, temporary_server
-settle()
+configure_clients()
 with temporary_server(root()) as ready:
     ready()
     print(os.environ["PREFECT_API_URL"], repr(lasting()), flush=True)

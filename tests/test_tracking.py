@@ -52,7 +52,7 @@ def settled(told: tracking.Tracker) -> None:
 def test_a_curve_grows_while_the_stage_runs_and_is_whole_when_it_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
     told = tracker(tmp_path)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_weights_get_that_time(tmp_path: Path, policy: Policy, monkeypatch: pyte
 
 def test_a_look_that_was_left_out_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is sent for a minute after a failure; the curve must go on after it."""
-    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
     told = tracker(tmp_path)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
@@ -204,7 +204,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 def test_updates_that_a_resumed_training_repeats_are_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
     told = tracker(tmp_path)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
@@ -232,7 +232,7 @@ def test_a_damaged_database_is_said_and_is_not_taken_for_success(
 def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
     progress.write_text(line(1))

@@ -32,7 +32,7 @@ SHOWN = {
 }
 
 
-class Curve(TrainerCallback):  # type: ignore[misc]
+class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     """Writes one line per update to `progress.jsonl`, marks checkpoints as complete, and stops at the first NaN.
 
     A process that is told to end (SIGTERM) ends after the update that it is in, and leaves a checkpoint of it.
@@ -44,32 +44,32 @@ class Curve(TrainerCallback):  # type: ignore[misc]
         self.file = self.path.open("a")
         self.file.write("\n" if self.path.stat().st_size else "")  # a kill may have left half a line
         self.started = time.monotonic()
-        self.told = False
+        self.terminated = False
 
     @contextmanager
-    def unhurried(self) -> Iterator[None]:
+    def defer_sigterm(self) -> Iterator[None]:
         """Put SIGTERM off until a checkpoint is written, or this ends; only a main thread is told of signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._tell)
+        before = signal.signal(signal.SIGTERM, self._note_sigterm)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-            self._obey()
+            self._raise_sigterm()
 
-    def _tell(self, *_: Any) -> None:
-        self.told = True
+    def _note_sigterm(self, *_: Any) -> None:
+        self.terminated = True
 
-    def _obey(self) -> None:
-        if self.told:  # from here on it is the signal that it would have been
+    def _raise_sigterm(self) -> None:
+        if self.terminated:  # from here on it is the signal that it would have been
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for a checkpoint now, if this process was told to end."""
-        control.should_save |= self.told
+        control.should_save |= self.terminated
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -92,7 +92,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint just written as complete: a kill in the middle leaves one without the mark."""
         complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-        self._obey()
+        self._raise_sigterm()
 
     def finish(self) -> None:
         """Leave one line per update, in order; a resumed run wrote some twice."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from models.alignment.curve import Curve
+    from models.alignment.curve import TrainingMonitor
 
 PROBES = 4
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
@@ -50,7 +50,7 @@ def sft(out: Path, policy: Policy, sources: Sources, config: Sft, data: Data, se
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from models.alignment.curve import Curve
+    from models.alignment.curve import TrainingMonitor
 
     model, tokenizer = load(policy, compute)
     encoded = sft_corpus.tokenise(tokenizer, sources, data, out)
@@ -58,7 +58,7 @@ def sft(out: Path, policy: Policy, sources: Sources, config: Sft, data: Data, se
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
     places = order([len(row["input_ids"]) for row in rows], config, seed)
-    curve = Curve(out, config)
+    curve = TrainingMonitor(out, config)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
@@ -101,7 +101,7 @@ def dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from models.alignment.curve import Curve
+    from models.alignment.curve import TrainingMonitor
 
     class StepDPO(_Scored, DPOTrainer):  # type: ignore[misc]
         """DPO on rows that already hold token ids and the reference's log-probs."""
@@ -109,7 +109,7 @@ def dpo(
     model, tokenizer, rows = _start(policy, reference, config, compute)
     weight = kl_weight(beta, lambda_)
     places = order([tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], config, seed)
-    curve = Curve(out, config)
+    curve = TrainingMonitor(out, config)
     trainer = StepDPO(
         model=model,
         args=DPOConfig(
@@ -148,7 +148,7 @@ def kto(
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    from models.alignment.curve import Curve
+    from models.alignment.curve import TrainingMonitor
 
     class StepKTO(_Scored, KTOTrainer):  # type: ignore[misc]
         """KTO on rows that already hold token ids and the reference's log-probs."""
@@ -156,7 +156,7 @@ def kto(
     model, tokenizer, rows = _start(policy, reference, config, compute)
     weight = kl_weight(beta, lambda_)
     desirable = sum(row["label"] for row in rows) / len(rows)
-    curve = Curve(out, config)
+    curve = TrainingMonitor(out, config)
     trainer = StepKTO(
         model=model,
         args=KTOConfig(
@@ -277,14 +277,14 @@ def _arguments(config: Training, places: int, seed: int, compute: Compute, out: 
     }
 
 
-def _train(trainer: Any, curve: "Curve", compute: Compute, out: Path) -> None:
+def _train(trainer: Any, curve: "TrainingMonitor", compute: Compute, out: Path) -> None:
     """Train from the newest checkpoint, if a killed run left one."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     if device_kind(compute.device) == "cpu":
         fused_head.add(_inner(trainer.model))
-    with curve.unhurried():
+    with curve.defer_sigterm():
         trainer.train(resume_from_checkpoint=newest(out))
     curve.finish()
 

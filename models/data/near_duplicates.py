@@ -47,7 +47,7 @@ def questions(prompt: list[Message]) -> list[str]:
     return [whole, last] if last != whole and words >= ALONE else [whole]
 
 
-class Neighbourhood:
+class NearDuplicates:
     """Prompts that are kept apart from training, and the question whether another is one of them.
 
     Only these prompts are held in memory; the prompts that are asked about are not.
@@ -64,9 +64,9 @@ class Neighbourhood:
 
     def asks(self, prompt: list[Message]) -> bool:
         """Return whether this prompt, or the last turn of it, is one that is kept apart, or nearly one."""
-        return any(map(self.holds, questions(prompt)))
+        return any(map(self.contains, questions(prompt)))
 
-    def holds(self, text: str) -> bool:
+    def contains(self, text: str) -> bool:
         """Return whether this text, or nearly this text, is kept apart."""
         return text in self.exact or (self.index is not None and self.index.find(text) >= 0)
 

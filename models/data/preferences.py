@@ -17,7 +17,7 @@ from models.data import readers
 from models.data.dialogue import Message, messages
 from models.data.fields import Fields, number
 from models.data.formats import PKU_LABEL, SCORES, Example, Format, Judged, Pair, example, format_of
-from models.data.near_duplicates import Neighbourhood, text_of
+from models.data.near_duplicates import NearDuplicates, text_of
 from models.data.readers import Dropped, Row, Unusable
 from models.data.splits import Fates, Partners, Split
 from models.errors import BadData
@@ -240,7 +240,7 @@ def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates:
         splits[name].close()
     suite = suite_prompts(sources, config)
     held = (text_of(pair.prompt) for name in HELDOUT for pair in pairs(splits[name].path))
-    apart = Neighbourhood(held, config.near_duplicates)
+    apart = NearDuplicates(held, config.near_duplicates)
     first: list[str] = []
 
     def why_not(line: bytes) -> str:
@@ -254,11 +254,11 @@ def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates:
     return next(iter(first), "")
 
 
-def suite_prompts(sources: Sources, config: Data) -> Neighbourhood:
+def suite_prompts(sources: Sources, config: Data) -> NearDuplicates:
     """Return the prompts of all suites, which nothing may be trained on."""
     suites = [path for split in HELDOUT for path in sources.suites(split).values()]
     asked = (row["prompt"] for path in suites for row in jsonl.read(path))
-    return Neighbourhood((text_of(messages(p)) for p in asked), config.near_duplicates)
+    return NearDuplicates((text_of(messages(p)) for p in asked), config.near_duplicates)
 
 
 def refuse_contamination(source: Path, inside: int, first: str, config: Data) -> None:

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from models.artifacts import Distances, Verdicts
+from models.artifacts import Distances, Scores
 from models.data.suites import MUST_PASS
 from models.files import jsonl
-from models.gate.gate import Candidate, Facts
+from models.gate.gate import Facts, SafetyCounts
 from models.metrics.figures import Row, at_worst, average, by_prompt, comparisons, last_turn, per_prompt, scores
 
 
-def candidate(name: str, verdicts: Verdicts) -> Candidate:
+def candidate(name: str, verdicts: Scores) -> SafetyCounts:
     """Return what the gate needs to know of a candidate on one split."""
     won, _ = per_prompt(comparisons(verdicts, "helpful", "base"), lambda row: row["win"])
     guarded = scores(verdicts, "harmless")
@@ -21,7 +21,7 @@ def candidate(name: str, verdicts: Verdicts) -> Candidate:
     return replace(told, helpful=average(won), must_pass=len(asked), incidents=incidents)
 
 
-def counts(name: str, harmful: list[Row]) -> Candidate:
+def counts(name: str, harmful: list[Row]) -> SafetyCounts:
     """Return how many harmful prompts were answered safely, from the harmless judge's scores of them."""
     decided = [row for row in harmful if row["status"] == "failed" or row["good"] is not None]
     first = [row for row in decided if row["sample"] == 0]
@@ -29,7 +29,7 @@ def counts(name: str, harmful: list[Row]) -> Candidate:
     shares: tuple[float, ...] = ()
     if len(first) < len(decided):
         shares = tuple(average(bool(row["good"]) for row in rows) for rows in by_prompt(decided).values())
-    return Candidate(
+    return SafetyCounts(
         name,
         math.nan,
         safe=sum(row["good"] for row in judged),
@@ -44,7 +44,7 @@ def _fails(row: Row) -> bool:
     return not (row["status"] == "ok" and row["good"])
 
 
-def facts(verdicts: Verdicts, distances: Distances, rivals: Iterable[str], spent: Mapping[str, float]) -> Facts:
+def facts(verdicts: Scores, distances: Distances, rivals: Iterable[str], spent: Mapping[str, float]) -> Facts:
     """Return what the gate looks at beside the safety rate.
 
     Args:
@@ -62,12 +62,12 @@ def facts(verdicts: Verdicts, distances: Distances, rivals: Iterable[str], spent
         ),
         wins=wins,
         over_refusal=counts("over-refusal", scores(verdicts, "over_refusal")),
-        kl=tuple(row["base"] for row in walks(distances)),
+        kl=tuple(row["base"] for row in sampled(distances)),
         spent=spent,
     )
 
 
-def walks(distances: Distances) -> list[Row]:
+def sampled(distances: Distances) -> list[Row]:
     """Return the sampled answers that the mean KL to the base is about; past incidents are no sample of anything."""
     rows = jsonl.read(distances.path / "kl.jsonl")
     return [row for row in rows if "base" in row and row["suite"] != MUST_PASS]

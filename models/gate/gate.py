@@ -17,7 +17,7 @@ CLIP = 4
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SafetyCounts:
     """What the gate needs to know of one policy, on one split."""
 
     name: str
@@ -68,7 +68,7 @@ class Candidate:
         return lower_bound(self.asked, self.asked, 0, confidence)
 
 
-NOTHING = Candidate("", math.nan, 0, 0, 0)
+NOTHING = SafetyCounts("", math.nan, 0, 0, 0)
 """Of whom nothing was asked: a check that was asked for and cannot be made does not hold."""
 
 
@@ -109,12 +109,12 @@ class Check:
 class Facts:
     """What the gate looks at beside the safety rate, on the test split."""
 
-    categories: tuple[Candidate, ...] = ()
+    categories: tuple[SafetyCounts, ...] = ()
     """The same counts, of the prompts of each category."""
     wins: dict[str, tuple[tuple[float, ...], int]] = field(default_factory=dict)
     """`champion`, `anchor` → helpful wins of the challenger against it, one per prompt (0 without a verdict), in the
     order of the prompts, and how many of these have no verdict."""
-    over_refusal: Candidate = NOTHING
+    over_refusal: SafetyCounts = NOTHING
     """The counts of the harmless prompts that look unsafe: `safe` is not refused."""
     kl: tuple[float, ...] = ()
     """KL(π ‖ π_base) along sampled answers, in nats, in the order of the prompts."""
@@ -154,7 +154,7 @@ class Verdict:
         return "; ".join(str(check) for check in self.checks if not check.holds)
 
 
-def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
+def choose(candidates: Sequence[SafetyCounts], constraint: Constraint) -> Choice:
     """Return the most helpful of those whose bound holds on the validation split; ties go to the safer one.
 
     Exactly one candidate is named, so that the test split is used once. Where nobody judged helpfulness it is the
@@ -185,7 +185,7 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
         )
     unknown = any(math.isnan(c.helpful) for c in holds)
 
-    def merit(candidate: Candidate) -> tuple[float, float]:
+    def merit(candidate: SafetyCounts) -> tuple[float, float]:
         return 0.0 if unknown else candidate.helpful, candidate.bound(confidence)
 
     chosen = max(holds, key=lambda c: (merit(c), c.along))
@@ -200,7 +200,7 @@ def choose(candidates: Sequence[Candidate], constraint: Constraint) -> Choice:
     )
 
 
-def in_order(candidates: Sequence[Candidate], constraint: Constraint) -> list[Verdict]:
+def in_order(candidates: Sequence[SafetyCounts], constraint: Constraint) -> list[Verdict]:
     """Test candidates in the declared order, each at the full level, up to the first that does not hold the bound.
 
     Fixed-sequence testing: the chance that any of them is passed wrongly stays at 1 − confidence. Candidates of whom
@@ -214,7 +214,7 @@ def in_order(candidates: Sequence[Candidate], constraint: Constraint) -> list[Ve
     return verdicts
 
 
-def certify(chosen: Candidate, constraint: Constraint) -> Verdict:
+def certify(chosen: SafetyCounts, constraint: Constraint) -> Verdict:
     """Test the chosen candidate on the test split, once.
 
     Where nothing but prompts that must pass was asked, there is no rate to bound, and those prompts decide alone.
@@ -235,7 +235,7 @@ def certify(chosen: Candidate, constraint: Constraint) -> Verdict:
     )
 
 
-def decide(chosen: Candidate, facts: Facts, constraint: Constraint, gate: Gate) -> Verdict:
+def decide(chosen: SafetyCounts, facts: Facts, constraint: Constraint, gate: Gate) -> Verdict:
     """Return the gate's verdict on the test split: the constraint, and every check of the recipe's gate.
 
     Every bound is one-sided, at the confidence that each of the decisions on the same prompts must have. All must hold,

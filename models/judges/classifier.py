@@ -10,7 +10,7 @@ from models.errors import BadRecipe
 from models.files.hub import local
 from models.judges.classifier_tokens import Unwritable, read_as
 from models.judges.protocol import SINGLE, Asked, Grade, identity
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.policy.weights import device_kind, frozen
 from models.recipe import Better, Compute, Judge
 
@@ -23,7 +23,7 @@ class Classifier:
     """Scores answers in batches; what it said before is looked up, and then the model is not even loaded."""
 
     def __init__(
-        self, judge: Judge, metric: str, described: dict[str, str], compute: Compute, table: VerdictTable
+        self, judge: Judge, metric: str, described: dict[str, str], compute: Compute, table: ScoreCache
     ) -> None:
         """Judge as who is `described` (`judges.identity`), and remember the scores under that name."""
         self.judge, self.metric, self.described, self.compute, self.table = judge, metric, described, compute, table

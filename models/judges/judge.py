@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from models.artifacts import Answers, Calibration, Memory, Sources, Verdicts, content_digest, file_digest
+from models.artifacts import Answers, Calibration, Memory, Scores, Sources, content_digest, file_digest
 from models.data.labels import labels
 from models.errors import BadRecipe, NoVerdict
 from models.files import jsonl
 from models.judges.classifier import Classifier
 from models.judges.llm import Llm
 from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal, win
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.recipe import Compute, Judge, JudgeKind, Judges
 from models.stage import stage
 
@@ -32,7 +32,7 @@ def judge(
     described: dict[str, dict[str, str]],
     compute: Compute,
     memory: Memory,
-) -> Verdicts:
+) -> Scores:
     """Let each judge score the answers, and compare them with those of `others` (by name: `base`, `reference`).
 
     Writes `scores.jsonl` (metric, suite, prompt, category, sample, status, score, good, label, why) and
@@ -54,7 +54,7 @@ def judge(
         places = [i for i, row in enumerate(rows) if row["suite"] in suites]
         if judge.kind is JudgeKind.none or not places:
             continue
-        table = VerdictTable(memory.path, content_digest([metric, described[metric]]))
+        table = ScoreCache(memory.path, content_digest([metric, described[metric]]))
         ours = [_asked(rows[i]) for i in places]
         grader = _grader(metric, judge, described[metric], compute, table)
         comparer = _comparer(metric, judge, table)
@@ -78,7 +78,7 @@ def judge(
             ]
     jsonl.write(out / "scores.jsonl", scores)
     jsonl.write(out / "comparisons.jsonl", comparisons)
-    return Verdicts(
+    return Scores(
         path=out,
         digest=content_digest([file_digest(out / name) for name in ("scores.jsonl", "comparisons.jsonl")]),
         policy=answers.policy,
@@ -108,7 +108,7 @@ def calibrate(
     metrics = [metric for metric, judge in judges if judge.labels]
     for metric in metrics:
         judge: Judge = getattr(judges, metric)
-        table = VerdictTable(memory.path, content_digest([metric, described.get(metric)]))
+        table = ScoreCache(memory.path, content_digest([metric, described.get(metric)]))
         grader = None
         if judge.kind is not JudgeKind.none:
             grader = _grader(metric, judge, described[metric], compute, table)
@@ -130,9 +130,7 @@ def calibrate(
     return Calibration(path=out, digest=digest, metrics=tuple(metrics))
 
 
-def _grader(
-    metric: str, judge: Judge, described: dict[str, str], compute: Compute, table: VerdictTable
-) -> Grader | None:
+def _grader(metric: str, judge: Judge, described: dict[str, str], compute: Compute, table: ScoreCache) -> Grader | None:
     """Return who scores single answers; a chat model does so for harmlessness, where the recipe says what is safe."""
     if judge.kind is JudgeKind.oracle:
         return Oracle(metric)
@@ -145,7 +143,7 @@ def _grader(
     return Llm(judge, metric, table)
 
 
-def _comparer(metric: str, judge: Judge, table: VerdictTable) -> Comparer | None:
+def _comparer(metric: str, judge: Judge, table: ScoreCache) -> Comparer | None:
     """Return who compares two answers at sight; none where their scores are compared."""
     if judge.kind is not JudgeKind.llm:
         return None

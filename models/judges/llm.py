@@ -18,7 +18,7 @@ from models.artifacts import content_digest
 from models.data.dialogue import Message
 from models.errors import BadRecipe, NoVerdict
 from models.judges.protocol import Asked, Call, Comparison, Grade, rubric_files, win
-from models.judges.score_cache import VerdictTable
+from models.judges.score_cache import ScoreCache
 from models.recipe import Judge
 
 LOWEST, HIGHEST = 1.0, 10.0
@@ -56,7 +56,7 @@ class Reply(NamedTuple):
 class Llm:
     """Asks a chat model, with the rubrics of one metric; `table` remembers what was answered."""
 
-    def __init__(self, judge: Judge, metric: str, table: VerdictTable) -> None:
+    def __init__(self, judge: Judge, metric: str, table: ScoreCache) -> None:
         self.judge, self.metric, self.table = judge, metric, table
         self.comparing, *single = [Template(path.read_text("utf-8")) for path in rubric_files(metric, judge)]
         self.single = single[0] if single else None

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS spent (judge TEXT PRIMARY KEY, calls INTEGER, tokens 
 """
 
 
-class VerdictTable:
+class ScoreCache:
     """The verdicts of one judge of one version."""
 
     def __init__(self, path: Path, judge: str) -> None:

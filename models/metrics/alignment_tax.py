@@ -5,7 +5,7 @@ from typing import Any
 
 from models.artifacts import Benchmarks
 from models.files import jsonl
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 from models.metrics.statistics import Estimate
 
 Tree = dict[str, Any]
@@ -27,7 +27,7 @@ def figures(measured: Benchmarks | None) -> dict[str, Estimate]:
     return found
 
 
-def compared(candidates: list[Evidence], measured: dict[str, Benchmarks]) -> list[Tree]:
+def compared(candidates: list[Candidate], measured: dict[str, Benchmarks]) -> list[Tree]:
     """Return one row per measured candidate, task and metric: the base's figure, the candidate's, their difference.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from models.artifacts import Answers, Distances, Margins, Policy, Verdicts
+from models.artifacts import Answers, Distances, Margins, Policy, Scores
 from models.data.dialogue import messages
 from models.files import jsonl
 from models.judges.protocol import win
@@ -24,12 +24,12 @@ Lengths = dict[tuple[str, str], float]
 """(suite, prompt) → tokens."""
 
 
-class Evidence(NamedTuple):
+class Candidate(NamedTuple):
     """One candidate and what is known of it."""
 
     policy: Policy
     answers: Answers
-    verdicts: Verdicts
+    verdicts: Scores
     distances: Distances
     margins: Margins
 
@@ -38,13 +38,13 @@ class Evidence(NamedTuple):
         return jsonl.read(self.answers.path / "answers.jsonl")
 
 
-def unique_candidates(candidates: list[Evidence]) -> tuple[list[Evidence], list[str]]:
+def unique_candidates(candidates: list[Candidate]) -> tuple[list[Candidate], list[str]]:
     """Return each policy once, the base first, under names that tell them apart.
 
     A step with λ = 0 hands its reference on, so one policy can come twice; policies of different parents can share a
     name, and then say which parent they come from. The sentences tell which policies came twice.
     """
-    once: dict[str, Evidence] = {}
+    once: dict[str, Candidate] = {}
     sentences = []
     for candidate in candidates:
         policy = candidate.policy
@@ -86,18 +86,18 @@ def uniquely_named(places: list[str], policies: list[Policy]) -> tuple[list[Poli
     return named, sentences
 
 
-def scores(verdicts: Verdicts, metric: str) -> list[Row]:
+def scores(verdicts: Scores, metric: str) -> list[Row]:
     """Return the rows of `scores.jsonl` of one metric."""
     return [row for row in jsonl.read(verdicts.path / "scores.jsonl") if row["metric"] == metric]
 
 
-def comparisons(verdicts: Verdicts, metric: str, against: str) -> list[Row]:
+def comparisons(verdicts: Scores, metric: str, against: str) -> list[Row]:
     """Return the rows of `comparisons.jsonl` of one metric against `base` or `reference`."""
     rows = jsonl.read(verdicts.path / "comparisons.jsonl")
     return [row for row in rows if (row["metric"], row["against"]) == (metric, against)]
 
 
-def metrics(told: Evidence, base: Evidence) -> dict[str, Estimate]:
+def metrics(told: Candidate, base: Candidate) -> dict[str, Estimate]:
     """Return every figure of one candidate on one split that follows from its own tables and the base's."""
     found: dict[str, Estimate] = {}
     compared = _parts(told.verdicts, "comparisons", "metric", "against")
@@ -201,7 +201,7 @@ def by_prompt(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def _parts(verdicts: Verdicts, table: str, *columns: str) -> dict[tuple[str, ...], list[Row]]:
+def _parts(verdicts: Scores, table: str, *columns: str) -> dict[tuple[str, ...], list[Row]]:
     """Return the rows of one table of verdicts by what stands in these columns."""
     parts: dict[tuple[str, ...], list[Row]] = defaultdict(list)
     for row in jsonl.read(verdicts.path / f"{table}.jsonl"):

@@ -46,24 +46,26 @@ def measure(
     model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    walks = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
+    sequences = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
     others = {name: other for name, other in others.items() if _words(other) == _words(policy)}
-    to = {policy.digest: [0.0] * len(walks)}  # by digest: the first step's reference is the base
+    to = {policy.digest: [0.0] * len(sequences)}  # by digest: the first step's reference is the base
     for other in others.values():
         if other.digest not in to:
-            to[other.digest] = kl(model, load(other, compute)[0], walks)
+            to[other.digest] = kl(model, load(other, compute)[0], sequences)
     jsonl.write(
         out / "kl.jsonl",
         (
             {"suite": row["suite"], "prompt": row["prompt"], "tokens": len(ids)}
             | {name: to[o.digest][i] for name, o in others.items()}
-            for i, (row, (_, ids)) in enumerate(zip(rows, walks, strict=True))
+            for i, (row, (_, ids)) in enumerate(zip(rows, sequences, strict=True))
         ),
     )
     return Distances(path=out, digest=file_digest(out / "kl.jsonl"), policy=policy.digest)
 
 
-def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[list[int], list[int]]]) -> list[float]:
+def kl(
+    policy: "PreTrainedModel", other: "PreTrainedModel", sequences: list[tuple[list[int], list[int]]]
+) -> list[float]:
     """Return Σ_t KL(π(·|x,y_<t) ‖ π'(·|x,y_<t)) in nats for each (prompt ids, answer ids) that π sampled.
 
     The whole vocabulary is summed at every position, so the only noise left is which answers were drawn.
@@ -72,7 +74,7 @@ def kl(policy: "PreTrainedModel", other: "PreTrainedModel", walks: list[tuple[li
 
     sums = []
     with frozen(policy), frozen(other):
-        for prompt, answer in walks:
+        for prompt, answer in sequences:
             ids = torch.tensor([prompt + answer], device=policy.device)
             hidden = [
                 model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]

@@ -12,7 +12,7 @@ from itertools import combinations
 import evalica
 import numpy as np
 
-from models.metrics.figures import Evidence, comparisons, prompt_means, scores
+from models.metrics.figures import Candidate, comparisons, prompt_means, scores
 from models.metrics.statistics import Estimate
 
 BASE = 1000.0
@@ -23,7 +23,7 @@ Played = dict[tuple[str, str], np.ndarray]
 nobody compared. The prompts are the same for all."""
 
 
-def matches(candidates: Sequence[Evidence], metric: str) -> Played:
+def matches(candidates: Sequence[Candidate], metric: str) -> Played:
     """Return every comparison there is: of all pairs by their scores, or those that a comparing judge has made."""
     places: dict[tuple[str, str, int], int] = {}  # (suite, prompt, sample) → its number
     scored = {told.policy.name: _scored(told, metric, places) for told in candidates}
@@ -42,7 +42,7 @@ def matches(candidates: Sequence[Evidence], metric: str) -> Played:
     return {pair: np.array([means.get(prompt) for prompt in prompts], dtype=float) for pair, means in compared.items()}
 
 
-def _scored(told: Evidence, metric: str, places: dict[tuple[str, str, int], int]) -> tuple[list[int], list[float]]:
+def _scored(told: Candidate, metric: str, places: dict[tuple[str, str, int], int]) -> tuple[list[int], list[float]]:
     """Return the places of a candidate's answers, new ones numbered on, and their scores, NaN without one."""
     rows = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
     keys = [(row["suite"], json.dumps(row["prompt"]), row["sample"]) for row in rows]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.metrics.figures import Evidence, by_prompt, scores
+from models.metrics.figures import Candidate, by_prompt, scores
 from models.metrics.statistics import mcnemar
 
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ class Flips:
     """Exact McNemar test: how likely so uneven a change is if neither direction is likelier."""
 
 
-def flips(before: Evidence, after: Evidence) -> Flips:
+def flips(before: Candidate, after: Candidate) -> Flips:
     """Compare the safety verdicts of two policies, prompt by prompt."""
     ours, theirs = ({key: rows[0] for key, rows in by_prompt(_judged(told)).items()} for told in (after, before))
     both = [(theirs[key], ours[key]) for key in theirs if key in ours]
@@ -38,6 +38,6 @@ def flips(before: Evidence, after: Evidence) -> Flips:
     return Flips(before.policy.name, after.policy.name, lost, gained, len(both), mcnemar(len(lost), gained))
 
 
-def _judged(told: Evidence) -> list[Row]:
+def _judged(told: Candidate) -> list[Row]:
     rows = scores(told.verdicts, "harmless")
     return [row for row in rows if row["sample"] == 0 and row["status"] == "ok" and row["good"] is not None]

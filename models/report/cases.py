@@ -6,7 +6,7 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from models.data.dialogue import messages
-from models.metrics.figures import Evidence, by_prompt, comparisons, scores
+from models.metrics.figures import Candidate, by_prompt, comparisons, scores
 
 Tree = dict[str, Any]
 Key = tuple[str, str]
@@ -38,7 +38,7 @@ def as_text(prompt: Any) -> str:
 class Cases:
     """Every prompt with the first answer of each shown policy, and what the judges said of it."""
 
-    def __init__(self, shown: list[Evidence]) -> None:
+    def __init__(self, shown: list[Candidate]) -> None:
         self.shown = shown
         self._badges = [_badges(told, shown[0].policy.digest) for told in shown]
         texts = [{key: hash(row["answer"]) for key, row in _first(told)} for told in shown]
@@ -90,12 +90,12 @@ class Cases:
         }
 
 
-def _first(told: Evidence) -> Iterator[tuple[Key, Tree]]:
+def _first(told: Candidate) -> Iterator[tuple[Key, Tree]]:
     """Yield the first answer to each prompt."""
     return (((row["suite"], json.dumps(row["prompt"])), row) for row in told.answered() if row["sample"] == 0)
 
 
-def _badges(told: Evidence, base: str) -> dict[Key, list[Tree]]:
+def _badges(told: Candidate, base: str) -> dict[Key, list[Tree]]:
     """Return prompt → what the judges said of the first answer, as short coloured words."""
     found: dict[Key, list[Tree]] = {}
     for metric, words in (("harmless", ("safe", "unsafe")), ("over_refusal", ("answered", "refused"))):

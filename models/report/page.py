@@ -17,7 +17,7 @@ from markupsafe import Markup
 from models.artifacts import Preferences
 from models.metrics import alignment_tax
 from models.metrics.equal_length import EQUAL_LENGTH, MARK, support
-from models.metrics.figures import OVER, SAFE, WIN, Evidence, fitted_scale
+from models.metrics.figures import OVER, SAFE, WIN, Candidate, fitted_scale
 from models.report.cases import Cases, as_text, cut
 from models.report.charts import curves, frontier
 from models.report.sentences import HELDOUT, prompts_of, trained
@@ -62,7 +62,7 @@ TESTS = {
 
 
 def html(
-    tree: Tree, decision: str, gate: list[list[str]], candidates: list[Evidence], pairs: Sequence[Preferences]
+    tree: Tree, decision: str, gate: list[list[str]], candidates: list[Candidate], pairs: Sequence[Preferences]
 ) -> str:
     """Return the whole page; `tree` is what `report.build` made, `candidates` starts with the base."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
@@ -132,7 +132,7 @@ def _no_frontier(tree: Tree) -> str:
     )
 
 
-def _shown(tree: Tree, candidates: list[Evidence]) -> list[Evidence]:
+def _shown(tree: Tree, candidates: list[Candidate]) -> list[Candidate]:
     """Return base, reward-aligned policy and the chosen one (or the last), each once; untrained, the first four."""
     if "steps" not in tree["recipe"]["settings"]:
         return candidates[:4]

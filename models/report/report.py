@@ -14,7 +14,7 @@ from models.files import jsonl, sealed
 from models.gate.gate import AS_THEY_ARE, Choice, Verdict
 from models.markdown import markdown_table, plain
 from models.metrics import alignment_tax, benchmarks, equal_length, margins
-from models.metrics.figures import OVER, SAFE, WIN, Evidence, fitted_scale, last_turn, metrics
+from models.metrics.figures import OVER, SAFE, WIN, Candidate, fitted_scale, last_turn, metrics
 from models.metrics.judge_agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.metrics.ratings import matches, ratings
 from models.metrics.regressions import flips
@@ -32,7 +32,7 @@ Tree = dict[str, Any]
 
 def build(
     recipe: Recipe | Assessment,
-    candidates: list[Evidence],
+    candidates: list[Candidate],
     choice: Choice,
     verdicts: list[Verdict],
     sources: Sources,
@@ -88,7 +88,9 @@ def build(
     }
 
 
-def write(tree: Tree, candidates: list[Evidence], tested: Evidence | None, pairs: list[Preferences], out: Path) -> None:
+def write(
+    tree: Tree, candidates: list[Candidate], tested: Candidate | None, pairs: list[Preferences], out: Path
+) -> None:
     """Write `report.json`, `report.md`, `report.html`, `frontier.png`, and the tables behind them under `tables/`."""
     tables.write(candidates, tested, out / "tables")
     sealed.write_text(out / "report.json", json.dumps(tree, indent=1, ensure_ascii=False))
@@ -187,9 +189,9 @@ def _short(answer: str) -> str:
 
 
 def _candidate(
-    told: Evidence,
-    known: dict[str, Evidence],
-    base: Evidence,
+    told: Candidate,
+    known: dict[str, Candidate],
+    base: Candidate,
     played: dict[str, Estimate],
     sampled: dict[str, Labelled],
     measured: dict[str, Benchmarks],
@@ -261,7 +263,7 @@ def _turned(estimate: Estimate, good: bool) -> Estimate:
     return replace(estimate, value=1 - estimate.value, low=1 - estimate.high, high=1 - estimate.low)
 
 
-def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
+def _checks(candidates: list[Candidate], sampled: dict[str, Labelled]) -> Tree:
     """Return for each judge what speaks for or against it."""
     asked: dict[str, list[Tree]] = {}
     for one in candidates:
@@ -281,7 +283,7 @@ def _checks(candidates: list[Evidence], sampled: dict[str, Labelled]) -> Tree:
     return found
 
 
-def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
+def _samples(candidates: list[Candidate], each: int = 3) -> list[Tree]:
     """Return a few prompts of every suite with the answer of every candidate, those first on which they differ."""
     found: dict[str, list[tuple[bool, Tree]]] = {}
     names = [told.policy.name for told in candidates]
@@ -296,7 +298,7 @@ def _samples(candidates: list[Evidence], each: int = 3) -> list[Tree]:
     return [told for own in found.values() for _, told in own]
 
 
-def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:
+def _flips(candidates: list[Candidate], choice: Choice) -> list[Tree]:
     """Return what changed in safety on the way from the base to the chosen candidate (or the last), step by step.
 
     Policies that are judged as they are lie on no way: each is compared with the first.
@@ -312,9 +314,9 @@ def _flips(candidates: list[Evidence], choice: Choice) -> list[Tree]:
     return [asdict(flips(before, after)) for before, after in [*pairwise(way), *whole]]
 
 
-def _distances(candidates: list[Evidence]) -> list[Tree]:
+def _distances(candidates: list[Candidate]) -> list[Tree]:
     """Return for neighbouring λ of one reference how far their policies are apart, relative to how far they moved."""
-    families: dict[str, list[Evidence]] = {}
+    families: dict[str, list[Candidate]] = {}
     known = {told.policy.digest: told for told in candidates}
     for told in candidates:
         if told.policy.kind == "step":

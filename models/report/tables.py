@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.artifacts import Noun
-from models.metrics.figures import Evidence
+from models.metrics.figures import Candidate
 
 TABLES = {
     "answers": ("answers", "answers.jsonl"),
@@ -17,7 +17,7 @@ TABLES = {
 """Name of the table → the noun of a candidate's evidence that holds it, and the file."""
 
 
-def write(candidates: list[Evidence], tested: Evidence | None, folder: Path) -> None:
+def write(candidates: list[Candidate], tested: Candidate | None, folder: Path) -> None:
     """Write `folder/NAME.jsonl` for each of TABLES: the candidates' rows one after the other, with name and split.
 
     Args:
@@ -32,7 +32,7 @@ def write(candidates: list[Evidence], tested: Evidence | None, folder: Path) -> 
             file.writelines(_lines([*candidates, *([tested] if tested and also else [])], name))
 
 
-def _lines(candidates: list[Evidence], name: str) -> Iterator[bytes]:
+def _lines(candidates: list[Candidate], name: str) -> Iterator[bytes]:
     """Yield the rows as they are written, with the columns that name the candidate before them."""
     noun, file = TABLES[name]
     for told in candidates:

@@ -20,7 +20,7 @@ from models.files.kept import Kept
 from models.words import first_line
 from tasks.access import passwords
 from tasks.work import terminal
-from tasks.work.processes import CHECKOUT, Child, answers, until
+from tasks.work.processes import CHECKOUT, ServerProcess, answers, until
 
 NAMED = "PREFECT_API_URL"
 REVIVALS = 5
@@ -108,7 +108,7 @@ def _turn(home: Path) -> FileLock:
     return lock
 
 
-def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Child:
+def _start(door: socket.socket, environment: dict[str, str], log: Path) -> ServerProcess:
     command = [sys.executable, "-m", "tasks.access.prefect_server", "--temporary", "--fd", str(door.fileno())]
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -121,11 +121,11 @@ def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Child
             cwd=CHECKOUT,  # `-m` would take a `tasks` of the folder that the user is in
             start_new_session=True,
         )
-    return Child("Prefect's temporary server", process, log)
+    return ServerProcess("Prefect's temporary server", process, log)
 
 
 def _keep(
-    servers: list[Child], door: socket.socket, environment: dict[str, str], log: Path, over: threading.Event
+    servers: list[ServerProcess], door: socket.socket, environment: dict[str, str], log: Path, over: threading.Event
 ) -> None:
     """Start it again where it dies; after the last time refuse whoever waits."""
     for revived in range(REVIVALS + 1):

@@ -44,7 +44,7 @@ def flush(seconds: float = 3.0) -> None:
         EventsWorker.drain_all(timeout=seconds, at_exit=False)
 
 
-def decided(model: str, verdict: "Verdict") -> None:
+def gate_decided(model: str, verdict: "Verdict") -> None:
     """Tell the verdict of the gate."""
     told = {"candidate": verdict.candidate, "passes": verdict.passes, "why_not": verdict.why_not}
     told |= {"holds": verdict.holds, "value": verdict.value}

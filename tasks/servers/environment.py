@@ -38,7 +38,7 @@ VERSION_WAIT, DATABASE_WAIT = 30.0, 90.0
 """Seconds for an answer; one that needs Prefect's database may wait there for a minute: sqlite has one writer."""
 LAST_BREAK = 2
 """Seconds of the last pause after which such a connection is tried again."""
-VERSIONS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
+VERSION_PATHS = {"MLFLOW_TRACKING_URI": "/version", "PREFECT_API_URL": "/admin/version"}
 """Where each server tells its version, to those whom it lets in."""
 PASSWORDS = {
     "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
@@ -59,7 +59,7 @@ HERE = urllib.request.build_opener(_Stay, urllib.request.ProxyHandler({}))
 """For this machine itself: a proxy would be told the password."""
 
 
-def settle() -> None:
+def configure_clients() -> None:
     """Give Prefect and MLflow a home in the runs folder, closed and quiet; what the user set stays.
 
     Raises:
@@ -74,9 +74,9 @@ def settle() -> None:
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.update(passwords.temporary(runs, os.environ))
         os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", RETRIES)
-    for name, path in VERSIONS.items():
+    for name, path in VERSION_PATHS.items():
         if os.environ.get(name, "").startswith("http"):  # before anything is trained
-            ask(name, path, os.environ)
+            request_json(name, path, os.environ)
     logging.raiseExceptions = False  # else a line per batch of the log that a dead Prefect server did not take
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # errors are told in one line; the pages have all
     quiet |= {"PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}  # a line per event that a dead server did not take
@@ -106,7 +106,7 @@ def no_hidden_server() -> None:
         )
 
 
-def ask(name: str, path: str, environment: Mapping[str, str], body: Any = None) -> Any:
+def request_json(name: str, path: str, environment: Mapping[str, str], body: Any = None) -> Any:
     """Ask the server that an environment variable names, with the password that the environment holds for it.
 
     Raises:

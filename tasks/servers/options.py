@@ -17,7 +17,7 @@ DATABASES = ("mlflow", "prefect", "sacpo")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ServerOptions:
     """What the user asked for."""
 
     mlflow_port: int = 5000
@@ -82,7 +82,7 @@ class Wanted:
         return f"postgresql+{driver}://{user.partition(':')[0] + '@' if user else ''}{place}/{name}"
 
 
-def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
+def environment_of(root: Path, wanted: ServerOptions) -> dict[str, str]:
     """Return what the servers, the worker and its flow runs find in their environment; what the user set stays."""
     given = {
         **QUIET,
@@ -105,7 +105,7 @@ def environment_of(root: Path, wanted: Wanted) -> dict[str, str]:
     return {**given, **os.environ, **ours, **proxies.direct(os.environ)}
 
 
-def reachable(wanted: Wanted) -> None:
+def reachable(wanted: ServerOptions) -> None:
     """Refuse a PostgreSQL that does not let us in, or lacks a database."""
     import psycopg
 

@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 from models.errors import BadPlace
 from models.files.kept import Kept
 from tasks.access import passwords
-from tasks.servers.environment import VERSIONS, ask
-from tasks.servers.options import Wanted, environment_of, listening, reachable
+from tasks.servers.environment import VERSION_PATHS, request_json
+from tasks.servers.options import ServerOptions, environment_of, listening, reachable
 from tasks.tracking.ledger import secret
 from tasks.work import health, processes
-from tasks.work.processes import CHECKOUT, Child
+from tasks.work.processes import CHECKOUT, ServerProcess
 
 POOL = "sacpo"
 SILENCE = 90
@@ -57,7 +57,7 @@ ZOMBIES = {
 """An automation of Prefect's server; made once."""
 
 
-def up(root: Path, wanted: Wanted, say: Callable[[str], None]) -> None:
+def up(root: Path, wanted: ServerOptions, say: Callable[[str], None]) -> None:
     """Start what is wanted, say where it is, and wait; Ctrl-C or a termination ends all of it.
 
     A second one beside it only says where the first one is.
@@ -114,7 +114,9 @@ def _tell(addresses: dict[str, str], say: Callable[[str], None]) -> None:
     say(f"In another terminal: export {' '.join(f'{name}={value}' for name, value in addresses.items())}")
 
 
-def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> list[Child]:
+def _start(
+    root: Path, wanted: ServerOptions, environment: dict[str, str], say: Callable[[str], None]
+) -> list[ServerProcess]:
     """Look first, then start what is ours, wait until all is healthy, and register everything with Prefect."""
     if wanted.postgres:
         reachable(wanted)
@@ -146,25 +148,25 @@ def _start(root: Path, wanted: Wanted, environment: dict[str, str], say: Callabl
         processes.finish(registering)
         if wanted.worker:
             _reconcile(environment)
-    known = ask("PREFECT_API_URL", "/automations/filter", environment, {})
+    known = request_json("PREFECT_API_URL", "/automations/filter", environment, {})
     if ZOMBIES["name"] not in [one["name"] for one in known]:
-        ask("PREFECT_API_URL", "/automations/", environment, ZOMBIES)
+        request_json("PREFECT_API_URL", "/automations/", environment, ZOMBIES)
     return started
 
 
-def _greet(name: str, wanted: Wanted, environment: dict[str, str], say: Callable[[str], None]) -> None:
+def _greet(name: str, wanted: ServerOptions, environment: dict[str, str], say: Callable[[str], None]) -> None:
     """Ask a server for its version, with our password; warn of one that was not tested.
 
     Raises:
         BadPlace: it does not answer, or does not let us in.
     """
     address = {"mlflow": "MLFLOW_TRACKING_URI", "prefect": "PREFECT_API_URL"}[name]
-    there, here = str(ask(address, VERSIONS[address], environment)), version(name)
+    there, here = str(request_json(address, VERSION_PATHS[address], environment)), version(name)
     if there.split(".")[:2] != here.split(".")[:2]:
         say(f"warning: {address} = {environment[address]} is {name} {there}; tested with {here}")
 
 
-def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
+def _mlflow(root: Path, wanted: ServerOptions, environment: dict[str, str]) -> ServerProcess:
     server = dict(environment)
     del server["MLFLOW_TRACKING_URI"]
     for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("MLFLOW_LOGGING_LEVEL", "WARNING")):
@@ -187,7 +189,7 @@ def _mlflow(root: Path, wanted: Wanted, environment: dict[str, str]) -> Child:
     return processes.start(root, "server", "mlflow", command, server, root)
 
 
-def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
+def _locked(root: Path, wanted: ServerOptions, records: str) -> dict[str, str]:
     """Return the settings with which MLflow asks for passwords; its users stand beside the records of a team."""
     users = records if wanted.postgres else f"sqlite:///{root / Kept.users}"
     settings = root / Kept.auth
@@ -205,7 +207,7 @@ def _locked(root: Path, wanted: Wanted, records: str) -> dict[str, str]:
     return {**key, **admin, "MLFLOW_AUTH_CONFIG_PATH": str(settings)}
 
 
-def _prefect(root: Path, wanted: Wanted, environment: dict[str, str], door: socket.socket) -> Child:
+def _prefect(root: Path, wanted: ServerOptions, environment: dict[str, str], door: socket.socket) -> ServerProcess:
     closed = {
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": wanted.prefect.removesuffix("/api"),
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
@@ -219,7 +221,7 @@ def _prefect(root: Path, wanted: Wanted, environment: dict[str, str], door: sock
     return processes.start(root, "server", "prefect", command, server, CHECKOUT, door)
 
 
-def _deploy(root: Path, environment: dict[str, str]) -> Child | None:
+def _deploy(root: Path, environment: dict[str, str]) -> ServerProcess | None:
     """Start to register what prefect.yaml names."""
     if not (CHECKOUT / "prefect.yaml").exists():
         return None
@@ -230,16 +232,18 @@ def _deploy(root: Path, environment: dict[str, str]) -> Child | None:
 def _reconcile(environment: dict[str, str]) -> None:
     """Let the first flow run repair what killed processes left behind."""
     wanted = {"deployments": {"name": {"any_": ["reconcile"]}}, "work_pools": {"name": {"any_": [POOL]}}}
-    for told in ask("PREFECT_API_URL", "/deployments/filter", environment, wanted):
-        ask("PREFECT_API_URL", f"/deployments/{told['id']}/create_flow_run", environment, {"name": "at the start"})
+    for told in request_json("PREFECT_API_URL", "/deployments/filter", environment, wanted):
+        request_json(
+            "PREFECT_API_URL", f"/deployments/{told['id']}/create_flow_run", environment, {"name": "at the start"}
+        )
 
 
-def _worker(root: Path, environment: dict[str, str]) -> Child:
+def _worker(root: Path, environment: dict[str, str]) -> ServerProcess:
     """Start a worker from the checkout, and wait until the server has heard of it."""
     name = f"sacpo-{socket.gethostname()}"
 
     def heard() -> str:
-        workers = ask("PREFECT_API_URL", f"/work_pools/{POOL}/workers/filter", environment, {})
+        workers = request_json("PREFECT_API_URL", f"/work_pools/{POOL}/workers/filter", environment, {})
         return str({worker["name"]: worker["last_heartbeat_time"] for worker in workers}.get(name, ""))
 
     before = heard()
@@ -256,11 +260,11 @@ def _pool(environment: dict[str, str]) -> None:
         ({"name": POOL, "type": "process"}, f"{pools}/", f"{pools}/filter"),
         ({"name": "training", "concurrency_limit": 1}, queues, f"{queues}/filter"),
     ):
-        if made["name"] not in [one["name"] for one in ask("PREFECT_API_URL", look, environment, {})]:
-            ask("PREFECT_API_URL", path, environment, made)
+        if made["name"] not in [one["name"] for one in request_json("PREFECT_API_URL", look, environment, {})]:
+            request_json("PREFECT_API_URL", path, environment, made)
 
 
-def _answering(child: Child, wanted: Wanted) -> None:
+def _answering(child: ServerProcess, wanted: ServerOptions) -> None:
     """Wait until a server answers.
 
     Raises:
@@ -274,7 +278,7 @@ def _answering(child: Child, wanted: Wanted) -> None:
         raise
 
 
-def _healthy(child: Child, address: str) -> bool:
+def _healthy(child: ServerProcess, address: str) -> bool:
     """Whether a child answers: another program that took its port would too, and must not be sent the password."""
     return processes.listens(child, urlsplit(address).port or 0) and processes.answers(f"{address}/health")
 

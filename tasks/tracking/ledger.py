@@ -279,7 +279,7 @@ class Ledger:
             )
             return [(row.source, row.policy) for row in rows]
 
-    def decided(self, model: str, digest: str) -> dict[str, str] | None:
+    def last_decision(self, model: str, digest: str) -> dict[str, str] | None:
         """Return when an attempt on the same data, recipe and base was decided, and how it ended."""
         with self._connected() as connection:
             row = connection.execute(

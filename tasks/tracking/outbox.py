@@ -12,7 +12,7 @@ from typing import Any
 from models.words import counted, first_line
 from tasks.work import terminal
 
-SILENCE = 60.0
+SILENT_SECONDS = 60.0
 """Seconds in which a server that failed is left alone."""
 LONGEST = 120.0
 """Seconds for which the end of a run waits for a slow server."""
@@ -74,7 +74,7 @@ class Outbox:
             call(*given)
         except Exception as error:  # nobody else reads what this thread raises
             self.missed = True
-            self._silent = time.monotonic() + SILENCE
+            self._silent = time.monotonic() + SILENT_SECONDS
             terminal.say(
                 f"{self._server} did not take {what} ({first_line(error)}); the next command sends what is missing"
             )

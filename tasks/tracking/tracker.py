@@ -33,7 +33,7 @@ from tasks.work.store import Stage
 SERVER = os.environ.get("MLFLOW_TRACKING_URI", "")
 """The server that the user named, if any; asked once, since mlflow itself sets the variable later."""
 CHAT_POLICY = Path(__file__).parents[2] / "mlflow" / "chat_policy.py"
-EVERY = 10.0
+FOLLOW_SECONDS = 10.0
 """Seconds between two looks at the curve of a running stage."""
 TRIES = 3
 """For the first call of all, on which a run begins or not."""
@@ -127,12 +127,12 @@ class Tracker:
                 raise BadPlace(f"MLFLOW_TRACKING_URI = {shown(root)} takes no runs; see above, or unset it")
 
     def follow(self, stage: Stage[Any]) -> None:
-        """Queue what a running stage has written of its curve, every EVERY seconds."""
+        """Queue what a running stage has written of its curve, every FOLLOW_SECONDS seconds."""
         now = time.monotonic()
         if now >= self._next.get(stage.key, now):
             self._next[stage.key] = math.inf  # until this is sent, or left out
             record = self._out.send(stage.title, self._follow, stage)
-            record.add_done_callback(lambda _: self._next.update({stage.key: time.monotonic() + EVERY}))
+            record.add_done_callback(lambda _: self._next.update({stage.key: time.monotonic() + FOLLOW_SECONDS}))
 
     def record(self, stage: Stage[Any], noun: Noun) -> None:
         """Queue a finished stage as a child run: its own params, its curve, its counts. Once, however often called."""

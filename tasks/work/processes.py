@@ -27,7 +27,7 @@ KINDS = ("run", "worker", "server")
 """In the order in which they end: a flow run tells MLflow that it was stopped, its worker tells Prefect."""
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"
 """Set by Prefect in the environment of a flow run, which else has its worker's."""
-PATIENCE = 180.0
+START_TIMEOUT = 180.0
 """Seconds for a start; a first one migrates databases, which a busy machine takes a minute for."""
 
 GRACE = 10.0
@@ -35,7 +35,7 @@ GRACE = 10.0
 
 
 @dataclass(frozen=True)
-class Child:
+class ServerProcess:
     """A running process, its log, and what it is called."""
 
     name: str
@@ -55,7 +55,7 @@ class Child:
         """How it ended, and where to read on."""
         code = self.process.poll()
         if code is None:
-            why = f"not done after {PATIENCE:.0f} s: {self.last_line}"
+            why = f"not done after {START_TIMEOUT:.0f} s: {self.last_line}"
         else:
             why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}: {self.last_line}"
         return f"{why} (see {self.log})"
@@ -86,7 +86,7 @@ def start(
     environment: Mapping[str, str],
     folder: Path,
     door: socket.socket | None = None,
-) -> Child:
+) -> ServerProcess:
     """Start a process in its own session, out of reach of the terminal's Ctrl-C, with its output in `root/logs`.
 
     Args:
@@ -107,16 +107,16 @@ def start(
             pass_fds=[door.fileno()] if door else [],
             start_new_session=True,
         )
-    return Child(name, process, log, door)
+    return ServerProcess(name, process, log, door)
 
 
-def until(child: Child, ready: Callable[[], bool]) -> None:
+def until(child: ServerProcess, ready: Callable[[], bool]) -> None:
     """Wait until a child is ready.
 
     Raises:
         BadPlace: it ended, or it takes too long.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + START_TIMEOUT
     while not ready():
         if child.process.poll() is not None:
             raise BadPlace(f"{child.name} did not start, {child.how}")
@@ -134,7 +134,7 @@ def answers(address: str, seconds: float = 5.0) -> bool:
     return True
 
 
-def listens(child: Child, port: int) -> bool:
+def listens(child: ServerProcess, port: int) -> bool:
     """Whether a child, or what it started, listens on a port: no other program can then."""
     with suppress(psutil.Error):
         process = psutil.Process(child.process.pid)
@@ -144,19 +144,19 @@ def listens(child: Child, port: int) -> bool:
     return False
 
 
-def finish(child: Child) -> None:
+def finish(child: ServerProcess) -> None:
     """Wait until a child has done what it was started for.
 
     Raises:
         BadPlace: it failed.
     """
     with suppress(subprocess.TimeoutExpired):
-        child.process.wait(PATIENCE)
+        child.process.wait(START_TIMEOUT)
     if child.process.returncode != 0:
         raise BadPlace(f"{child.name} failed, {child.how}")
 
 
-def watch(children: Sequence[Child]) -> None:
+def watch(children: Sequence[ServerProcess]) -> None:
     """Wait for as long as all children live.
 
     Raises:

@@ -10,9 +10,9 @@ from models.markdown import plain
 from tasks.work import terminal
 from tasks.work.store import Stage
 
-EVERY = 5.0
+ARTIFACT_SECONDS = 5.0
 """Seconds between two words to Prefect; a stage that takes less has no artifact."""
-PATIENCE = 5.0
+LAST_ARTIFACT_TIMEOUT = 5.0
 """Seconds that the end of a stage waits for a server that has not taken the word before."""
 
 
@@ -27,13 +27,13 @@ class Progress:
     def __call__(self, stage: Stage[Any], line: dict[str, Any]) -> None:
         """Show the newest line of its `progress.jsonl`."""
         terminal.moved(stage.title, line)
-        if time.monotonic() - self.told >= EVERY and not (self.teller and self.teller.is_alive()):
+        if time.monotonic() - self.told >= ARTIFACT_SECONDS and not (self.teller and self.teller.is_alive()):
             self._begin(stage, 100.0 * line["done"] / line["of"])
 
     def done(self, stage: Stage[Any]) -> None:
         """Show the whole, where a part was shown."""
         if self.teller:
-            self.teller.join(PATIENCE)
+            self.teller.join(LAST_ARTIFACT_TIMEOUT)
             self._begin(stage, 100.0)
 
     def _begin(self, stage: Stage[Any], share: float) -> None:
