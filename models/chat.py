@@ -28,7 +28,7 @@ def talk(folder: str, temperature: float, longest: int, kept: Path) -> None:
         raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
     headers.tensors(path)
     if not made_here(folder, "policy", kept):
-        probe.look([probe.ServerOptions(f"policy {folder!r}", str(path))], kept)
+        probe.look([probe.Subject(f"policy {folder!r}", str(path))], kept)
     logging.disable_progress_bar()
     model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
     config = Evaluation(temperature=temperature, max_new_tokens=longest)

@@ -73,7 +73,7 @@ def look(recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], st
 
 def _policies(
     recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], str] | None
-) -> Iterator[probe.ServerOptions]:
+) -> Iterator[probe.Subject]:
     """Yield the policies that are here and were not made here: those have a manifest that is checked when they load."""
     shapes = tuple(shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",))  # which is tried anyway
     for key, place in policies(recipe):
@@ -81,7 +81,7 @@ def _policies(
             continue
         here = found(place, key) if found else place
         if recipe.template or shapes or not made_here(here, key, kept):
-            yield probe.ServerOptions(f"{key} {place!r}", here, recipe.template, shapes=shapes)
+            yield probe.Subject(f"{key} {place!r}", here, recipe.template, shapes=shapes)
 
 
 def made_here(place: str, key: str, kept: Path) -> bool:
@@ -93,13 +93,13 @@ def made_here(place: str, key: str, kept: Path) -> bool:
     return place == TOWN or weights.located(place, key).resolve().parent == kept.resolve()
 
 
-def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.ServerOptions]:
+def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.Subject]:
     """Yield the judges that are here, or are fetched, and of which `problems` says nothing."""
     for metric, judge in evaluation.judges:
         if judge.kind is JudgeKind.model and (fetch or not is_name(judge.model)) and not _classifier(judge):
             name = f"evaluation.judges.{metric}.model {judge.model!r}"
             writes = "text" if judge.text else "template"
-            yield probe.ServerOptions(
+            yield probe.Subject(
                 name, judge.model, judge=writes, shapes=() if judge.text else _shapes(evaluation.suites, metric)
             )
 

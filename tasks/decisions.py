@@ -34,7 +34,7 @@ from tasks.access.temporary_server import lasting
 from tasks.registry import champion as registry
 from tasks.registry import events
 from tasks.registry.approval import Approval, question
-from tasks.run import Run, asked
+from tasks.run import AnyRun, Run, asked
 from tasks.stages import Yardstick, judged, kl_distances, loaded, named
 from tasks.tracking.ledger import AGREED, REFUSED, Ledger, Standing
 from tasks.work import terminal, workers
@@ -67,14 +67,14 @@ class Served(TypedDict):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="choose")
-def choose(run: Run, candidates: list[Candidate]) -> Choice:
+def choose(run: AnyRun, candidates: list[Candidate]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
     told = [replace(facts.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
 
 
 @contextmanager
-def turn(run: Run, choice: Choice) -> Iterator[None]:
+def turn(run: Run[Recipe], choice: Choice) -> Iterator[None]:
     """Of the runs of one folder that would promote to one model, let one at a time test, decide and promote.
 
     Without it all but the first would have compared with a champion of the past, and have spent error on the prompts.
@@ -83,7 +83,7 @@ def turn(run: Run, choice: Choice) -> Iterator[None]:
     if not _tests(run, choice):
         yield
         return
-    model = run.training.registered_name
+    model = run.recipe.registered_name
     lock = FileLock(run.root / f"deciding-{content_digest(model)[:16]}.lock")
     try:
         lock.acquire(blocking=False)
@@ -98,7 +98,7 @@ def turn(run: Run, choice: Choice) -> Iterator[None]:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
-def test(run: Run, choice: Choice, candidates: list[Candidate], yardstick: Yardstick) -> Candidate | None:
+def test(run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstick: Yardstick) -> Candidate | None:
     """The chosen candidate's answers to the test prompts, judged beside what it would replace.
 
     None if nobody judged, none was chosen, or the gate is off: the test prompts then stay unused.
@@ -110,26 +110,26 @@ def test(run: Run, choice: Choice, candidates: list[Candidate], yardstick: Yards
     rivals = _rivals(run, told.policy).policies
     base = {"base": yardstick.base}
     answers, verdicts = judged(run, told.policy, {**base, **rivals}, yardstick, "test")
-    distances = kl_distances(run, told.policy, base, yardstick, "test") if run.training.gate.kl else told.distances
+    distances = kl_distances(run, told.policy, base, yardstick, "test") if run.recipe.gate.kl else told.distances
     return told._replace(answers=answers, verdicts=verdicts, distances=distances)
 
 
-def _tests(run: Run, choice: Choice) -> bool:
-    return bool(choice.name) and choice.decided and run.training.gate.mode is not GateMode.off
+def _tests(run: Run[Recipe], choice: Choice) -> bool:
+    return bool(choice.name) and choice.decided and run.recipe.gate.mode is not GateMode.off
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def certify(run: Run, tested: Candidate | None) -> Verdict | None:
+def certify(run: Run[Recipe], tested: Candidate | None) -> Verdict | None:
     """The gate, on the test split, once; none if nothing was tested."""
     if tested is None:
         return None
     rivals = _rivals(run, tested.policy)
-    settings = [run.training.constraint.model_dump(), run.training.gate.model_dump(exclude={"mode", "approval"})]
+    settings = [run.recipe.constraint.model_dump(), run.recipe.gate.model_dump(exclude={"mode", "approval"})]
     seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
     against = {name: rival.digest for name, rival in rivals.policies.items()}
     against |= {"base": ""} if rivals.policies and "base" in rivals.compared else {}  # alone it is what nobody says
     question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
-    return _show(run, verdict_on(Ledger(run.root), run.training, question, tested, rivals))
+    return _show(run, verdict_on(Ledger(run.root), run.recipe, question, tested, rivals))
 
 
 def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate, rivals: Rivals) -> Verdict:
@@ -154,7 +154,7 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
 
 
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
-def test_in_order(run: Run, candidates: list[Candidate]) -> list[Verdict]:
+def test_in_order(run: AnyRun, candidates: list[Candidate]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
     told = [facts.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
     return gate.in_order(told, run.recipe.bound)
@@ -162,7 +162,7 @@ def test_in_order(run: Run, candidates: list[Candidate]) -> list[Verdict]:
 
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
 def register(
-    run: Run, choice: Choice, verdict: Verdict | None, candidates: list[Candidate], sources: Sources
+    run: Run[Recipe], choice: Choice, verdict: Verdict | None, candidates: list[Candidate], sources: Sources
 ) -> Registered:
     """A model version that carries its evidence, as challenger; none if the constraint does not hold."""
     if not choice.name:
@@ -171,7 +171,7 @@ def register(
     if verdict is not None and not verdict.holds:
         _withdraw(run, policy, verdict)
         return NOT_REGISTERED
-    constraint, mode = run.training.constraint, run.training.gate.mode
+    constraint, mode = run.recipe.constraint, run.recipe.gate.mode
     tags = {
         "beta": f"{policy.beta:g}",
         "lambda": f"{policy.lambda_:g}",
@@ -187,7 +187,7 @@ def register(
     if verdict:
         tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
-    version, name = run.tracker.register(policy, tags), run.training.registered_name
+    version, name = run.tracker.register(policy, tags), run.recipe.registered_name
     why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
     ledger.registered(name, version, source, policy.digest)
     _stand(run, version, Standing(tags["gate"], "", why, content_digest(asdict(verdict) if verdict else None), source))
@@ -196,16 +196,16 @@ def register(
     return Registered(name, version, registry.CHALLENGER if verdict else "")
 
 
-def _stand(run: Run, version: str, standing: Standing) -> None:
+def _stand(run: Run[Recipe], version: str, standing: Standing) -> None:
     """Write down what a verdict means for a version; a restart repeats nothing."""
-    name, ledger = run.training.registered_name, Ledger(run.root)
+    name, ledger = run.recipe.registered_name, Ledger(run.root)
     if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):
         ledger.stand(name, version, standing)
 
 
-def _withdraw(run: Run, policy: Policy, verdict: Verdict) -> None:
+def _withdraw(run: Run[Recipe], policy: Policy, verdict: Verdict) -> None:
     """Take back what an earlier verdict of this run let pass, as before its judge was asked again."""
-    name = run.training.registered_name
+    name = run.recipe.registered_name
     if not Ledger(run.root).knows(name, policy.digest):
         return
     for version in run.tracker.versions(policy):
@@ -215,13 +215,13 @@ def _withdraw(run: Run, policy: Policy, verdict: Verdict) -> None:
         registry.withdraw(run.root, name, version)
 
 
-def waits(run: Run, registered: Registered, verdict: Verdict | None) -> bool:
+def waits(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> bool:
     """Whether a person has to agree: the recipe says so, the gate let the version pass, and it never served yet."""
-    wanted = run.training.gate.approval and registered.version and _passes(run, verdict)
+    wanted = run.recipe.gate.approval and registered.version and _passes(run, verdict)
     return bool(wanted) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
 
 
-def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approval | None:
+def approve(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> Approval | None:
     """Wait on the flow run's page for a person, and write the answer down.
 
     None if another version serves since the test: nobody needs to read a comparison of the past, and `promote` sees it.
@@ -257,7 +257,7 @@ def approve(run: Run, registered: Registered, verdict: Verdict | None) -> Approv
     return _obeyed(run, registered, said)
 
 
-def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
+def _obeyed(run: Run[Recipe], registered: Registered, said: Approval) -> Approval:
     """Show a person's answer, which is in the ledger already."""
     run.tracker.tag(registered.name, registered.version, {"gate": "pass" if said.agreed else str(said)})
     terminal.say(str(said))
@@ -266,7 +266,7 @@ def _obeyed(run: Run, registered: Registered, said: Approval) -> Approval:
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
 def promote(
-    run: Run, registered: Registered, verdict: Verdict | None, approval: Approval | None = None
+    run: Run[Recipe], registered: Registered, verdict: Verdict | None, approval: Approval | None = None
 ) -> Registered | None:
     """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
 
@@ -296,17 +296,17 @@ def promote(
     return registered._replace(alias=registry.CHALLENGER if verdict else "")
 
 
-def _passes(run: Run, verdict: Verdict | None) -> bool:
-    return verdict is not None and verdict.passes and run.training.gate.mode is GateMode.enforce
+def _passes(run: Run[Recipe], verdict: Verdict | None) -> bool:
+    return verdict is not None and verdict.passes and run.recipe.gate.mode is GateMode.enforce
 
 
-def _rivals(run: Run, challenger: Policy) -> Rivals:
+def _rivals(run: Run[Recipe], challenger: Policy) -> Rivals:
     """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
-    model = run.training.registered_name
+    model = run.recipe.registered_name
     if sealed.read(_rivals_file(run), Served) is None:
         told = registry.log(run.root, model)
         line = line_of_champions(told)
-        anchor = run.training.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
+        anchor = run.recipe.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
         places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
         run.folder.mkdir(parents=True, exist_ok=True)
         sealed.write(_rivals_file(run), {"seen": len(told), **places})
@@ -320,14 +320,14 @@ def _rivals(run: Run, challenger: Policy) -> Rivals:
     return Rivals(said["seen"], policies)
 
 
-def _forget_former_champion(run: Run, challenger: Policy) -> None:
+def _forget_former_champion(run: Run[Recipe], challenger: Policy) -> None:
     """Compare anew if somebody moved the champion since a run that was killed asked what served.
 
     Not if the run itself has moved it: the verdict that let it would be asked for again.
     """
     served = sealed.read(_rivals_file(run), Served)
     if served:
-        model = run.training.registered_name
+        model = run.recipe.registered_name
         log = registry.log(run.root, model)
         later = {entry.version_to for entry in log[served["seen"] :]}
         moved = later and challenger.digest not in (registry.policy(run.root, model, version) for version in later)
@@ -335,11 +335,11 @@ def _forget_former_champion(run: Run, challenger: Policy) -> None:
             _rivals_file(run).unlink()
 
 
-def _rivals_file(run: Run) -> Path:
+def _rivals_file(run: Run[Recipe]) -> Path:
     return run.folder / "rivals.json"
 
 
-def _asked_about(run: Run) -> Served:
+def _asked_about(run: Run[Recipe]) -> Served:
     """Return what served when this run first asked.
 
     Raises:
@@ -362,7 +362,7 @@ def _prompts(tested: Candidate, asks: Gate) -> dict[str, set[str]]:
     return {kind: prompts for kind, prompts in found.items() if prompts}
 
 
-def _show(run: Run, verdict: Verdict) -> Verdict:
+def _show(run: AnyRun, verdict: Verdict) -> Verdict:
     """Put the gate's checks on the Prefect page, and one sentence on the screen."""
     rows = [dict(zip(CHECK_COLUMNS, check_row(asdict(check)), strict=True)) for check in verdict.checks]
     with suppress(Exception):  # the verdict is written down, whether a page can be told of it or not

@@ -19,7 +19,7 @@ from models.recipe import GateMode, Recipe
 from models.report import report, sentences
 from models.report.model_card import card
 from tasks.registry.champion import CHALLENGER, CHAMPION
-from tasks.run import Run, close
+from tasks.run import AnyRun, Run, close
 from tasks.stages import Yardstick, calibrate, measure_tasks
 from tasks.tracking.ledger import Ledger
 from tasks.work.prefect_pages import task
@@ -36,13 +36,13 @@ class Findings(NamedTuple):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report for the approval")
-def show(run: Run, found: Findings, registered: Registered) -> None:
+def show(run: Run[Recipe], found: Findings, registered: Registered) -> None:
     """Everything that `publish` tells, while a person still has to agree: nobody should answer unread."""
     _tell(run, found, registered, "Before the approval: ")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report")
-def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]:
+def publish(run: AnyRun, found: Findings, registered: Registered) -> dict[str, Any]:
     """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
     tree, made = _tell(run, found, registered)
     if registered.version:
@@ -53,9 +53,14 @@ def publish(run: Run, found: Findings, registered: Registered) -> dict[str, Any]
     exit_code = 0 if served and proven and all(verdict.passes for verdict in verdicts) else Undecided.exit_code
     decision = sentences.decision(tree)
     told = close(run, made, exit_code, _state(registered, exit_code, training), decision)
-    decided = isinstance(run.recipe, Recipe) and found.choice.decided and run.recipe.gate.mode is not GateMode.off
-    if decided and (run.folder / "outcome.json").exists():  # else the next retraining sends what MLflow missed
-        Ledger(run.root).attempted(run.training.registered_name, run.digest, decision)
+    complete = (run.folder / "outcome.json").exists()  # else the next retraining sends what MLflow missed
+    if (
+        isinstance(run.recipe, Recipe)
+        and complete
+        and found.choice.decided
+        and run.recipe.gate.mode is not GateMode.off
+    ):
+        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, decision)
     return told
 
 
@@ -73,7 +78,7 @@ def _state(registered: Registered, exit_code: int, training: bool) -> str:
     return "NotPromoted" if training else "NotProven"
 
 
-def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> tuple[dict[str, Any], list[Noun]]:
+def _tell(run: AnyRun, found: Findings, registered: Registered, when: str = "") -> tuple[dict[str, Any], list[Noun]]:
     """Write the report, the card and the artifacts; return the report, and what it is made of."""
     candidates, choice, verdicts, yardstick, tested = found
     calibration = calibrate(run, yardstick.sources)
@@ -99,7 +104,7 @@ def _tell(run: Run, found: Findings, registered: Registered, when: str = "") -> 
     return tree, [*made, *measured.values()]
 
 
-def _link(run: Run, registered: Registered) -> None:
+def _link(run: AnyRun, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
     with suppress(Exception):  # neither a server that died nor a page that cannot be told must fail what is registered
         for place, text in run.tracker.pages(registered):

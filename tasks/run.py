@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 from typing_extensions import TypedDict
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", bound=Noun)
 P = ParamSpec("P")
+R = TypeVar("R", bound=Recipe | Assessment)
+R_co = TypeVar("R_co", bound=Recipe | Assessment, covariant=True)
 
 LOOKS = 5.0
 """Seconds between two looks at whether the run that is waited for asks a person."""
@@ -63,13 +65,13 @@ class Outcome(TypedDict):
     """Name → sha256, of `SHOWN`."""
 
 
-class Run:
+class Run(Generic[R_co]):
     """The run that a stage belongs to.
 
     Not a dataclass: Prefect would walk through its fields at every call of a task, while other threads change them.
     """
 
-    def __init__(self, root: Path, recipe: Recipe | Assessment, digest: str, tracker: Tracker) -> None:
+    def __init__(self, root: Path, recipe: R_co, digest: str, tracker: Tracker) -> None:
         self.root, self.recipe, self.digest, self.tracker = root, recipe, digest, tracker
         self.seconds: dict[str, float] = {}
         self._asked: dict[str, object] = {}
@@ -108,15 +110,13 @@ class Run:
         return described(self.recipe.evaluation.judges)
 
     @property
-    def training(self) -> Recipe:
-        """The recipe of a run that trains."""
-        assert isinstance(self.recipe, Recipe)
-        return self.recipe
-
-    @property
     def folder(self) -> Path:
         """Where the report goes."""
         return folder(self.root, self.recipe, self.digest)
+
+
+AnyRun = Run[Recipe | Assessment]
+"""A run that trains, or one that only judges."""
 
 
 def digest(recipe: Recipe | Assessment) -> str:
@@ -228,7 +228,7 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
 
 
 @contextmanager
-def opened(recipe: Recipe | Assessment) -> Iterator[Run]:
+def opened(recipe: R) -> Iterator[Run[R]]:
     """Hold the run's lease, lock, workers and tracker; a second identical command waits here.
 
     Raises:
@@ -295,7 +295,7 @@ def asking(recipe: Recipe | Assessment, name: str) -> str:
 
 
 @contextmanager
-def asked(run: Run, question: str) -> Iterator[None]:
+def asked(run: AnyRun, question: str) -> Iterator[None]:
     """While a person is asked, let the same run elsewhere know."""
     place = _question(run.root, run.recipe, run.digest)
     sealed.write_text(place, question)
@@ -321,7 +321,7 @@ def commit() -> str:
     return told.stdout.strip()
 
 
-def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Run]:
+def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
     from prefect.runtime import flow_run
 
     tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}
@@ -345,7 +345,7 @@ def _working(recipe: Recipe | Assessment, where: Path, name: str) -> Iterator[Ru
             terminal.stop()
 
 
-def close(run: Run, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
+def close(run: AnyRun, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
     """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
     complete = run.tracker.finish(run.folder, {"sacpo.outcome": state, "mlflow.note.content": markdown.plain(decision)})
     outcome: Outcome = {

@@ -35,7 +35,7 @@ from models.metrics.figures import Candidate
 from models.policy import answers, weights
 from models.policy.weights import base_digest, called
 from models.recipe import Columns, Evaluation, Judges, Method, Recipe, Step, kl_weight
-from tasks.run import Run, resolve_policy
+from tasks.run import AnyRun, Run, resolve_policy
 from tasks.work import terminal
 from tasks.work.prefect_pages import task
 
@@ -56,7 +56,7 @@ class Yardstick(NamedTuple):
 
 
 @task(cache_policy=NO_CACHE, task_run_name="data · {run.recipe.base}")
-def gather(run: Run) -> Sources:
+def gather(run: AnyRun) -> Sources:
     """The files that everything starts from."""
     files, sha256, seed = origins.named(run.recipe), origins.digests(run.recipe), run.recipe.seed
     halves = isinstance(run.recipe, Recipe)
@@ -68,9 +68,9 @@ def gather(run: Run) -> Sources:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
-def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
+def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
-    role = f"steps.{run.training.steps.index(step)}"
+    role = f"steps.{run.recipe.steps.index(step)}"
     pairs = run.make(
         preferences.prepare,
         f"pairs · {step.metric}",
@@ -80,7 +80,7 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
         method=step.method.value,
         label=step.label,
         limit=step.pairs,
-        config=run.training.data_of(step),
+        config=run.recipe.data_of(step),
     )
     if step.method is Method.kto:
         refuse_one_kind(pairs)
@@ -90,36 +90,36 @@ def prepare(run: Run, sources: Sources, step: Step) -> Preferences:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
-def base(run: Run) -> Policy:
+def base(run: AnyRun) -> Policy:
     """The policy before any training."""
     return loaded(run, run.recipe.base, f"base · {called(run.recipe.base)}")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="policy · {place}")
-def adopt(run: Run, place: str) -> Policy:
+def adopt(run: AnyRun, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
     return replace(loaded(run, place, f"policy · {place}"), name=called(place))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
-def finetune(run: Run, policy: Policy, sources: Sources) -> Policy:
+def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
     """The optional supervised step; without one, the policy as it is."""
-    if not run.training.sft.data:
+    if not run.recipe.sft.data:
         return policy
     return run.make(
         training.sft,
         "base · sft",
         policy=policy,
         sources=sources,
-        config=run.training.sft,
-        data=run.training.data,
+        config=run.recipe.sft,
+        data=run.recipe.data,
         seed=run.recipe.seed,
         compute=run.recipe.compute,
     )
 
 
 @task(cache_policy=NO_CACHE, task_run_name="reference · {pairs.metric} · {policy.name}")
-def score(run: Run, policy: Policy, pairs: Preferences, step: Step) -> Reference:
+def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {pairs.metric} under {policy.name}"
     if step.method is Method.kto:
@@ -131,32 +131,32 @@ def score(run: Run, policy: Policy, pairs: Preferences, step: Step) -> Reference
             preferences=pairs.of(*TRAIN),
             step=shared,
             seed=run.recipe.seed,
-            data=run.training.data,
+            data=run.recipe.data,
             compute=run.recipe.compute,
         )
     return _scored(run, title, policy, pairs, list(TRAIN))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="held-out · {pairs.metric}")
-def hold_out(run: Run, policy: Policy, pairs: Preferences) -> Reference:
+def hold_out(run: Run[Recipe], policy: Policy, pairs: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
     title = f"held-out · {pairs.metric} under {policy.name}"
     return _scored(run, title, policy, pairs, list(HELDOUT))
 
 
-def _scored(run: Run, title: str, policy: Policy, pairs: Preferences, splits: list[str]) -> Reference:
+def _scored(run: Run[Recipe], title: str, policy: Policy, pairs: Preferences, splits: list[str]) -> Reference:
     return run.make(
         reference.score,
         title,
         policy=policy,
         preferences=pairs.of(*splits),
         splits=splits,
-        data=run.training.data,
+        data=run.recipe.data,
         compute=run.recipe.compute,
     )
 
 
-def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
+def yardstick(run: Run[Recipe], base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
     """Everything that candidates are measured with; the metrics are scored side by side."""
     scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
     if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
@@ -167,7 +167,7 @@ def yardstick(run: Run, base: Policy, sources: Sources, pairs: list[Preferences]
 
 def _aligning(parameters: dict[str, Any]) -> str:
     """Name an alignment as the method does: `harmless · dpo · λ=0.4 (β/λ=0.25)`."""
-    return _aligned(parameters["run"].training.beta, parameters["step"], parameters["lambda_"])
+    return _aligned(parameters["run"].recipe.beta, parameters["step"], parameters["lambda_"])
 
 
 def _aligned(beta: float, step: Step, lambda_: float) -> str:
@@ -176,11 +176,11 @@ def _aligned(beta: float, step: Step, lambda_: float) -> str:
 
 
 @task(cache_policy=NO_CACHE, task_run_name=_aligning)  # type: ignore[arg-type]
-def align(run: Run, policy: Policy, scored: Reference, step: Step, lambda_: float) -> Policy:
+def align(run: Run[Recipe], policy: Policy, scored: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:
         return policy
-    title = _aligned(run.training.beta, step, lambda_)
+    title = _aligned(run.recipe.beta, step, lambda_)
     return run.make(
         TRAIN_BY[step.method],
         title,
@@ -188,20 +188,20 @@ def align(run: Run, policy: Policy, scored: Reference, step: Step, lambda_: floa
         reference=scored,
         config=step.model_copy(update={"lambda_": [lambda_], **NOT_IN_KEY}),
         lambda_=lambda_,
-        beta=run.training.beta,
+        beta=run.recipe.beta,
         seed=run.recipe.seed,
         compute=run.recipe.compute,
     )
 
 
 @task(cache_policy=NO_CACHE, task_run_name="merge · q={q}")
-def interpolate(run: Run, safe: Policy, reward: Policy, q: float) -> Policy:
+def interpolate(run: AnyRun, safe: Policy, reward: Policy, q: float) -> Policy:
     """P-SACPO: θ = q·θ_safe + (1−q)·θ_reward."""
     return run.make(merge.interpolate, f"merge · q={q:g}", safe=safe, reward=reward, q=q)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
-def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -> Candidate:
+def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick) -> Candidate:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     baselines = {"base": yardstick.base}
     baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
@@ -218,7 +218,7 @@ def examine(run: Run, policy: Policy, reference: Policy, yardstick: Yardstick) -
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
-def measure(run: Run, policy: Policy) -> Benchmarks:
+def measure(run: AnyRun, policy: Policy) -> Benchmarks:
     """What one policy can do on the tasks that the recipe names."""
     asked = run.recipe.evaluation
     return run.make(
@@ -235,7 +235,7 @@ def measure(run: Run, policy: Policy) -> Benchmarks:
     )
 
 
-def measure_tasks(run: Run, candidates: list[Candidate], choice: Choice) -> dict[str, Benchmarks]:
+def measure_tasks(run: AnyRun, candidates: list[Candidate], choice: Choice) -> dict[str, Benchmarks]:
     """What the base can do on tasks, and the chosen candidate, or all where nothing was trained; by digest."""
     if not run.recipe.evaluation.tasks:
         return {}
@@ -245,7 +245,7 @@ def measure_tasks(run: Run, candidates: list[Candidate], choice: Choice) -> dict
     return {digest: measured.result() for digest, measured in told.items()}
 
 
-def calibrate(run: Run, sources: Sources) -> Calibration | None:
+def calibrate(run: AnyRun, sources: Sources) -> Calibration | None:
     """What the judges say of answers that people have judged; none if the recipe names no such sample."""
     by = run.recipe.evaluation.judges
     if not any(judge.labels for _, judge in by):
@@ -277,7 +277,7 @@ def uniquely_named(places: list[str], policies: list[Policy]) -> list[Policy]:
     return kept
 
 
-def loaded(run: Run, place: str, title: str) -> Policy:
+def loaded(run: AnyRun, place: str, title: str) -> Policy:
     """Return the policy in a folder, file, hub or registry, as it is."""
     where = resolve_policy(place)
     template, seed = run.recipe.template, run.recipe.seed
@@ -285,7 +285,7 @@ def loaded(run: Run, place: str, title: str) -> Policy:
 
 
 def judged(
-    run: Run, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str
+    run: AnyRun, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str
 ) -> tuple[Answers, Scores]:
     """Answer the prompts of one split, and let the judges compare the answers with those of the baselines."""
     written = _answer(run, policy, yardstick, split)
@@ -303,7 +303,9 @@ def judged(
     return written, verdicts
 
 
-def kl_distances(run: Run, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str) -> Distances:
+def kl_distances(
+    run: AnyRun, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str
+) -> Distances:
     """Measure the KL to the baselines, on prompts of one split."""
     return run.make(
         kl.measure,
@@ -320,7 +322,7 @@ def kl_distances(run: Run, policy: Policy, baselines: dict[str, Policy], yardsti
     )
 
 
-def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answers:
+def _answer(run: AnyRun, policy: Policy, yardstick: Yardstick, split: str) -> Answers:
     """Answer the prompts of one split; a policy that others are compared with answers once."""
     return run.make(
         answers.answer,
@@ -336,7 +338,7 @@ def _answer(run: Run, policy: Policy, yardstick: Yardstick, split: str) -> Answe
     )
 
 
-def _drawn(run: Run) -> Evaluation:
+def _drawn(run: AnyRun) -> Evaluation:
     """Return how answers are drawn; judges and tasks have no part in it."""
     return run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
 

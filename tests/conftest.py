@@ -120,7 +120,7 @@ def small() -> list[str]:
     return list(SMALL)
 
 
-def untracked(runs: Path, *changes: str) -> Run:
+def untracked(runs: Path, *changes: str) -> Run[Any]:
     """A run of the quickstart that records nothing in MLflow."""
     return Run(runs, read("quickstart", list(changes)), "0123456789abcdef", None)  # type: ignore[arg-type]
 

@@ -79,7 +79,7 @@ def folder(usable: Path, tmp_path: Path) -> Path:
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at bases in this process: the same code without the seconds in which a process imports torch."""
 
-    def found(one: probe.ServerOptions) -> probe.Found:
+    def found(one: probe.Subject) -> probe.Found:
         try:
             if one.judge:
                 return probe.Found(**examination.judge(one.place, one.judge, one.shapes))
@@ -87,7 +87,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
         except BadPolicy as error:
             raise probe.refused(" ".join(str(error).split()), one.name) from error
 
-    def asked(wanted: list[probe.ServerOptions]) -> list[probe.Found]:
+    def asked(wanted: list[probe.Subject]) -> list[probe.Found]:
         return [found(one) for one in wanted]
 
     monkeypatch.setattr(probe, "_asked", asked)

@@ -26,7 +26,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Looked:
     """The process that looks at models refuses them all; return the places that it was asked about."""
     asked: list[str] = []
 
-    def refuses(wanted: list[probe.ServerOptions]) -> Any:
+    def refuses(wanted: list[probe.Subject]) -> Any:
         asked.extend(one.place for one in wanted)
         raise probe.refused(WHY, wanted[0].name)
 

@@ -90,7 +90,7 @@ def asked(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[S
     return made
 
 
-def run_of(runs: Path, recipe: Recipe) -> Run:
+def run_of(runs: Path, recipe: Recipe) -> Run[Recipe]:
     return Run(runs, recipe, "0123456789abcdef", Silent())  # type: ignore[arg-type]
 
 
@@ -100,9 +100,9 @@ def recipe(*changes: str) -> Recipe:
     return told
 
 
-def follow(run: Run) -> Sources:
+def follow(run: Run[Recipe]) -> Sources:
     """Ask for the stages in the order of the method, one of each kind."""
-    step = run.training.steps[0]
+    step = run.recipe.steps[0]
     sources: Sources = stages.gather.fn(run)
     pairs: Preferences = stages.prepare.fn(run, sources, step)
     base: Policy = stages.finetune.fn(run, stages.base.fn(run), sources)

@@ -255,10 +255,11 @@ def test_no_call_names_a_stage_by_a_string() -> None:
 ASKED = """
 from models.alignment import merge
 from models.artifacts import Margins, Policy
+from models.recipe import Recipe
 from tasks.run import Run
 
 
-def asks(run: Run, policy: Policy) -> Policy:
+def asks(run: Run[Recipe], policy: Policy) -> Policy:
     return run.make(merge.interpolate, "merge", safe=policy, reward=policy, q=0.5)
 """
 

@@ -40,7 +40,7 @@ SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "AUTH")
 """Words in the names of environment variables that the process has no use for."""
 
 
-class ServerOptions(NamedTuple):
+class Subject(NamedTuple):
     """A base, or a judge, to be looked at."""
 
     name: str
@@ -65,7 +65,7 @@ class Found:
     """Share of the town's words that its tokenizer does not know."""
 
 
-def look(wanted: Sequence[ServerOptions], kept: Path) -> list[Found]:
+def look(wanted: Sequence[Subject], kept: Path) -> list[Found]:
     """Return what is known of each: config, tokenizer, names and shapes of the weights, chat template.
 
     All that is not known yet is looked at by one process.
@@ -87,7 +87,7 @@ def look(wanted: Sequence[ServerOptions], kept: Path) -> list[Found]:
     return [told[place] for place in places]
 
 
-def _memory(one: ServerOptions, kept: Path) -> Path:
+def _memory(one: Subject, kept: Path) -> Path:
     """Return where is kept what was found."""
     try:
         return kept / f"probe-{_digest(one)[:32]}.json"
@@ -105,7 +105,7 @@ def _keep(memory: Path, found: Found) -> None:
     sealed.write(memory, asdict(found))
 
 
-def _digest(one: ServerOptions) -> str:
+def _digest(one: Subject) -> str:
     """Return what changes iff another answer may follow: the small files, the headers of the weights, the libraries."""
     libraries = {name: version(name) for name in ("torch", "transformers", "jinja2")}
     told: dict[str, object] = {"version": VERSION, "libraries": libraries, "template": one.template, "judge": one.judge}
@@ -131,7 +131,7 @@ def refused(why: str, name: str) -> BadPolicy:
     return BadPolicy(why if why.startswith("template: ") else f"{name}: {why}")
 
 
-def _asked(wanted: Sequence[ServerOptions]) -> list[Found]:
+def _asked(wanted: Sequence[Subject]) -> list[Found]:
     """Start the process, and return what it found of each, or raise what it says of the first that is wrong."""
     cpu = CPU + MORE * (len(wanted) - 1)
     what = [one._asdict() | {"place": _here(one.place)} for one in wanted]
