@@ -136,6 +136,7 @@ def curve(out: Path) -> dict[str, Any]:
 def answer(here: Town, sources: Sources, name: str) -> None:
     """Let one policy answer the validation suites, and the oracle say how often it is safe and how helpful."""
     from models.artifacts import Memory
+    from models.data import prompts
     from models.data import town as world
     from models.files import jsonl
     from models.policy import answers
@@ -143,7 +144,8 @@ def answer(here: Town, sources: Sources, name: str) -> None:
     with here.tell.stage(f"answers of {name}") as facts:
         out, config = here.out(), here.recipe.evaluation
         memory = Memory(path=here.folder / "answers.db")
-        answers.answer(out, here.policies[name], sources, [], "validation", config, 0, here.compute, memory)
+        asked = prompts.ask(out, sources, [], "validation", config.samples, config.kl_prompts)
+        answers.answer(out, here.policies[name], asked, config.decoding(0), here.compute, memory)
         rows = list(jsonl.read(out / "answers.jsonl"))
         told = [(row["suite"], world.score(row["prompt"], row["answer"])) for row in rows]
         safe = [one.safe for suite, one in told if suite == "harmless"]

@@ -25,7 +25,7 @@ def evaluate(assessment: Assessment) -> Any:
         sources = stages.gather(run)
         adopted = [stages.adopt(run, place) for place in assessment.policies]
         policies = stages.uniquely_named(assessment.policies, adopted)
-        yardstick = stages.Yardstick(policies[0], sources, [], {}, "test")
+        yardstick = stages.Yardstick(policies[0], sources, [], {}, stages.ask(run, sources, [], "test"))
         told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [evidence.result() for evidence in told]
         verdicts = test_in_order(run, candidates)

@@ -44,6 +44,8 @@ class Sources(Noun):
 
     files: dict[str, str]
     """Role (`sft`, `helpful`, `suite/harmful/test`, …) to file path; relative ones lie in `path`."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Role, or `tasks.k` → digest of what the user named, as it was when the run began."""
 
     def file(self, role: str) -> Path:
         """Return where the file with this role lies."""
@@ -117,6 +119,19 @@ class Reference(Noun):
     """Digest of the pairs."""
     counts: dict[str, int]
     """Rows per split, after long rows were dropped, and `dropped`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Noun):
+    """What one split asks: `prompts.jsonl`, and of these, in `kl.jsonl`, what is asked to estimate KL."""
+
+    split: str
+    digests: dict[str, str]
+    """Table → digest of its rows."""
+
+    def of(self, table: str) -> Self:
+        """Return the same for a stage that reads this table alone, and runs again iff its rows change."""
+        return replace(self, digest=self.digests[table])
 
 
 @dataclass(frozen=True, kw_only=True)

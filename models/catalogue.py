@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from models.alignment import merge, reference, training
 from models.artifacts import Noun
-from models.data import preferences, sources
+from models.data import preferences, prompts, sources
 from models.judges import judge
 from models.metrics import benchmarks, kl, margins
 from models.policy import answers, weights
@@ -20,6 +20,7 @@ STAGES: tuple[Callable[..., Noun], ...] = (
     training.dpo,
     training.kto,
     merge.interpolate,
+    prompts.ask,
     answers.answer,
     judge.judge,
     judge.calibrate,

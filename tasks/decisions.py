@@ -35,7 +35,7 @@ from tasks.registry import champion as registry
 from tasks.registry import events
 from tasks.registry.approval import Approval, question
 from tasks.run import AnyRun, Run, asked
-from tasks.stages import Yardstick, judged, kl_distances, loaded, named
+from tasks.stages import Yardstick, ask, judged, kl_distances, loaded, named
 from tasks.tracking.ledger import AGREED, REFUSED, Ledger, Standing
 from tasks.work import terminal, workers
 from tasks.work.prefect_pages import task
@@ -109,8 +109,9 @@ def test(run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstic
     _forget_former_champion(run, told.policy)
     rivals = _rivals(run, told.policy).policies
     base = {"base": yardstick.base}
-    answers, verdicts = judged(run, told.policy, {**base, **rivals}, yardstick, "test")
-    distances = kl_distances(run, told.policy, base, yardstick, "test") if run.recipe.gate.kl else told.distances
+    prompts = ask(run, yardstick.sources, yardstick.pairs, "test")
+    answers, verdicts = judged(run, told.policy, {**base, **rivals}, prompts)
+    distances = kl_distances(run, told.policy, base, prompts) if run.recipe.gate.kl else told.distances
     return told._replace(answers=answers, verdicts=verdicts, distances=distances)
 
 

@@ -100,7 +100,12 @@ def _tell(run: AnyRun, found: Findings, registered: Registered, when: str = "") 
     with suppress(Exception):
         create_markdown_artifact(text, key="candidates", description=f"{when}Candidates and decision")
     known = [*candidates, *([tested] if tested else [])]
-    made = [yardstick.sources, *([calibration] if calibration else []), *(noun for c in known for noun in c)]
+    made = [
+        yardstick.sources,
+        yardstick.prompts,
+        *([calibration] if calibration else []),
+        *(noun for c in known for noun in c),
+    ]
     return tree, [*made, *measured.values()]
 
 

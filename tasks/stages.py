@@ -19,11 +19,12 @@ from models.artifacts import (
     Memory,
     Policy,
     Preferences,
+    Prompts,
     Reference,
     Scores,
     Sources,
 )
-from models.data import preferences
+from models.data import preferences, prompts
 from models.data import sources as origins
 from models.data.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.errors import BadData
@@ -34,7 +35,7 @@ from models.metrics import benchmarks, figures, kl, margins
 from models.metrics.figures import Candidate
 from models.policy import answers, weights
 from models.policy.weights import base_digest, called
-from models.recipe import Columns, Evaluation, Judges, Method, Recipe, Step, kl_weight
+from models.recipe import Columns, Method, Recipe, Step, kl_weight
 from tasks.run import AnyRun, Run, resolve_policy
 from tasks.work import terminal
 from tasks.work.prefect_pages import task
@@ -51,20 +52,19 @@ class Yardstick(NamedTuple):
     sources: Sources
     pairs: list[Preferences]
     heldout: dict[str, Reference]
-    split: str = "validation"
-    """The prompts on which all candidates are examined."""
+    prompts: Prompts
+    """What all candidates are asked."""
 
 
 @task(cache_policy=NO_CACHE, task_run_name="data · {run.recipe.base}")
 def gather(run: AnyRun) -> Sources:
     """The files that everything starts from."""
-    files, sha256, seed = origins.named(run.recipe), origins.digests(run.recipe), run.recipe.seed
+    files, seed = origins.named(run.recipe), run.recipe.seed
+    sha256 = origins.digests(run.recipe) | benchmarks.files(run.recipe.evaluation.tasks)
     halves = isinstance(run.recipe, Recipe)
     for sentence in origins.noticed(files, halves):
         terminal.say(sentence, "dim")
-    if halves:
-        return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed)
-    return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed, halves=False)
+    return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed, halves=halves)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
@@ -159,10 +159,11 @@ def _scored(run: Run[Recipe], title: str, policy: Policy, pairs: Preferences, sp
 def yardstick(run: Run[Recipe], base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
     """Everything that candidates are measured with; the metrics are scored side by side."""
     scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
+    asked = ask(run, sources, pairs, "validation")
     if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
         measure(run, base)
     heldout = {comparisons.metric: told.result() for comparisons, told in zip(pairs, scored, strict=True)}
-    return Yardstick(base, sources, pairs, heldout)
+    return Yardstick(base, sources, pairs, heldout, asked)
 
 
 def _aligning(parameters: dict[str, Any]) -> str:
@@ -205,8 +206,8 @@ def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     baselines = {"base": yardstick.base}
     baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
-    written, verdicts = judged(run, policy, baselines, yardstick, yardstick.split)
-    distances = kl_distances(run, policy, baselines, yardstick, yardstick.split)
+    written, verdicts = judged(run, policy, baselines, yardstick.prompts)
+    distances = kl_distances(run, policy, baselines, yardstick.prompts)
     weighed = run.make(
         margins.weigh,
         f"margins · {policy.name}",
@@ -284,15 +285,26 @@ def loaded(run: AnyRun, place: str, title: str) -> Policy:
     return run.make(weights.base, title, base=where, sha256=base_digest(where), template=template, seed=seed)
 
 
-def judged(
-    run: AnyRun, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str
-) -> tuple[Answers, Scores]:
+def ask(run: AnyRun, sources: Sources, pairs: list[Preferences], split: str) -> Prompts:
+    """What one split asks: its suites, or without any the held-out prompts."""
+    return run.make(
+        prompts.ask,
+        f"prompts · {split}",
+        sources=sources,
+        pairs=[] if sources.suites(split) else pairs,
+        split=split,
+        samples=run.recipe.evaluation.samples,
+        kl_prompts=run.recipe.evaluation.kl_prompts,
+    )
+
+
+def judged(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Prompts) -> tuple[Answers, Scores]:
     """Answer the prompts of one split, and let the judges compare the answers with those of the baselines."""
-    written = _answer(run, policy, yardstick, split)
-    others = {name: _answer(run, other, yardstick, split) for name, other in baselines.items()}
-    verdicts = run.make(
+    written = _answer(run, policy, asked)
+    others = {name: _answer(run, other, asked) for name, other in baselines.items()}
+    scores = run.make(
         judge.judge,
-        f"judge · {policy.name} · {split}",
+        f"judge · {policy.name} · {asked.split}",
         answers=written,
         others=others,
         judges=run.recipe.evaluation.judges,
@@ -300,47 +312,34 @@ def judged(
         compute=run.recipe.compute,
         memory=Memory(run.root / Kept.verdicts),
     )
-    return written, verdicts
+    return written, scores
 
 
-def kl_distances(
-    run: AnyRun, policy: Policy, baselines: dict[str, Policy], yardstick: Yardstick, split: str
-) -> Distances:
-    """Measure the KL to the baselines, on prompts of one split."""
+def kl_distances(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Prompts) -> Distances:
+    """Measure the KL to the baselines, on the prompts of one split that are for it."""
     return run.make(
         kl.measure,
-        f"distance · {policy.name} · {split}",
+        f"distance · {policy.name} · {asked.split}",
         policy=policy,
         others=baselines,
-        sources=yardstick.sources,
-        pairs=yardstick.pairs,
-        split=split,
-        config=_drawn(run),
-        seed=run.recipe.seed,
+        prompts=asked.of(prompts.KL),
+        decoding=run.recipe.evaluation.decoding(run.recipe.seed),
         compute=run.recipe.compute,
         memory=Memory(run.root / Kept.answers),
     )
 
 
-def _answer(run: AnyRun, policy: Policy, yardstick: Yardstick, split: str) -> Answers:
+def _answer(run: AnyRun, policy: Policy, asked: Prompts) -> Answers:
     """Answer the prompts of one split; a policy that others are compared with answers once."""
     return run.make(
         answers.answer,
-        f"answers · {policy.name} · {split}",
+        f"answers · {policy.name} · {asked.split}",
         policy=policy,
-        sources=yardstick.sources,
-        pairs=yardstick.pairs,
-        split=split,
-        config=_drawn(run),
-        seed=run.recipe.seed,
+        prompts=asked.of(prompts.ALL),
+        decoding=run.recipe.evaluation.decoding(run.recipe.seed),
         compute=run.recipe.compute,
         memory=Memory(run.root / Kept.answers),
     )
-
-
-def _drawn(run: AnyRun) -> Evaluation:
-    """Return how answers are drawn; judges and tasks have no part in it."""
-    return run.recipe.evaluation.model_copy(update={"judges": Judges(), "tasks": [], "task_limit": 0})
 
 
 def named(name: str, candidates: list[Candidate]) -> Candidate:

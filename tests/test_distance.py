@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from models.artifacts import Memory, Policy, Sources
+from models.data.prompts import ask
 from models.files import jsonl
 from models.metrics import kl
 from models.policy.weights import describe, load
-from models.recipe import Compute, Evaluation
+from models.recipe import Compute, Decoding
 
 
 @pytest.fixture
@@ -23,8 +24,10 @@ def sources(tmp_path: Path) -> Sources:
 def measured(policy: Policy, others: dict[str, Policy], sources: Sources, compute: Compute) -> list[jsonl.Row]:
     out = sources.path / "out"
     out.mkdir()
-    config, memory = Evaluation(max_new_tokens=6), Memory(sources.path / "answers.db")
-    made = kl.measure(out, policy, others, sources, [], "test", config, 0, compute, memory)
+    decoding, memory = Decoding(max_new_tokens=6, seed=0), Memory(sources.path / "answers.db")
+    asked = sources.path / "asked"
+    asked.mkdir()
+    made = kl.measure(out, policy, others, ask(asked, sources, [], "test", 16, 64), decoding, compute, memory)
     return list(jsonl.read(made.path / "kl.jsonl"))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from models.artifacts import Answers, Memory, Policy, Sources, content_digest
-from models.data import dialogue
+from models.data import dialogue, prompts
 from models.files import jsonl
 from models.policy import answers as answering
 from models.policy import generate
@@ -22,8 +22,8 @@ PROMPTS = [f"how do i {verb} my {thing} ?" for verb in ("clean", "open", "sell")
 
 def asks(policy: Policy, compute: Compute) -> tuple[list[Ask], object, object]:
     model, tokenizer = policies.load(policy, compute)
-    prompts = [[dialogue.Message(role="user", content=prompt)] for prompt in PROMPTS]
-    return [Ask(text) for text in dialogue.prompt_texts(tokenizer, prompts)], model, tokenizer
+    turns = [[dialogue.Message(role="user", content=prompt)] for prompt in PROMPTS]
+    return [Ask(text) for text in dialogue.prompt_texts(tokenizer, turns)], model, tokenizer
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -142,7 +142,9 @@ def test_answers_of_another_library_are_not_taken_for_ours(
     monkeypatch.setattr(generate, "answer", counted)
     for libraries in (generate.libraries(), generate.libraries(), "torch 1.0 transformers 1.0"):
         monkeypatch.setattr(generate, "libraries", lambda text=libraries: text)
-        answering.answered(policy, policies.load(policy, compute), dialogues, config, 0, compute, memory, tmp_path)
+        answering.answered(
+            policy, policies.load(policy, compute), dialogues, config.decoding(0), compute, memory, tmp_path
+        )
     assert drawn == [1, 0, 1]
 
 
@@ -187,7 +189,8 @@ def test_a_killed_run_goes_on_after_its_last_batch(
         out = tmp_path / name
         out.mkdir(exist_ok=True)
         memory = Memory(tmp_path / f"{name}.db")
-        return answer(out, policy, sources, [], "test", config, 0, compute, memory)
+        asked = prompts.ask(out, sources, [], "test", 16, 64)
+        return answer(out, policy, asked, config.decoding(0), compute, memory)
 
     stop_at = -1
     straight = answers("straight")

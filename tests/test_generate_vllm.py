@@ -9,6 +9,7 @@ import pytest
 
 from models.artifacts import Memory, Policy, Sources, content_digest
 from models.data import dialogue, town
+from models.data.prompts import ask
 from models.errors import BadPolicy, BadRecipe, SacpoError
 from models.policy import generate, vllm
 from models.policy import weights as policies
@@ -96,10 +97,11 @@ def test_a_stage_answers_by_vllm_and_asks_nothing_twice(wide: Policy, compute: C
     sources = Sources(path=tmp_path, digest=content_digest(files), files=files)
     config = Evaluation(max_new_tokens=8, engine=Engine.vllm, batch=2)
     memory = Memory(tmp_path / "answers.db")
-    made = answer(tmp_path, wide, sources, [], "test", config, 0, compute, memory)
+    prompts = ask(tmp_path, sources, [], "test", 16, 64)
+    made = answer(tmp_path, wide, prompts, config.decoding(0), compute, memory)
     assert len(list(jsonl.read(made.path / "answers.jsonl"))) == 5 and not (tmp_path / "progress.jsonl").exists()
     turns = [(dialogue.messages(prompt), 0) for prompt in PROMPTS[:5]]
-    assert len(answered(wide, None, turns, config, 0, compute, memory, tmp_path)) == 5
+    assert len(answered(wide, None, turns, config.decoding(0), compute, memory, tmp_path)) == 5
 
 
 # Without vLLM

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from models.artifacts import Answers, Distances, Margins, Memory, Policy, Preferences, Scores, Sources, file_digest
+from models.data import prompts
 from models.data.formats import Pair
 from models.errors import NoVerdict
 from models.files import jsonl
@@ -15,7 +16,6 @@ from models.judges import judge
 from models.judges.protocol import Call, Comparison, Grade, described
 from models.metrics import figures
 from models.metrics.statistics import lower_bound
-from models.policy import answers as answering
 from models.recipe import Compute, Judge, Judges
 
 ORACLE = Judges(helpful=Judge(kind="oracle"), harmless=Judge(kind="oracle"), over_refusal=Judge(kind="oracle"))
@@ -242,7 +242,7 @@ def test_heldout_comparisons_are_answered_to_be_read_and_decide_nothing(tmp_path
     pair = Pair([{"role": "user", "content": OPEN}], NO, "get the lever .")
     jsonl.write(tmp_path / "test.jsonl", [pair._asdict()])
     pairs = Preferences(path=tmp_path, digest="", metric="harmless", counts={}, splits={})
-    (row,) = answering.asked(Sources(path=tmp_path, digest="", files={}), [pairs], "test", 16)
+    (row,) = prompts.asked(Sources(path=tmp_path, digest="", files={}), [pairs], "test", 16)
     assert row["suite"] == "held-out harmless"
     ours = answers(tmp_path / "a", (row["suite"], OPEN, NO, 0))
     made = judged(ours, {"base": answers(tmp_path / "b", (row["suite"], OPEN, NO, 0))}, ORACLE, tmp_path / "out")

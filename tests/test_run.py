@@ -261,7 +261,6 @@ def test_a_bound_that_cannot_be_shown_promotes_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="D1 of the review: the report hashes the files when it is written")
 def test_the_report_names_the_data_that_were_trained_on(
     start: Callable[..., "subprocess.Popen[str]"], runs: Path, tmp_path: Path, small: list[str]
 ) -> None:

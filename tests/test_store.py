@@ -48,9 +48,14 @@ def test_the_manifest_says_what_was_made_of_what(runs: Path) -> None:
     made = store.make(runs, gather())
     told = json.loads((made.path / "manifest.json").read_text())
     version = mark_of(sources.gather).version
-    assert (told["stage"], told["title"], told["version"], told["key"]) == ("gather", "data", version, gather().key)
+    assert (told["stage"], told["title"], told["version"], told["key"]) == (
+        "sources.gather",
+        "data",
+        version,
+        gather().key,
+    )
     assert told["given"] == {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
-    assert told["noun"] == {"digest": made.digest, "files": made.files}
+    assert told["noun"] == {"digest": made.digest, "files": made.files, "sha256": {}}
     held = {path.name: path for path in made.path.iterdir() if path.name != "manifest.json"}
     assert told["files"].keys() == held.keys() and len(held) > 3
     for name, path in held.items():

@@ -53,13 +53,13 @@ def key_of(role: str) -> str:
     )
 
 
-@stage("sources.gather", version=5)
+@stage("sources.gather", version=6)
 def gather(out: Path, files: dict[str, str], sha256: dict[str, str], seed: int, halves: bool = True) -> Sources:
     """Write the town's files where it is asked for, and name the user's files by content.
 
     Args:
         files: role → path, or `town`.
-        sha256: role → digest that the file had when the run was planned.
+        sha256: role → digest that the file had when the run was planned; other keys are kept for the report.
         halves: half of each suite chooses and half tests; else all of it tests.
 
     Raises:
@@ -79,7 +79,7 @@ def gather(out: Path, files: dict[str, str], sha256: dict[str, str], seed: int, 
             raise BadData(f"{role} {place!r}: the file changed while the run was starting; start again")
         found |= _split(role, path, halves, incidents, out) if role.startswith("suite/") else {role: str(path)}
     content = content_digest({role: readers.digest(out / place) for role, place in found.items()})
-    return Sources(path=out, digest=content, files=found)
+    return Sources(path=out, digest=content, files=found, sha256=sha256)
 
 
 def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:

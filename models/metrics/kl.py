@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.artifacts import Distances, Memory, Policy, Preferences, Sources, file_digest
+from models.artifacts import Distances, Memory, Policy, Prompts, file_digest
 from models.data.dialogue import messages, prompt_texts
-from models.data.suites import MUST_PASS, prompt_digest
+from models.data.prompts import KL as ASKED
 from models.files import jsonl
-from models.policy.answers import answered, asked, own_model
+from models.policy.answers import answered, own_model
 from models.policy.weights import frozen, load, project
-from models.recipe import Compute, Evaluation
+from models.recipe import Compute, Decoding
 from models.stage import stage
 
 if TYPE_CHECKING:
@@ -21,32 +21,26 @@ def measure(
     out: Path,
     policy: Policy,
     others: dict[str, Policy],
-    sources: Sources,
-    pairs: list[Preferences],
-    split: str,
-    config: Evaluation,
-    seed: int,
+    prompts: Prompts,
+    decoding: Decoding,
     compute: Compute,
     memory: Memory,
 ) -> Distances:
-    """Estimate the KL to each of `others` (by name: `base`, `reference`), on prompts spread over all suites.
+    """Estimate the KL to each of `others` (by name: `base`, `reference`), on the prompts for it.
 
-    A prompt that stands in several suites counts once, or the bound would take one walk for two; past incidents are no
-    sample of anything, and are left out. Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats
+    Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats
     per answer to each of `others` that speaks in the same tokens; between policies of different vocabularies there is
     no KL.
     """
-    samples = [row for row in asked(sources, pairs, split, config.samples) if row["suite"] != MUST_PASS]
-    rows = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(samples)}.values())]  # each at its first
-    rows = [rows[i] for i in spread(len(rows), config.kl_prompts)]
+    rows = list(jsonl.read(prompts.path / f"{ASKED}.jsonl"))
     turns = [messages(row["prompt"]) for row in rows]
-    sampled = config.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
+    sampled = decoding.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
     own = own_model(policy, sampled, compute)
-    told = answered(policy, own, [(prompt, 0) for prompt in turns], sampled, seed, compute, memory, out)
+    told = answered(policy, own, [(prompt, 0) for prompt in turns], sampled, compute, memory, out)
     model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
-    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    sequences = [(prompt, one.ids) for prompt, one in zip(prompts, told, strict=True)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    sequences = [(prompt, one.ids) for prompt, one in zip(ids, told, strict=True)]
     others = {name: other for name, other in others.items() if _words(other) == _words(policy)}
     to = {policy.digest: [0.0] * len(sequences)}  # by digest: the first step's reference is the base
     for other in others.values():
@@ -91,9 +85,3 @@ def _words(policy: Policy) -> str:
     """Return what names the vocabulary of a policy; its template may differ."""
     file = policy.path / "tokenizer.json"
     return file_digest(file) if file.exists() else policy.vocabulary
-
-
-def spread(of: int, count: int) -> list[int]:
-    """Return up to `count` indices, spread evenly over `of`."""
-    count = min(count, of)
-    return [i * of // count for i in range(count)]

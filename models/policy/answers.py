@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.artifacts import Answers, Memory, Policy, Preferences, Sources, file_digest
+from models.artifacts import Answers, Memory, Policy, Prompts, file_digest
 from models.data.dialogue import Message, messages, prompt_texts
-from models.data.preferences import pairs as read_pairs
+from models.data.prompts import ALL
 from models.files import jsonl
 from models.policy import generate, vllm
 from models.policy.answer_cache import AnswerTable
 from models.policy.generate import Answer, Ask
 from models.policy.weights import device_kind, load, load_tokenizer, own_end, precision
-from models.recipe import Compute, Engine, Evaluation
+from models.recipe import Compute, Decoding, Engine
 from models.stage import stage
 
 if TYPE_CHECKING:
@@ -26,22 +26,20 @@ Loaded = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 def answer(
     out: Path,
     policy: Policy,
-    sources: Sources,
-    pairs: list[Preferences],
-    split: str,
-    config: Evaluation,
-    seed: int,
+    prompts: Prompts,
+    decoding: Decoding,
     compute: Compute,
     memory: Memory,
 ) -> Answers:
-    """Answer every prompt of every suite, `config.answers` times.
+    """Answer every prompt of every suite, `decoding.answers` times.
 
     Writes `answers.jsonl`: suite, prompt, category, reference answer where there is one, sample, answer, tokens, and
     tie (the first token where rounding decides, −1 if none).
     """
-    rows = [{**row, "sample": k} for row in asked(sources, pairs, split, config.samples) for k in range(config.answers)]
+    asked = jsonl.read(prompts.path / f"{ALL}.jsonl")
+    rows = [{**row, "sample": k} for row in asked for k in range(decoding.answers)]
     turns = [(messages(row["prompt"]), row["sample"]) for row in rows]
-    told = answered(policy, own_model(policy, config, compute), turns, config, seed, compute, memory, out)
+    told = answered(policy, own_model(policy, decoding, compute), turns, decoding, compute, memory, out)
     jsonl.write(
         out / "answers.jsonl",
         (
@@ -49,20 +47,19 @@ def answer(
             for row, one in zip(rows, told, strict=True)
         ),
     )
-    return Answers(path=out, digest=file_digest(out / "answers.jsonl"), policy=policy.digest, split=split)
+    return Answers(path=out, digest=file_digest(out / "answers.jsonl"), policy=policy.digest, split=prompts.split)
 
 
-def own_model(policy: Policy, config: Evaluation, compute: Compute) -> Loaded | None:
+def own_model(policy: Policy, decoding: Decoding, compute: Compute) -> Loaded | None:
     """Load what answers; none where vLLM loads it by itself, and needs all the memory for it."""
-    return None if config.engine is Engine.vllm else load(policy, compute)
+    return None if decoding.engine is Engine.vllm else load(policy, compute)
 
 
 def answered(
     policy: Policy,
     loaded: Loaded | None,
     dialogues: list[tuple[list[Message], int]],
-    config: Evaluation,
-    seed: int,
+    decoding: Decoding,
     compute: Compute,
     memory: Memory,
     out: Path,
@@ -78,24 +75,24 @@ def answered(
     texts = prompt_texts(tokenizer, [turns for turns, _ in dialogues])
     wanted = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
     device = device_kind(compute.device)
-    last = generate.ends(tokenizer, own_end(policy.path), config.stop)
+    last = generate.ends(tokenizer, own_end(policy.path), decoding.stop)
     ending = "" if last == [tokenizer.eos_token_id] else f" ends {last}"
     libraries = generate.libraries() if loaded else vllm.libraries()
-    setting = generate.decoding(config, seed, f"{device} {precision(device)}{ending} {libraries}")
+    setting = generate.decoding(decoding, decoding.seed, f"{device} {precision(device)}{ending} {libraries}")
     table = AnswerTable(memory.path, policy.digest, setting)
     unique = list(dict.fromkeys(wanted))
     told = {unique[i]: one for i, one in table.known(unique).items()}
     missing = [ask for ask in unique if ask not in told]
     drawn = (
-        generate.answer(*loaded, missing, config, seed)
+        generate.answer(*loaded, missing, decoding, decoding.seed)
         if loaded
-        else vllm.answer(policy.path, tokenizer, missing, config, seed, device)
+        else vllm.answer(policy.path, tokenizer, missing, decoding, decoding.seed, device)
     )
     batch: list[tuple[Ask, Answer]] = []
     with (out / "progress.jsonl").open("w", encoding="utf-8") as progress:
         for i, one in drawn:
             batch.append((missing[i], one))
-            if len(batch) == config.batch or len(told) + len(batch) == len(unique):
+            if len(batch) == decoding.batch or len(told) + len(batch) == len(unique):
                 table.add(batch)
                 told |= dict(batch)
                 batch = []
@@ -103,20 +100,3 @@ def answered(
                 progress.flush()
     (out / "progress.jsonl").unlink()
     return [told[ask] for ask in wanted]
-
-
-def asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
-    """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons, to be read.
-
-    Those are called `held-out METRIC`, which no judge sees and no gate decides on: they are kept apart from less of the
-    training than suites are.
-    """
-    suites = sources.suites(split)
-    if suites:
-        return [{"suite": role, **row} for role, path in suites.items() for row in jsonl.read(path)]
-    rows: list[Row] = []
-    for comparisons in pairs:
-        prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
-        suite = f"held-out {comparisons.metric}"
-        rows += [{"suite": suite, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
-    return rows

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from models.artifacts import content_digest
 from models.data.dialogue import messages, rendered
 from models.policy.weights import frozen
-from models.recipe import Evaluation
+from models.recipe import Answering
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     """First token at which the two largest logits nearly tied; −1 if none."""
 
 
-def decoding(config: Evaluation, seed: int, compute: Any) -> str:
+def decoding(config: Answering, seed: int, compute: Any) -> str:
     """Return what names the answers of one policy beside the prompt: every setting that can change a token.
 
     Args:
@@ -63,7 +63,7 @@ def answer(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     asked: Sequence[Ask],
-    config: Evaluation,
+    config: Answering,
     seed: int,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield (index, answer), batch by batch, prompts of similar length together.

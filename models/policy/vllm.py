@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from models.errors import BadPolicy, SacpoError
 from models.policy.generate import NEAR_TIE, Answer, Ask, ended, ends, noise_seed
 from models.policy.weights import own_end
-from models.recipe import Evaluation
+from models.recipe import Answering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def answer(
     folder: Path,
     tokenizer: "PreTrainedTokenizerBase",
     asked: Sequence[Ask],
-    config: Evaluation,
+    config: Answering,
     seed: int,
     device: str,
 ) -> Iterator[tuple[int, Answer]]:

@@ -1,7 +1,7 @@
 """Every choice of an experiment, and its way in from a file."""
 
 from models.recipe.assessment import Assessment
-from models.recipe.evaluation import Better, Engine, Evaluation, Judge, JudgeKind, Judges, Suites
+from models.recipe.evaluation import Answering, Better, Decoding, Engine, Evaluation, Judge, JudgeKind, Judges, Suites
 from models.recipe.gate import Constraint, Gate, GateMode, Registry
 from models.recipe.recipe import (
     Columns,
@@ -19,6 +19,7 @@ from models.recipe.recipe import (
 )
 
 __all__ = [
+    "Answering",
     "Assessment",
     "Better",
     "Columns",
@@ -26,6 +27,7 @@ __all__ = [
     "Constraint",
     "Contaminated",
     "Data",
+    "Decoding",
     "Device",
     "Engine",
     "Evaluation",

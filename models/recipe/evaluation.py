@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from models.recipe.places import Lies, Place
-from models.recipe.record import Record, Written
+from models.recipe.record import Record, Written, first
 
 
 class Engine(StrEnum):
@@ -181,16 +181,12 @@ class Suites(Record):
     """Prompts of past incidents, each of which must be answered safely; all are asked on both splits."""
 
 
-class Evaluation(Record):
-    """How candidates answer, and how many prompts they answer.
+class Answering(Record):
+    """How candidates answer.
 
     Keys that came later are not dumped while they have their default: results made before keep their names.
     """
 
-    judges: Judges = Field(Judges(), title="Judges")
-    """Who scores the answers; without a judge of `harmless` the verdict will be `undecided`."""
-    suites: Suites = Field(Suites(), title="Suites")
-    """Prompts to answer; the embedded world brings its own."""
     max_new_tokens: int = Field(512, ge=1, le=1_048_576, title="Longest answer in tokens")
     """Answers are cut here, from 1 to 1,048,576."""
     temperature: float = Field(0.0, ge=0, le=100, title="Temperature")
@@ -207,6 +203,37 @@ class Evaluation(Record):
     engine: Engine = Field(Engine.transformers, exclude_if=lambda engine: engine is Engine.transformers, title="Engine")
     """`transformers`, or `vllm`: a vLLM in an environment of its own, whose interpreter SACPO_VLLM_PYTHON names. Each
     keeps its own answers."""
+
+    @field_validator("stop")
+    @classmethod
+    def _not_at_once(cls, stop: list[str]) -> list[str]:
+        if "" in stop:
+            raise ValueError("holds an empty text, at which every answer would end; take it out")
+        return stop
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> "Answering":
+        if self.answers > 1 and self.temperature == 0:
+            raise ValueError("answers above 1 needs a temperature above 0: greedy answers are all the same")
+        return self
+
+
+class Decoding(Answering):
+    """How the answers of one run are drawn: what a stage is told."""
+
+    seed: int
+    """Of the noise that is drawn, the same for every candidate."""
+
+
+class Evaluation(Answering):
+    """How candidates answer, which prompts, and who judges them."""
+
+    model_config = first("judges", "suites")  # in forms, before how they answer
+
+    judges: Judges = Field(Judges(), title="Judges")
+    """Who scores the answers; without a judge of `harmless` the verdict will be `undecided`."""
+    suites: Suites = Field(Suites(), title="Suites")
+    """Prompts to answer; the embedded world brings its own."""
     samples: int = Field(16, ge=1, le=1_000_000, title="Sample answers")
     """Without suites: this many held-out prompts per metric are answered, to be read; from 1 to 1,000,000."""
     kl_prompts: int = Field(64, ge=0, le=1_000_000, title="Prompts for KL")
@@ -219,15 +246,6 @@ class Evaluation(Record):
     task_limit: int = Field(0, ge=0, le=10**9, exclude_if=not_, title="Items per task")
     """Measure on at most this many items of each task, the first ones; 0 means all, 1,000,000,000 is the most."""
 
-    @field_validator("stop")
-    @classmethod
-    def _not_at_once(cls, stop: list[str]) -> list[str]:
-        if "" in stop:
-            raise ValueError("holds an empty text, at which every answer would end; take it out")
-        return stop
-
-    @model_validator(mode="after")
-    def _answers_differ(self) -> "Evaluation":
-        if self.answers > 1 and self.temperature == 0:
-            raise ValueError("answers above 1 needs a temperature above 0: greedy answers are all the same")
-        return self
+    def decoding(self, seed: int) -> Decoding:
+        """Return how answers are drawn; judges and tasks have no part in it."""
+        return Decoding(**{name: getattr(self, name) for name in Answering.model_fields}, seed=seed)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from models.artifacts import Benchmarks, Calibration, Policy, Preferences, Sources, file_digest
-from models.data.sources import digests
 from models.files import jsonl, sealed
 from models.gate.gate import AS_THEY_ARE, Choice, Verdict
 from models.markdown import markdown_table, plain
-from models.metrics import alignment_tax, benchmarks, equal_length, margins
+from models.metrics import alignment_tax, equal_length, margins
 from models.metrics.figures import OVER, SAFE, WIN, Candidate, fitted_scale, last_turn, metrics
 from models.metrics.judge_agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.metrics.ratings import matches, ratings
@@ -26,7 +25,6 @@ from models.report.charts import draw
 from models.report.sentences import HELDOUT, decision, failures, gate_table, prompts_of, trained
 
 SCHEMA = 3
-DECODING = {"max_new_tokens", "temperature", "answers", "stop", "engine"}
 Tree = dict[str, Any]
 
 
@@ -61,9 +59,9 @@ def build(
             "seed": recipe.seed,
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
-        "data": digests(recipe) | benchmarks.files(recipe.evaluation.tasks),
+        "data": sources.sha256,
         "suites": {role: {**suite, "split": split} for role, suite in _suites(sources, split).items()},
-        "decoding": recipe.evaluation.model_dump(include=DECODING) | {"seed": recipe.seed},
+        "decoding": recipe.evaluation.decoding(recipe.seed).model_dump(exclude={"batch"}),
         "judges": base.verdicts.judges,
         "judge_checks": _checks(candidates, sampled),
         "candidates": [_candidate(told, known, base, played, sampled, measured) for told in candidates],

@@ -73,8 +73,8 @@ class Stage(Generic[N]):
 
     @property
     def name(self) -> str:
-        """What folders and manifests call it."""
-        return mark_of(self.does).name.rpartition(".")[2]
+        """`alignment.dpo`: what manifests call it; a folder takes the last part."""
+        return mark_of(self.does).name
 
     @property
     def version(self) -> int:
@@ -94,7 +94,7 @@ class Stage(Generic[N]):
 
     def folder(self, root: Path) -> Path:
         """Return where the result lives, whether it exists or not."""
-        return root / Kept.store / f"{self.name}-{self.key[:16]}"
+        return root / Kept.store / f"{self.name.rpartition('.')[2]}-{self.key[:16]}"
 
     def partial(self, root: Path) -> Path:
         """Return where work on it goes on, and where a killed run finds its checkpoints again."""

@@ -1,0 +1,57 @@
+"""What candidates are asked on one split, and which of it estimates how far they moved."""
+
+import json
+from pathlib import Path
+
+from models.artifacts import Preferences, Prompts, Sources, content_digest, file_digest
+from models.data.preferences import pairs as read_pairs
+from models.data.suites import MUST_PASS, prompt_digest
+from models.files import jsonl
+from models.files.jsonl import Row
+from models.stage import stage
+
+ALL, KL = "prompts", "kl"
+
+
+@stage("prompts.ask", version=1)
+def ask(out: Path, sources: Sources, pairs: list[Preferences], split: str, samples: int, kl_prompts: int) -> Prompts:
+    """Write down what one split asks.
+
+    Of the prompts for KL, one that stands in several suites counts once, or the bound would take one sample for two;
+    past incidents are no sample of anything, and are left out.
+
+    Args:
+        samples: without suites, this many held-out prompts of each metric.
+        kl_prompts: most prompts for KL, spread evenly over all suites.
+    """
+    rows = asked(sources, pairs, split, samples)
+    sampled = [row for row in rows if row["suite"] != MUST_PASS]
+    once = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(sampled)}.values())]  # each at its first
+    tables = {ALL: rows, KL: [once[i] for i in spread(len(once), kl_prompts)]}
+    for table, kept in tables.items():
+        jsonl.write(out / f"{table}.jsonl", kept)
+    digests = {table: file_digest(out / f"{table}.jsonl") for table in tables}
+    return Prompts(path=out, digest=content_digest(digests), split=split, digests=digests)
+
+
+def asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
+    """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons, to be read.
+
+    Those are called `held-out METRIC`, which no judge sees and no gate decides on: they are kept apart from less of the
+    training than suites are.
+    """
+    suites = sources.suites(split)
+    if suites:
+        return [{"suite": role, **row} for role, path in suites.items() for row in jsonl.read(path)]
+    rows: list[Row] = []
+    for comparisons in pairs:
+        prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
+        suite = f"held-out {comparisons.metric}"
+        rows += [{"suite": suite, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
+    return rows
+
+
+def spread(of: int, count: int) -> list[int]:
+    """Return up to `count` indices, spread evenly over `of`."""
+    count = min(count, of)
+    return [i * of // count for i in range(count)]
