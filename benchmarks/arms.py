@@ -1,6 +1,6 @@
 """One DPO step on the same tokenised pairs, by sacpo and by plain TRL, with the same stopwatch on both trainers.
 
-    ours      models.alignment.reference and models.alignment.training, as a worker runs them
+    ours      models.alignment.reference and models.alignment.dpo, as a worker runs them
     shared    ours with `models.alignment.fused_head` on CUDA too, where sacpo leaves the head to TRL
     plain     TRL's DPOTrainer with its defaults: live reference, activation checkpointing, random order
     best      the best of plain TRL: precomputed reference, no checkpointing, rows of similar length together
@@ -26,9 +26,9 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from models.alignment import fused_head, reference
-from models.alignment import training as alignment
+from models.alignment import dpo, fused_head, reference
 from models.alignment.batching import order
+from models.alignment.trainer import adapter, inner
 from models.artifacts import Policy, Preferences
 from models.policy import weights
 from models.policy.shared_prompt import tokens
@@ -153,27 +153,27 @@ def ours(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
     out.mkdir()
     with timed(reference, "pair_logps") as scoring:
         scored = reference.score(scored_at, task.base, task.pairs, ["train"], task.data, task.compute)
-    train = alignment._train
+    train = dpo.fit
 
     def watched(trainer: Any, *rest: Any) -> None:
         trainer.add_callback(watch)
         train(trainer, *rest)
 
-    with replaced(alignment, "_train", watched):
-        alignment.dpo(out, task.base, scored, task.config, 1, BETA, 0, task.compute)
+    with replaced(dpo, "fit", watched):
+        dpo.train(out, task.base, scored, task.config, 1, BETA, 0, task.compute)
     watch.losses = [json.loads(line)["loss"] for line in (out / "progress.jsonl").read_text().splitlines()]
     return scored.counts["train"], scoring
 
 
 def shared(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
     """Ours, with the prompt computed once and logits for answers only, on whatever device."""
-    train = alignment._train
+    train = dpo.fit
 
     def headed(trainer: Any, *rest: Any) -> None:
-        fused_head.add(alignment._inner(trainer.model))
+        fused_head.add(inner(trainer.model))
         train(trainer, *rest)
 
-    with replaced(alignment, "_train", headed):
+    with replaced(dpo, "fit", headed):
         return ours(task, watch, folder)
 
 
@@ -233,7 +233,7 @@ def _trl(
 
     trainer = Tokenised(
         model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-        peft_config=alignment._adapter(config), callbacks=[watch],
+        peft_config=adapter(config), callbacks=[watch],
     )  # fmt: skip
     trainer.train()
     trainer.save_model(str(folder / "model"))

@@ -92,27 +92,27 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
     """Compare the first losses with ln 2: as it is today, in float32, and with references in training numerics."""
     import arms
 
-    from models.alignment import guards, reference, training
+    from models.alignment import dpo, guards, reference
     from models.policy import weights
 
     given = task(folder, shape, adapter, updates=3)
     made = folder / f"scored-{adapter}"
     made.mkdir()
     scored = reference.score(made, given.base, given.pairs, ["train"], given.data, given.compute)
-    own = training._arguments
+    own = dpo.arguments
     for name, half, exact in (("bf16, float32 reference: today's", True, True), ("float32", False, True),
                               ("bf16, reference by TRL's head in bf16", True, False)):  # fmt: skip
         with tell.stage(name) as facts, ExitStack() as stack:
             out = folder / f"first-{adapter}-{half}-{exact}"
             out.mkdir()
             options = {"bf16": half}
-            stack.enter_context(arms.replaced(training, "_arguments", lambda *a, o=options: own(*a) | o))
+            stack.enter_context(arms.replaced(dpo, "arguments", lambda *a, o=options: own(*a) | o))
             if not exact:
                 stack.enter_context(arms.replaced(guards, "agree", lambda *_: None))
                 model, tokenizer = weights.load(given.base, given.compute)
                 _rescore(scored, trl_logps(model, _read(scored), tokenizer.pad_token_id, True))
                 del model
-            training.dpo(out, given.base, scored, given.config, 1, arms.BETA, 0, given.compute)
+            dpo.train(out, given.base, scored, given.config, 1, arms.BETA, 0, given.compute)
             lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
             facts |= {"losses": [line["loss"] for line in lines], "first_minus_ln2": lines[0]["loss"] - math.log(2)}
             facts["mean_log_ratio_nats"] = lines[0]["chosen"] / arms.BETA

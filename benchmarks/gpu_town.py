@@ -71,7 +71,7 @@ def town(tell: Tell, folder: Path, tiny: bool) -> None:
 
 def begin(here: Town) -> Sources:
     """Make sources and base, and teach the base to answer."""
-    from models.alignment import training
+    from models.alignment import sft
     from models.data import sources
     from models.policy import weights
 
@@ -81,7 +81,7 @@ def begin(here: Town) -> Sources:
     with here.tell.stage("sft") as facts:
         out = here.out()
         config, data = here.recipe.sft, here.recipe.data
-        here.policies["base"] = training.sft(out, base, found, config, data, 0, here.compute)
+        here.policies["base"] = sft.train(out, base, found, config, data, 0, here.compute)
         facts |= curve(out)
     return found
 
@@ -91,7 +91,7 @@ def prepare(here: Town, sources: Sources, k: int, method: str) -> Preferences:
     from models.data import preferences
 
     metric = here.recipe.steps[k].metric
-    return preferences.prepare(here.out(), sources, f"steps.{k}", metric, method, "", 0, here.recipe.data)
+    return preferences.prepare(here.out(), sources, f"steps.{k}", metric, method == "dpo", "", 0, here.recipe.data)
 
 
 def score(here: Town, name: str, pairs: Preferences) -> Reference:
@@ -103,17 +103,17 @@ def score(here: Town, name: str, pairs: Preferences) -> Reference:
 
 def dpo(here: Town, name: str, scored: Reference, step: Step, lambda_: float, facts: dict[str, Any]) -> Policy:
     """Train one policy by DPO."""
-    from models.alignment import training
+    from models.alignment import dpo
 
     out = here.out()
-    made = training.dpo(out, here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute)
+    made = dpo.train(out, here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute)
     facts |= curve(out)
     return made
 
 
 def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
     """Train one policy by KTO."""
-    from models.alignment import reference, training
+    from models.alignment import kto
     from models.recipe import Method
 
     step, start, out = (
@@ -121,8 +121,8 @@ def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
         here.policies["helpful"],
         here.out(),
     )
-    scored = reference.score_unpaired(here.out(), start, pairs, step, 0, here.recipe.data, here.compute)
-    made = training.kto(out, start, scored, step, 1, here.recipe.beta, 0, here.compute)
+    scored = kto.score(here.out(), start, pairs, step, 0, here.recipe.data, here.compute)
+    made = kto.train(out, start, scored, step, 1, here.recipe.beta, 0, here.compute)
     facts |= curve(out)
     return made
 
@@ -156,7 +156,7 @@ def answer(here: Town, sources: Sources, name: str) -> None:
 
 def resumes(here: Town, scored: Reference, step: Step) -> None:
     """Train, train again from the checkpoint in the middle, and compare; then train once more from the start."""
-    from models.alignment import training
+    from models.alignment import dpo, trainer
     from models.alignment.checkpoints import COMPLETE
 
     half = (step.updates + 1) // 2
@@ -167,18 +167,18 @@ def resumes(here: Town, scored: Reference, step: Step) -> None:
         def keep(out: Path) -> None:
             shutil.copytree(out / f"checkpoint-{half}", kept / f"checkpoint-{half}")
 
-        clear, training.clear = training.clear, keep
+        clear, trainer.clear = trainer.clear, keep
         try:
-            a = training.dpo(whole, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
+            a = dpo.train(whole, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
         finally:
-            training.clear = clear
+            trainer.clear = clear
         shutil.copytree(kept / f"checkpoint-{half}", again / f"checkpoint-{half}")
         facts["marked"] = (again / f"checkpoint-{half}" / COMPLETE).exists()
-        b = training.dpo(again, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
+        b = dpo.train(again, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
         facts |= {"same_digest": a.digest == b.digest, "largest_difference": difference(whole, again)}
     with here.tell.stage("the same training twice") as facts:
         out = here.out()
-        c = training.dpo(out, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
+        c = dpo.train(out, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
         facts |= {"same_digest": a.digest == c.digest, "largest_difference": difference(whole, out)}
 
 
@@ -192,7 +192,7 @@ def difference(one: Path, other: Path) -> float:
 
 def guarded(here: Town, scored: Reference, step: Step) -> None:
     """Show that each guard passes what is right, and stops what is wrong."""
-    from models.alignment import guards, training
+    from models.alignment import guards, trainer
     from models.errors import BrokenInvariant
     from models.files import jsonl
     from models.policy import logprobs, weights
@@ -202,7 +202,7 @@ def guarded(here: Town, scored: Reference, step: Step) -> None:
         facts["device"] = str(model.device)
         guards.reproduces_probe(here.policies["helpful"], model, tokenizer.pad_token_id)
         rows = list(jsonl.read(scored.path / "train.jsonl"))
-        guards.starts_at_reference(model, rows[: training.PROBES], tokenizer.pad_token_id)
+        guards.starts_at_reference(model, rows[: trainer.PROBES], tokenizer.pad_token_id)
         told = [answer for row in rows[:512] for answer in guards.scored(row)]
         ours = logprobs.logps(model, [tokens for tokens, _ in told], tokenizer.pad_token_id)
         facts["furthest_nats"] = max(abs(a - b) for a, (_, b) in zip(ours, told, strict=True))

@@ -33,12 +33,12 @@ def machine(tell: Tell, folder: Path, tiny: bool) -> None:
         facts["triton_head"] = bool(chunked_logprob._TRITON_AVAILABLE)
     with tell.stage("sacpo") as facts:
         from models import plan
-        from models.alignment import training
+        from models.alignment import dpo
         from models.policy import answers as answering
         from models.policy.weights import device_kind
         from models.recipe import Device
 
-        facts |= {"device": device_kind(Device.auto), "modules": [m.__name__ for m in (training, answering, plan)]}
+        facts |= {"device": device_kind(Device.auto), "modules": [m.__name__ for m in (dpo, answering, plan)]}
 
 
 def _version(name: str) -> str:

@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
     out.mkdir()
     sources = Sources(path=folder, digest="", files={"steps.0": str(folder / "pairs.jsonl")})
     before, started = _peak(), time.perf_counter()
-    found = preferences.prepare(out, sources, "steps.0", "harmless", "dpo", "", 0, Data())
+    found = preferences.prepare(out, sources, "steps.0", "harmless", True, "", 0, Data())
     spent = time.perf_counter() - started
     size = (folder / "pairs.jsonl").stat().st_size / 2**20
     print(

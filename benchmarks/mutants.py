@@ -30,7 +30,7 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
 WHOLE = ("models/gate/gate.py", "models/metrics/statistics.py", "tasks/tracking/ledger.py", "models/metrics/figures.py")
-SAMPLED = ("models/alignment/merge.py", "models/alignment/training.py")
+SAMPLED = ("models/alignment/merge.py", *(f"models/alignment/{name}.py" for name in ("trainer", "dpo", "kto", "sft")))
 SAMPLE, SEED = 100, 0
 PLACE = Path("mutants")
 OPEN = ("not checked", "check was interrupted by user")

@@ -109,7 +109,7 @@ def prepare(base: str, pairs: str, count: int, folder: Path) -> None:
     made = weights.base(folder / "base", base, "", 0, weights.base_digest(base))
     sources = Sources(path=folder, digest="", files={"steps.0": str(Path(pairs).resolve())})
     config = Data(max_tokens=384, validation=0.1, test=0.1)
-    found = preferences.prepare(folder / "pairs", sources, "steps.0", "helpful", "dpo", "", count, config)
+    found = preferences.prepare(folder / "pairs", sources, "steps.0", "helpful", True, "", count, config)
     (folder / "made.json").write_text(json.dumps({"policy": made.facts(), "preferences": found.facts()}))
 
 

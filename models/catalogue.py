@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from models.alignment import merge, reference, training
+from models.alignment import kto, merge, methods, reference, sft
 from models.artifacts import Noun
 from models.data import preferences, prompts, sources
 from models.judges import judge
@@ -14,11 +14,10 @@ STAGES: tuple[Callable[..., Noun], ...] = (
     sources.gather,
     preferences.prepare,
     weights.base,
-    training.sft,
+    sft.train,
     reference.score,
-    reference.score_unpaired,
-    training.dpo,
-    training.kto,
+    kto.score,
+    *methods.TRAIN.values(),
     merge.interpolate,
     prompts.ask,
     answers.answer,

@@ -156,7 +156,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
     out.mkdir()
     try:
         made = preferences.prepare(
-            out, origin, role, step.metric, step.method.value, step.label, step.pairs, recipe.data_of(step)
+            out, origin, role, step.metric, step.method.paired, step.label, step.pairs, recipe.data_of(step)
         )
     except BadInput as error:
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept

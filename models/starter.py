@@ -129,17 +129,17 @@ def looked_at(metric: str, place: str) -> Seen:
         raise BadInput(f"{path}: none of the first {counted(len(first), 'row')} can be read: {first[0]}")
     known = format_of(Fields(usable[0], {}, metric, ""), str(path))
     method = "kto" if known.unpaired else "dpo"
-    reasons = [reason for row in usable if (reason := _unusable(row, known, metric, method))]
+    reasons = [reason for row in usable if (reason := _unusable(row, known, metric))]
     if len(reasons) < len(usable):
         return Seen(f"{known.name}: one answer per row, good or bad" if known.unpaired else known.name, method)
     columns = ", ".join(sorted(usable[0]))
     return Seen(f"not usable yet: {reasons[0]}", label=f'# label = "…"                          # one of: {columns}\n')
 
 
-def _unusable(row: Row, known: Format, metric: str, method: str) -> str:
+def _unusable(row: Row, known: Format, metric: str) -> str:
     """Return why a row gives no pair; empty if it does."""
     try:
-        example(Fields(row, {}, metric, ""), known, method)
+        example(Fields(row, {}, metric, ""), known, not known.unpaired)
     except Unusable as reason:
         return str(reason)
     return ""

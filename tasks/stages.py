@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from prefect.cache_policies import NO_CACHE
 
-from models.alignment import merge, reference, training
+from models.alignment import kto, merge, methods, reference, sft
 from models.alignment.batching import moves_nothing, updates
 from models.artifacts import (
     Answers,
@@ -35,14 +35,13 @@ from models.metrics import benchmarks, figures, kl, margins
 from models.metrics.figures import Candidate
 from models.policy import answers, weights
 from models.policy.weights import base_digest, called
-from models.recipe import Columns, Method, Recipe, Step, kl_weight
+from models.recipe import Columns, Recipe, Step, kl_weight
 from tasks.run import AnyRun, Run, resolve_policy
 from tasks.work import terminal
 from tasks.work.prefect_pages import task
 
 NOT_IN_KEY = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
 """What the digest of the rows already says: the same rows from another file are the same training."""
-TRAIN_BY = {Method.dpo: training.dpo, Method.kto: training.kto}
 
 
 class Yardstick(NamedTuple):
@@ -77,12 +76,12 @@ def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
         sources=sources,
         role=role,
         metric=step.metric,
-        method=step.method.value,
+        paired=step.method.paired,
         label=step.label,
         limit=step.pairs,
         config=run.recipe.data_of(step),
     )
-    if step.method is Method.kto:
+    if not step.method.paired:
         refuse_one_kind(pairs)
     if any(step.lambda_) and (why := moves_nothing(updates(pairs.counts["train"], step), step)):
         raise BadData(f"{step.metric} step: {why}")
@@ -107,7 +106,7 @@ def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
     if not run.recipe.sft.data:
         return policy
     return run.make(
-        training.sft,
+        sft.train,
         "base · sft",
         policy=policy,
         sources=sources,
@@ -122,10 +121,10 @@ def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
 def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {pairs.metric} under {policy.name}"
-    if step.method is Method.kto:
+    if not step.method.paired:
         shared = step.model_copy(update={"lambda_": [1.0], **NOT_IN_KEY})  # by the grid: one order, one reference
         return run.make(
-            reference.score_unpaired,
+            kto.score,
             title,
             policy=policy,
             preferences=pairs.of(*TRAIN),
@@ -183,7 +182,7 @@ def align(run: Run[Recipe], policy: Policy, scored: Reference, step: Step, lambd
         return policy
     title = _aligned(run.recipe.beta, step, lambda_)
     return run.make(
-        TRAIN_BY[step.method],
+        methods.TRAIN[step.method],
         title,
         policy=policy,
         reference=scored,

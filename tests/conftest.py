@@ -97,11 +97,11 @@ def one_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     make, made = records.database, tmp_path_factory.mktemp("mlflow") / "mlflow.db"
 
     def copied(path: Path) -> None:
-        if not path.exists():
-            make(made)
-            with tempfile.TemporaryDirectory(dir=path.parent) as beside:  # a tracker's thread asks for it as well
-                shutil.copy(made, f"{beside}/new.db")
-                os.rename(f"{beside}/new.db", path)
+        make(made)
+        with FileLock(f"{path}.lock"):  # a tracker's thread asks for it beside the test
+            if not path.exists():
+                shutil.copy(made, f"{path}.new")
+                os.rename(f"{path}.new", path)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "database", copied)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.alignment import guards, training
+from models.alignment import dpo, guards, trainer
 from models.alignment.batching import order
 from models.alignment.checkpoints import COMPLETE, newest
 from models.alignment.curve import TrainingMonitor
@@ -46,7 +46,7 @@ def weights(policy: Policy) -> str:
 def train(policy: Policy, scored: Reference, config: Step, compute: Compute, out: Path, b: float = 0.1) -> Policy:
     """Train with λ = 2 at the KL weight b."""
     out.mkdir(exist_ok=True)
-    return training.dpo(out, policy, scored, config, 2.0, 2 * b, 0, compute)
+    return dpo.train(out, policy, scored, config, 2.0, 2 * b, 0, compute)
 
 
 def rewritten(scored: Reference, folder: Path, change: Callable[[list[dict]], list[dict]]) -> Reference:
@@ -347,7 +347,7 @@ def test_guards_ask_no_weights_twice_and_a_prompt_once(
 
     monkeypatch.setattr(logprobs, "answer_logps", counted)
     train(policy, scored, step(adapter_rank=rank, updates=1), compute, tmp_path / "out")
-    assert asked == [[2] * training.PROBES] * times
+    assert asked == [[2] * trainer.PROBES] * times
 
 
 def test_an_adapter_trains_and_is_folded_into_ordinary_weights(

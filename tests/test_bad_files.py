@@ -28,7 +28,7 @@ def prepared(path: Path) -> Any:
     out.mkdir(exist_ok=True)
     found = Sources(path=path.parent, digest="", files={"steps.0": str(path)})
     config = Data(validation=0, test=0, bad_rows=0.9)
-    return preferences.prepare(out, found, "steps.0", "harmless", "dpo", "", 0, config)
+    return preferences.prepare(out, found, "steps.0", "harmless", True, "", 0, config)
 
 
 def taught(path: Path) -> Any:

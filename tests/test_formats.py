@@ -46,7 +46,7 @@ def from_file(source: Path, method: str = "dpo", config: Data = ALL, metric: str
     out = source.parent / f"out of {source.name}"
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
-    return preferences.prepare(out, sources, "steps.0", metric, method, "", 0, config)
+    return preferences.prepare(out, sources, "steps.0", metric, method == "dpo", "", 0, config)
 
 
 def card(made: Preferences) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def test_a_label_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(TRL))
     sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
     with pytest.raises(BadData, match="label 'mine': TRL preference needs none"):
-        preferences.prepare(tmp_path, sources, "steps.0", "harmless", "dpo", "mine", 0, ALL)
+        preferences.prepare(tmp_path, sources, "steps.0", "harmless", True, "mine", 0, ALL)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ FACTS: dict[str, dict[str, Any]] = {
 """What a stage of each kind might have made."""
 KEYS = {
     "sources.gather · data": "80ed11d5c531c7a5",
-    "preferences.prepare · pairs · helpful": "f0a34ad7e4424a69",
+    "preferences.prepare · pairs · helpful": "7c3ac27072fc6dd5",
     "policy.base · base · town": "599de99a6fc575d9",
     "alignment.sft · base · sft": "b77d7c8a4a95fab2",
     "reference.score · held-out · helpful under base": "f7da30c00d8e864e",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from models.alignment import training
+from models.alignment import dpo, sft
 from models.artifacts import Policy, Reference, Sources
 from models.data import town
 from models.errors import BrokenInvariant
@@ -35,7 +35,7 @@ def with_template(template: str, folder: Path) -> Policy:
 def refused(policy: Policy, scored: Reference, compute: Compute, out: Path) -> str:
     out.mkdir()
     with pytest.raises(BrokenInvariant) as told:
-        training.dpo(out, policy, scored, step(), 1.0, 0.1, 0, compute)
+        dpo.train(out, policy, scored, step(), 1.0, 0.1, 0, compute)
     assert told.value.exit_code == 3 and "\n" not in str(told.value)
     assert not list(out.glob("*.safetensors"))
     return str(told.value)
@@ -64,7 +64,7 @@ def test_the_supervised_step_needs_answers_too(compute: Compute, tmp_path: Path)
     sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
     (tmp_path / "out").mkdir()
     with pytest.raises(BrokenInvariant, match="sft: no answer holds a token"):
-        training.sft(tmp_path / "out", policy, sources, Sft(data="c", **SETTINGS), Data(), 0, compute)
+        sft.train(tmp_path / "out", policy, sources, Sft(data="c", **SETTINGS), Data(), 0, compute)
 
 
 def test_a_gradient_of_zero_ends_the_first_update(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.alignment import merge, training
+from models.alignment import dpo, merge, sft, trainer
 from models.artifacts import Policy, Reference, Sources
 from models.data.dialogue import encode
 from models.errors import BadData, BrokenInvariant
@@ -28,7 +28,7 @@ def test_a_step_names_its_parent_and_the_weights_it_was_trained_with(
     policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
     parent = replace(policy, name="helpful", step=1)
-    made = training.dpo(tmp_path, parent, scored, step(), 0.4, 0.1, 0, compute)
+    made = dpo.train(tmp_path, parent, scored, step(), 0.4, 0.1, 0, compute)
     assert made == replace(
         parent, path=tmp_path, digest=policies.digest(tmp_path), name="harmless λ=0.4", kind="step", step=2,
         metric="harmless", method="dpo", parents=(policy.digest,), beta=0.1, lambda_=0.4, beta_over_lambda=0.25,
@@ -55,7 +55,7 @@ def test_a_name_is_the_same_whatever_else_the_grid_holds(
     parent: str, step_of_parent: int, metric: str, lambda_: float, name: str
 ) -> None:
     policy = Policy(path=Path(), digest="", name=parent, kind="step", step=step_of_parent)
-    assert training._name(policy, step(metric), lambda_) == name
+    assert trainer._name(policy, step(metric), lambda_) == name
 
 
 def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
@@ -68,7 +68,7 @@ def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
     sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
     out = tmp_path / "out"
     out.mkdir()
-    made = training.sft(out, policy, sources, Sft.model_validate(SETTINGS), Data(), 0, compute)
+    made = sft.train(out, policy, sources, Sft.model_validate(SETTINGS), Data(), 0, compute)
     model, tokenizer = policies.load(policy, compute)
     dialogues = [([{"role": "user", "content": row["prompt"]}], [row["completion"]]) for row in told]
     answers = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
@@ -81,12 +81,12 @@ def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
     probe = json.loads((out / "probe.json").read_text())
     trained, _ = policies.load(made, compute)
     again = logprobs.logps(trained, [(p, a) for p, a in probe["answers"]], tokenizer.pad_token_id)
-    assert len(again) == training.PROBES and again == pytest.approx(probe["logps"], abs=1e-4)
+    assert len(again) == trainer.PROBES and again == pytest.approx(probe["logps"], abs=1e-4)
 
 
 def test_an_adapter_weighs_twice_its_rank_unless_the_recipe_says_otherwise() -> None:
-    assert training._adapter(step()) is None
-    assert [training._adapter(step(adapter_rank=4, **also)).lora_alpha for also in ({}, {"adapter_alpha": 5})] == [
+    assert trainer.adapter(step()) is None
+    assert [trainer.adapter(step(adapter_rank=4, **also)).lora_alpha for also in ({}, {"adapter_alpha": 5})] == [
         8,
         5,
     ]
@@ -96,9 +96,9 @@ def test_an_adapter_that_changes_the_policy_when_it_is_folded_in_stops_the_step(
     policy: Policy, scored: Reference, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([[-1.0, -2.0], [-1.0, -2.5]])
-    monkeypatch.setattr(training, "logps", lambda *_: next(found))
+    monkeypatch.setattr(trainer, "logps", lambda *_: next(found))
     with pytest.raises(BrokenInvariant, match=r"^merging the adapter changed the policy"):
-        training.dpo(tmp_path, policy, scored, step(adapter_rank=2), 1.0, 0.1, 0, compute)
+        dpo.train(tmp_path, policy, scored, step(adapter_rank=2), 1.0, 0.1, 0, compute)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -109,7 +109,7 @@ def test_a_training_that_would_move_nothing_is_refused(
 
     def trained(out: Path, **changes: object) -> Path:
         out.mkdir()
-        return training.dpo(out, policy, scored, step("helpful", **changes), 1.0, 0.1, 0, compute).path
+        return dpo.train(out, policy, scored, step("helpful", **changes), 1.0, 0.1, 0, compute).path
 
     with pytest.raises(BadData, match=r"^helpful step: its only update is the first of the warm-up, whose learning"):
         trained(tmp_path / "still", warmup=0.03)
@@ -118,7 +118,7 @@ def test_a_training_that_would_move_nothing_is_refused(
     (tmp_path / "supervised").mkdir()
     with pytest.raises(BadData, match=r"^sft: its only update is the first of the warm-up"):
         supervised = Sft.model_validate(SETTINGS | {"warmup": 0.03})
-        training.sft(tmp_path / "supervised", policy, sources, supervised, Data(), 0, compute)
+        sft.train(tmp_path / "supervised", policy, sources, supervised, Data(), 0, compute)
     before = load_file(policy.path / "model.safetensors")
     for name, changes in (("constant", {"schedule": "constant"}), ("more", {"updates": 2})):
         after = load_file(trained(tmp_path / name, warmup=0.03, **changes) / "model.safetensors")

@@ -30,7 +30,7 @@ def prepared(folder: Path, rows: list[Row], method: str = "dpo", config: Data = 
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     sources, out = Sources(path=folder, digest="x", files={"steps.0": source.name}), folder / "out"
     out.mkdir()
-    return preferences.prepare(out, sources, "steps.0", "harmless", method, "", 0, config)
+    return preferences.prepare(out, sources, "steps.0", "harmless", method == "dpo", "", 0, config)
 
 
 def read(row: Row, columns: dict[str, str] | None = None, method: str = "dpo") -> Any:

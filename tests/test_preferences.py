@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
+from models.alignment import methods
 from models.artifacts import Preferences, Sources
 from models.data import preferences
 from models.data.dialogue import Message
 from models.errors import BadData
-from models.recipe import Contaminated, Data
+from models.recipe import Contaminated, Data, Method
 from tasks.work.store import plain
 
 ALL = Data(validation=0, test=0)
@@ -28,7 +29,7 @@ def jsonl(path: Path, rows: list[Any]) -> None:
 def prepare(source: Path, out: Path, limit: int = 0, config: Data = ALL) -> Preferences:
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
-    return preferences.prepare(out, sources, "steps.0", "harmless", "dpo", "", limit, config)
+    return preferences.prepare(out, sources, "steps.0", "harmless", True, "", limit, config)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -50,13 +51,17 @@ def test_exact_duplicates_are_dropped_and_contradictions_kept_and_counted(tmp_pa
     assert [row["row"] for row in lines(made.path / "quarantine.jsonl")] == [2, 3, 6]
 
 
-@pytest.mark.xfail(strict=True, reason="D5 of the review: what is not DPO is prepared for KTO")
-def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
+def test_every_loss_has_a_file_and_says_whether_it_compares_pairs(tmp_path: Path) -> None:
+    """What is not KTO was once prepared for KTO: a loss of its own would have trained on the wrong rows."""
+    assert methods.TRAIN.keys() == set(Method)
+    assert {method.value: method.paired for method in Method} == {"dpo": True, "kto": False}
     jsonl(tmp_path / "rows.jsonl", [pku(1), pku(2)])
-    (tmp_path / "out").mkdir()
-    sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
-    with pytest.raises((BadData, ValueError, KeyError)):
-        preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", "no method", "", 0, ALL)
+    for paired, columns in ((True, {"prompt", "chosen", "rejected"}), (False, {"prompt", "answer", "desirable"})):
+        out = tmp_path / str(paired)
+        out.mkdir()
+        sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
+        made = preferences.prepare(out, sources, "steps.0", "helpful", paired, "", 0, ALL)
+        assert {column for row in lines(made.path / "train.jsonl") for column in row} == columns
 
 
 def splits(made: Preferences) -> dict[str, str]:
@@ -137,7 +142,7 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     files = {"steps.0": "rows.jsonl", "suite/harmless/test": "suite.jsonl"}
     sources = Sources(path=tmp_path, digest="x", files=files)
     (tmp_path / "out").mkdir()
-    made = preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", "kto", "safer_response_id", 0, config)
+    made = preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", False, "safer_response_id", 0, config)
     told = card(made)
     assert (told["near_a_heldout_prompt"], told["inside_a_suite"]) == (1, 1)
     assert sum(told["rows_became"].values()) == 20 and made.counts["train"] == 2 * told["rows_became"]["train"]
@@ -146,7 +151,7 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     ]  # fmt: skip
     with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
         refusing = config.model_copy(update={"contaminated": Contaminated.fail})
-        preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", "dpo", "", 0, refusing)
+        preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", True, "", 0, refusing)
 
 
 def test_a_system_message_moves_no_prompt_to_another_split(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def prepare(
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
     return preferences.prepare(
-        sources=sources, role="steps.0", metric=metric, method="dpo", label=label, limit=limit, config=config, out=out
+        sources=sources, role="steps.0", metric=metric, paired=True, label=label, limit=limit, config=config, out=out
     )
 
 

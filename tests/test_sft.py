@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.alignment import training
+from models.alignment import sft
 from models.artifacts import Policy, Sources
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
@@ -24,7 +24,7 @@ def test_the_corpus_may_hold_any_character(text: str, policy: Policy, compute: C
     out = tmp_path / "out"
     out.mkdir()
     config = Sft(data="corpus.jsonl", batch=8, updates=3, learning_rate=1e-2, warmup=0)
-    made = training.sft(out, policy, sources, config, Data(), 0, compute)
+    made = sft.train(out, policy, sources, config, Data(), 0, compute)
     lines = list(jsonl.read(out / "progress.jsonl"))
     assert made.rows == 8 and made.parents == (policy.digest,) and lines[-1]["loss"] < lines[0]["loss"] - 0.1
 
@@ -41,9 +41,9 @@ def test_a_corpus_with_prompts_of_a_suite_is_refused_or_loses_them(
     out.mkdir()
     config = Sft(data="corpus.jsonl", batch=8, updates=1, learning_rate=1e-2, warmup=0)
     with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
-        training.sft(out, policy, sources, config, Data(near_duplicates=1), 0, compute)
+        sft.train(out, policy, sources, config, Data(near_duplicates=1), 0, compute)
     drop = Data(near_duplicates=1, contaminated=Contaminated.drop)
-    assert training.sft(out, policy, sources, config, drop, 0, compute).rows == 8
+    assert sft.train(out, policy, sources, config, drop, 0, compute).rows == 8
     (left_out,) = jsonl.read(out / "left_out.jsonl")
     assert left_out == {
         "row": 5,
@@ -71,9 +71,9 @@ def test_a_row_that_the_template_refuses_is_named_and_the_others_are_trained_on(
     out.mkdir()
     config = Sft(data="corpus.jsonl", batch=8, updates=1, learning_rate=1e-2, warmup=0)
     strict = policies.describe(refuses, policy)
-    assert training.sft(out, strict, sources, config, Data(), 0, compute).rows == 8
+    assert sft.train(out, strict, sources, config, Data(), 0, compute).rows == 8
     (left_out,) = jsonl.read(out / "left_out.jsonl")
     assert left_out["row"] == 4 and "no system message" in left_out["why"]
     (tmp_path / "corpus.jsonl").write_text(json.dumps(rows[3]) + "\n")
     with pytest.raises(BadPolicy, match=r"cannot write these messages \(no system message\)"):
-        training.sft(out, strict, sources, config, Data(), 0, compute)
+        sft.train(out, strict, sources, config, Data(), 0, compute)

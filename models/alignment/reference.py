@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.alignment.batching import mismatched, stratified
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.data.dialogue import Message, encode_each
-from models.data.preferences import TRAIN, judged, pairs, refuse_one_kind
+from models.data.preferences import pairs
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
-from models.policy.logprobs import Row, logps, pair_logps
+from models.policy.logprobs import Row, pair_logps
 from models.policy.weights import load
-from models.recipe import Compute, Data, Step
+from models.recipe import Compute, Data
 from models.stage import stage
 
 if TYPE_CHECKING:
@@ -59,69 +58,10 @@ def score(
     if unwritable and not left_out and not sum(counts.values()):
         raise BadPolicy(unwritable[0]["why"])
     if left_out and not sum(counts.values()):
-        raise BadData(_too_long(preferences.metric, "pair", data))
+        raise BadData(too_long(preferences.metric, "pair", data))
     counts["dropped"] = len(left_out) + len(unwritable)
-    _card(out, preferences, data, lengths, left_out, unwritable)
-    return _described(policy, preferences, splits, counts, out)
-
-
-@stage("reference.score_unpaired", version=3)
-def score_unpaired(
-    out: Path, policy: Policy, preferences: Preferences, step: Step, seed: int, data: Data, compute: Compute
-) -> Reference:
-    """Write `train.jsonl` in the order of a KTO training, with the log-probs of this policy.
-
-    Every row carries the answer of another prompt of its batch: KTO estimates KL(π‖π_reference) from such mismatched
-    pairs (Ethayarajh et al. 2024, section 4.1), and both sides of that estimate need log-probs.
-
-    Raises:
-        BadData: no row fits into `data.max_tokens`, or all rows have one label.
-    """
-    model, tokenizer = load(policy, compute)
-    found = list(judged(preferences.path / "train.jsonl"))
-    encoded = encode_each(tokenizer, [(row.prompt, [row.answer]) for row in found])
-    every: list[Row] = []
-    rows: list[Row] = []
-    left_out: list[Row] = []
-    unwritable: list[Row] = []
-    for line, (answer, one) in enumerate(zip(found, encoded, strict=True), 1):
-        if isinstance(one, BadPolicy):
-            unwritable.append({"split": TRAIN[0], **_refused(line, one, answer.prompt)})
-            continue
-        prompt, (completion,) = one
-        every.append({"prompt_ids": prompt, "completion_ids": completion, "label": answer.desirable})
-        size = len(prompt) + len(completion)
-        if size <= data.max_tokens:
-            rows.append(every[-1])
-        else:
-            left_out.append({"split": TRAIN[0]} | _named(line, size, answer.prompt))
-    labels = [bool(row["label"]) for row in rows]
-    if unwritable and not every:
-        raise BadPolicy(unwritable[0]["why"])
-    if every and not rows:
-        raise BadData(_too_long(preferences.metric, "answer", data))
-    refuse_one_kind(preferences, labels)
-    pad = tokenizer.pad_token_id
-    scored = [
-        {**row, "ref_logps": logp}
-        for row, logp in zip(
-            rows, logps(model, [(r["prompt_ids"], r["completion_ids"]) for r in rows], pad), strict=True
-        )
-    ]
-    places = stratified(labels, step, seed)
-    other = mismatched([rows[i]["prompt_ids"] for i in places], step.micro_batch or step.batch)
-    ordered = [
-        {**scored[i], "KL_completion_ids": rows[places[j]]["completion_ids"]}
-        for i, j in zip(places, other, strict=True)
-    ]
-    crossed = logps(model, [(row["prompt_ids"], row["KL_completion_ids"]) for row in ordered], pad)
-    jsonl.write(
-        out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)]
-    )
-    counts = Counter(train=len(rows), dropped=len(left_out) + len(unwritable), desirable=sum(labels))
-    lengths = {side: histogram(len(row[f"{side}_ids"]) for row in every) for side in ("prompt", "completion")}
-    _card(out, preferences, data, {"train": lengths}, left_out, unwritable)
-    return _described(policy, preferences, list(TRAIN), counts, out)
+    card(out, preferences, data, lengths, left_out, unwritable)
+    return described(policy, preferences, splits, counts, out)
 
 
 def tokenise(
@@ -137,7 +77,7 @@ def tokenise(
     refused: list[Row] = []
     for line, one in enumerate(encode_each(tokenizer, found), 1):
         if isinstance(one, BadPolicy):
-            refused.append(_refused(line, one, found[line - 1][0]))
+            refused.append(refused_row(line, one, found[line - 1][0]))
             continue
         prompt, (chosen, rejected) = one
         row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
@@ -145,7 +85,7 @@ def tokenise(
         if size <= max_tokens:
             fit.append(row)
         else:
-            long.append(row | _named(line, size, found[line - 1][0]))
+            long.append(row | named_row(line, size, found[line - 1][0]))
     return fit, long, refused
 
 
@@ -155,20 +95,22 @@ def histogram(lengths: Iterable[int]) -> dict[str, int]:
     return {f"{2 ** (bits - 1) + 1 if bits else 0}–{2**bits}": bins[bits] for bits in sorted(bins)}
 
 
-def _too_long(metric: str, unit: str, data: Data) -> str:
+def too_long(metric: str, unit: str, data: Data) -> str:
+    """Say that no row is left of those that were to be scored."""
     return f"no {unit} of {metric} fits into data.max_tokens = {data.max_tokens}; raise it, or give shorter rows"
 
 
-def _named(line: int, size: int, prompt: list[Message]) -> Row:
+def named_row(line: int, size: int, prompt: list[Message]) -> Row:
     """Return by what a user finds a row that is too long: its line in the split's file, its tokens, its question."""
     return dict(zip(NAMED, (line, size, prompt[-1]["content"][:200]), strict=True))
 
 
-def _refused(line: int, why: BadPolicy, prompt: list[Message]) -> Row:
+def refused_row(line: int, why: BadPolicy, prompt: list[Message]) -> Row:
+    """Return by what a user finds a row that the chat template refuses, and why."""
     return {"line": line, "why": str(why), "prompt": prompt[-1]["content"][:200]}
 
 
-def _card(
+def card(
     out: Path,
     preferences: Preferences,
     data: Data,
@@ -176,6 +118,7 @@ def _card(
     left_out: list[Row],
     unwritable: list[Row],
 ) -> None:
+    """Write how many tokens the rows have, and which were left out."""
     card = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}
     dropped = {"dropped_as_too_long": len(left_out), "dropped_as_unwritable": len(unwritable)}
     (out / "card.json").write_text(json.dumps(card | dropped, indent=1))
@@ -183,9 +126,10 @@ def _card(
     jsonl.write(out / "unwritable.jsonl", unwritable)
 
 
-def _described(
+def described(
     policy: Policy, preferences: Preferences, splits: list[str], counts: Counter[str], out: Path
 ) -> Reference:
+    """Return the noun of what was written to `out`."""
     return Reference(
         path=out,
         digest=content_digest({split: file_digest(out / f"{split}.jsonl") for split in splits}),

@@ -242,21 +242,21 @@ def _no_dialogue(row: Fields, found: Format) -> bool:
     return _guessed(row, ("prompt",))["prompt"] != "…"
 
 
-def example(row: Fields, known: Format, method: str) -> Example:
-    """Read one row for DPO, or for KTO.
+def example(row: Fields, known: Format, paired: bool) -> Example:
+    """Read one row for a loss that compares pairs, or for one that learns from single answers, as KTO.
 
-    For KTO, both answers of a PKU row are taken by `is_response_i_safe`, where the metric is harmless and no label is
-    named; any other pair as one desirable and one undesirable answer.
+    For single answers, both answers of a PKU row are taken by `is_response_i_safe`, where the metric is harmless
+    and no label is named; any other pair as one desirable and one undesirable answer.
 
     Raises:
         Unusable: why the row is not used.
     """
     found = known.read(row, *known.columns)
     if isinstance(found, Judged):
-        if method != "kto":
+        if paired:
             raise Unusable('the row holds one answer, DPO needs two; use method = "kto" for unpaired data')
         return Example(None, [found])
-    if method != "kto":
+    if paired:
         return Example(found, [])
     if known.read is pku and row.metric == "harmless" and not row.label:
         told = [(row.text(f"response_{i}"), row.truth(f"is_response_{i}_safe")) for i in (0, 1)]

@@ -36,7 +36,7 @@ KEPT = "; all of them stand in "
 
 @stage("preferences.prepare", version=6)
 def prepare(
-    out: Path, sources: Sources, role: str, metric: str, method: str, label: str, limit: int, config: Data
+    out: Path, sources: Sources, role: str, metric: str, paired: bool, label: str, limit: int, config: Data
 ) -> Preferences:
     """Read, check, split and write the comparisons of one step to `out`.
 
@@ -46,6 +46,7 @@ def prepare(
 
     Args:
         role: which of the sources; also the key of the step in the recipe.
+        paired: whether the loss compares two answers; else it learns from single ones.
         label: the column with the index of the preferred answer, empty for the one that the metric names.
         limit: most lines of `train.jsonl`; 0 means all.
 
@@ -53,7 +54,7 @@ def prepare(
         BadData: the file is missing, empty, of another format, or has more bad rows than the recipe allows.
     """
     source = sources.file(role)
-    reading = _Reading(source, metric, method, label, config)
+    reading = _Reading(source, metric, paired, label, config)
     splits = {name: Split(out, name) for name in SPLITS}
     parts: dict[str, int] = {}
     fates = Fates(out, parts)
@@ -128,8 +129,8 @@ def split_of(prompt: list[Message], config: Data) -> str:
 class _Reading:
     """The rows of one file being read: their format, what was seen before, and what the data card tells."""
 
-    def __init__(self, source: Path, metric: str, method: str, label: str, config: Data) -> None:
-        self.source, self.metric, self.method, self.label, self.config = source, metric, method, label, config
+    def __init__(self, source: Path, metric: str, paired: bool, label: str, config: Data) -> None:
+        self.source, self.metric, self.paired, self.label, self.config = source, metric, paired, label, config
         self.format: Format | None = None
         self.known: dict[tuple[str, ...], Format] = {}
         self.bad: Counter[str] = Counter()
@@ -150,7 +151,7 @@ class _Reading:
         columns = tuple(row)
         known = self.known.get(columns) or format_of(fields, str(self.source), self.format)
         self.format, self.known[columns] = self.format or known, known
-        found = example(fields, known, self.method)
+        found = example(fields, known, self.paired)
         told: Sequence[Pair | Judged] = found.answers or [one for one in (found.pair,) if one]
         fresh = [one for one in told if _remember(one, self.seen, self.noted)]
         if not fresh:
@@ -175,7 +176,7 @@ class _Reading:
             "rows": sum(became.values()),
             "rows_became": became,
             "splits": lines,
-            "splits_hold": {"train": "answers" if self.method == "kto" else "pairs"} | dict.fromkeys(HELDOUT, "pairs"),
+            "splits_hold": {"train": "pairs" if self.paired else "answers"} | dict.fromkeys(HELDOUT, "pairs"),
             "over_the_limit": over,
             "quarantined": dict(self.bad),
             "duplicates": became.get(DUPLICATE, 0),

@@ -23,6 +23,11 @@ class Method(StrEnum):
     dpo = "dpo"
     kto = "kto"
 
+    @property
+    def paired(self) -> bool:
+        """Whether it compares two answers to one prompt; else it learns from single answers, good or bad."""
+        return self is not Method.kto
+
 
 class Schedule(StrEnum):
     """How the learning rate moves after warm-up."""

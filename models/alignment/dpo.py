@@ -1,0 +1,69 @@
+"""One step of SACPO: move a policy along one preference, anchored to the policy of the step before.
+
+    reward step   π_r       = dpo(reference = base, KL weight β,   comparisons by helpfulness)
+    safety step   π_{r+λg}  = dpo(reference = π_r,  KL weight β/λ, comparisons by harmlessness)      (eq. 11)
+
+TRL trains. What is ours: the reference is exactly the saved weights of the step before, its log-probs are computed
+once for the whole λ grid, and a run that breaks either stops with a sentence.
+"""
+
+from pathlib import Path
+
+from models.alignment.batching import order
+from models.alignment.trainer import Scored, adapter, arguments, finish, fit, start
+from models.artifacts import Policy, Reference
+from models.policy.shared_prompt import tokens
+from models.recipe import Compute, Step, kl_weight
+from models.stage import stage
+
+
+@stage("alignment.dpo", version=2)
+def train(
+    out: Path,
+    policy: Policy,
+    reference: Reference,
+    config: Step,
+    lambda_: float,
+    beta: float,
+    seed: int,
+    compute: Compute,
+) -> Policy:
+    """Train one policy by DPO from, and against, the policy of the step before (SACPO Algorithm 1).
+
+    Args:
+        policy: where training starts; must be the very policy that `reference` was computed with.
+        reference: tokenised pairs with log π_reference of both answers.
+        lambda_: the step's multiplier; the KL weight handed to DPO is β/λ.
+        out: gets weights, tokenizer, `progress.jsonl` and `probe.json`.
+
+    Raises:
+        BrokenInvariant: the reference is not the policy of the step before; log-probs moved on disk; NaN.
+        BadData: no pair to train on.
+    """
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from models.alignment.curve import TrainingMonitor
+
+    class StepDPO(Scored, DPOTrainer):  # type: ignore[misc]
+        """DPO on rows that already hold token ids and the reference's log-probs."""
+
+    model, tokenizer, rows = start(policy, reference, config, compute)
+    weight = kl_weight(beta, lambda_)
+    places = order([tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], config, seed)
+    curve = TrainingMonitor(out, config)
+    trainer = StepDPO(
+        model=model,
+        args=DPOConfig(
+            **arguments(config, len(places), seed, compute, out),
+            beta=weight,
+            max_length=None,
+            precompute_ref_log_probs=True,
+        ),
+        train_dataset=Dataset.from_list([rows[i] for i in places]),
+        processing_class=tokenizer,
+        callbacks=[curve],
+        peft_config=adapter(config),
+    )
+    fit(trainer, curve, compute, out)
+    return finish(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
