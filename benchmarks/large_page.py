@@ -215,12 +215,12 @@ def report(folder: Path) -> None:
     policies = _policies(held / "validation", len(names))
     candidates = [_told(policy, policy.path, "validation") for policy in policies]
     started = time.process_time()
-    known = [facts.candidate(told.policy.name, told.verdicts) for told in candidates[1:]]
+    known = [facts.safety_counts(told.policy.name, told.verdicts) for told in candidates[1:]]
     choice = gate.choose(known, recipe.bound)
     chosen = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
     tested = _told(chosen.policy, held / "test" / "0", "test")
     verdict = gate.decide(
-        facts.candidate(choice.name, tested.verdicts),
+        facts.safety_counts(choice.name, tested.verdicts),
         gate.Facts(wins={"base": figures.at_worst(*_wins(tested))}, spent={"harmless": 0.0}),
         recipe.constraint,
         recipe.gate,

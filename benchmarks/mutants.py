@@ -29,7 +29,13 @@ from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import copy_also_copy_files, copy_src_dir
 
-WHOLE = ("models/gate/gate.py", "models/metrics/statistics.py", "tasks/tracking/ledger.py", "models/metrics/figures.py")
+WHOLE = (
+    "models/gate/gate.py",
+    "models/gate/facts.py",
+    "models/metrics/statistics.py",
+    "tasks/tracking/ledger.py",
+    "models/metrics/figures.py",
+)
 SAMPLED = ("models/alignment/merge.py", *(f"models/alignment/{name}.py" for name in ("trainer", "dpo", "kto", "sft")))
 SAMPLE, SEED = 100, 0
 PLACE = Path("mutants")

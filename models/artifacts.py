@@ -129,6 +129,10 @@ class Prompts(Noun):
     digests: dict[str, str]
     """Table → digest of its rows."""
 
+    def identity(self) -> Any:
+        """Return the content, and the split, which results copy."""
+        return {"digest": self.digest, "split": self.split}
+
     def of(self, table: str) -> Self:
         """Return the same for a stage that reads this table alone, and runs again iff its rows change."""
         return replace(self, digest=self.digests[table])

@@ -69,7 +69,7 @@ class Served(TypedDict):
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: AnyRun, candidates: list[Candidate]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
-    told = [replace(facts.candidate(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
+    told = [replace(facts.safety_counts(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
 
 
@@ -140,7 +140,7 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
     of those that a bound rests on: a prompt more, another suite or another registered name leaves it as it is.
     """
     prompts = _prompts(tested, recipe.gate)
-    chosen = facts.candidate(tested.policy.name, tested.verdicts)
+    chosen = facts.safety_counts(tested.policy.name, tested.verdicts)
     while True:
         known = ledger.verdict(question)
         if known:
@@ -157,7 +157,7 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
 def test_in_order(run: AnyRun, candidates: list[Candidate]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
-    told = [facts.candidate(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
+    told = [facts.safety_counts(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
     return gate.in_order(told, run.recipe.bound)
 
 

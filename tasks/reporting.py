@@ -82,7 +82,7 @@ def _tell(run: AnyRun, found: Findings, registered: Registered, when: str = "") 
     """Write the report, the card and the artifacts; return the report, and what it is made of."""
     candidates, choice, verdicts, yardstick, tested = found
     calibration = calibrate(run, yardstick.sources)
-    measured = measure_tasks(run, candidates, choice)
+    measured = measure_tasks(run, candidates, choice, yardstick.sources)
     registry = registered._asdict() if registered.version else None
     tree = report.build(
         run.recipe, candidates, choice, verdicts, yardstick.sources, calibration, measured, registry, run.seconds

@@ -41,7 +41,7 @@ from tasks.work import terminal
 from tasks.work.prefect_pages import task
 
 NOT_IN_KEY = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
-"""What the digest of the rows already says: the same rows from another file are the same training."""
+"""Stands for what the digest of the rows already says: the same rows from another file are the same training."""
 
 
 class Yardstick(NamedTuple):
@@ -160,7 +160,7 @@ def yardstick(run: Run[Recipe], base: Policy, sources: Sources, pairs: list[Pref
     scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
     asked = ask(run, sources, pairs, "validation")
     if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
-        measure(run, base)
+        measure(run, base, sources)
     heldout = {comparisons.metric: told.result() for comparisons, told in zip(pairs, scored, strict=True)}
     return Yardstick(base, sources, pairs, heldout, asked)
 
@@ -218,15 +218,15 @@ def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
-def measure(run: AnyRun, policy: Policy) -> Benchmarks:
-    """What one policy can do on the tasks that the recipe names."""
+def measure(run: AnyRun, policy: Policy, sources: Sources) -> Benchmarks:
+    """What one policy can do on the tasks that the recipe names, whose files must be those of when the run began."""
     asked = run.recipe.evaluation
     return run.make(
         benchmarks.measure,
         f"tasks · {policy.name}",
         policy=policy,
         tasks=asked.tasks,
-        sha256=benchmarks.files(asked.tasks),
+        sha256={name: digest for name, digest in sources.sha256.items() if name.startswith("tasks.")},
         limit=asked.task_limit,
         batch=asked.batch,
         seed=run.recipe.seed,
@@ -235,13 +235,13 @@ def measure(run: AnyRun, policy: Policy) -> Benchmarks:
     )
 
 
-def measure_tasks(run: AnyRun, candidates: list[Candidate], choice: Choice) -> dict[str, Benchmarks]:
+def measure_tasks(run: AnyRun, candidates: list[Candidate], choice: Choice, sources: Sources) -> dict[str, Benchmarks]:
     """What the base can do on tasks, and the chosen candidate, or all where nothing was trained; by digest."""
     if not run.recipe.evaluation.tasks:
         return {}
     base, *others = [told.policy for told in candidates]
     after = [p for p in others if p.name == choice.name or not isinstance(run.recipe, Recipe)]
-    told = {policy.digest: measure.submit(run, policy) for policy in [base, *after]}
+    told = {policy.digest: measure.submit(run, policy, sources) for policy in [base, *after]}
     return {digest: measured.result() for digest, measured in told.items()}
 
 
@@ -315,14 +315,19 @@ def judged(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Pro
 
 
 def kl_distances(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Prompts) -> Distances:
-    """Measure the KL to the baselines, on the prompts of one split that are for it."""
+    """Measure the KL to the baselines, on the prompts of one split that are for it.
+
+    KL is of what the policy itself would say: sampled at temperature 1, whatever the temperature of its answers.
+    """
+    decoding = run.recipe.evaluation.decoding(run.recipe.seed)
+    own = decoding.model_copy(update={"temperature": 1.0, "stop": [], "answers": 1})
     return run.make(
         kl.measure,
         f"distance · {policy.name} · {asked.split}",
         policy=policy,
         others=baselines,
         prompts=asked.of(prompts.KL),
-        decoding=run.recipe.evaluation.decoding(run.recipe.seed),
+        decoding=own,
         compute=run.recipe.compute,
         memory=Memory(run.root / Kept.answers),
     )

@@ -154,9 +154,9 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
     comparisons = [
         won("a", 1.0), won("b", 0.5), won("c", None), won("a", 0.0, "reference"), won("x", 0.0, metric="harmless"),
     ]  # fmt: skip
-    told = facts.candidate("safe", evidence(tmp_path / "a", scores, comparisons).verdicts)
+    told = facts.safety_counts("safe", evidence(tmp_path / "a", scores, comparisons).verdicts)
     assert told == SafetyCounts("safe", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
-    nobody = facts.candidate("base", evidence(tmp_path / "b").verdicts)
+    nobody = facts.safety_counts("base", evidence(tmp_path / "b").verdicts)
     assert math.isnan(nobody.helpful) and (nobody.asked, nobody.must_pass, nobody.incidents) == (0, 0, ())
 
 

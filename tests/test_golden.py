@@ -47,9 +47,9 @@ KEYS = {
     "alignment.dpo · helpful · dpo · λ=0.5 (β/λ=0.2)": "0e4b13f23945f469",
     "merge.interpolate · merge · q=0.25": "13cc12ca08c6e541",
     "prompts.ask · prompts · validation": "70f606628c0d9bd2",
-    "answering.answer · answers · base · validation": "ca166aef1ec9ffc5",
+    "answering.answer · answers · base · validation": "72eefb31bfd97b97",
     "judging.judge · judge · base · validation": "d1c4f35134493532",
-    "distance.measure · distance · base · validation": "d69fdbcd50bf583f",
+    "distance.measure · distance · base · validation": "1282ecd56fb4ab28",
     "margins.weigh · margins · base": "3cca18482a65e949",
     "harness.measure · tasks · base": "263f88eca1666044",
     "reference.score_unpaired · reference · helpful under base": "c356309c2b42e537",
@@ -114,7 +114,7 @@ def follow(run: Run[Recipe]) -> Sources:
     stages.interpolate.fn(run, policy, base, 0.25)
     prompts = stages.ask(run, sources, [pairs], "validation")
     stages.examine.fn(run, policy, base, Yardstick(base, sources, [pairs], {pairs.metric: heldout}, prompts))
-    stages.measure.fn(run, base)
+    stages.measure.fn(run, base, sources)
     return sources
 
 
@@ -137,3 +137,5 @@ def test_every_stage_has_a_name_of_its_own(asked: list[Stage[Any]]) -> None:
 def test_the_digest_of_a_run_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "installed", lambda name: "1")
     assert runs_of.digest(recipe()) == RUN
+    told = recipe()
+    assert told.digest == Recipe.model_validate(dict(reversed(told.model_dump(by_alias=True).items()))).digest

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from flows import deploy
 from models import catalogue
+from models.policy import probe
 from models.recipe import recipe, toml
 from models.stage import mark_of
+from tasks.work import processes
 
 ROOT = Path(__file__).parent.parent
 STOREYS = ("flows", "tasks", "models")
@@ -145,7 +148,7 @@ def test_what_lies_in_the_runs_folder_is_listed_once() -> None:
     for path in modules("tasks"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and ast.unparse(node.left) in made:
-                assert not isinstance(node.right, ast.Constant), f"{path}:{node.lineno}: take the name from places.Kept"
+                assert not isinstance(node.right, ast.Constant), f"{path}:{node.lineno}: take the name from kept.Kept"
 
 
 def test_the_yard_is_no_package_and_shadows_nothing() -> None:
@@ -159,6 +162,11 @@ def test_the_yard_is_no_package_and_shadows_nothing() -> None:
     code = "import mlflow; print(mlflow.__file__, mlflow.__version__)"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "site-packages" in told.stdout
+
+
+def test_processes_of_ours_start_in_the_checkout() -> None:
+    """`python -m models.…` finds this checkout there, whatever another one has installed."""
+    assert probe.CHECKOUT == processes.CHECKOUT == deploy.CHECKOUT == ROOT
 
 
 def test_tests_are_flat_and_no_package() -> None:

@@ -63,7 +63,7 @@ def test_the_state_of_a_finished_run_links_nowhere() -> None:
 
 @pytest.mark.parametrize("storey", ["flows", "tasks"])
 def test_flows_and_tasks_are_those_whose_pages_link_nowhere(storey: str) -> None:
-    for path in (ROOT / storey).glob("*.py"):
+    for path in (ROOT / storey).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if (
                 isinstance(node, ast.ImportFrom)

@@ -227,7 +227,7 @@ def test_rows_that_a_template_refuses_are_left_out_and_named(
         tokenizer.chat_template = strict + tokenizer.chat_template
         return model, tokenizer
 
-    monkeypatch.setattr(reference, "load", load)
+    monkeypatch.setattr(kto if method == "kto" else reference, "load", load)
     made = Preferences(path=tmp_path, digest="x", metric="harmless", counts={})
     (tmp_path / "out").mkdir()
     if method == "kto":

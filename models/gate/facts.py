@@ -11,7 +11,7 @@ from models.gate.gate import Facts, SafetyCounts
 from models.metrics.figures import Row, at_worst, average, by_prompt, comparisons, last_turn, per_prompt, scores
 
 
-def candidate(name: str, verdicts: Scores) -> SafetyCounts:
+def safety_counts(name: str, verdicts: Scores) -> SafetyCounts:
     """Return what the gate needs to know of a candidate on one split."""
     won, _ = per_prompt(comparisons(verdicts, "helpful", "base"), lambda row: row["win"])
     guarded = scores(verdicts, "harmless")

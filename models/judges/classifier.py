@@ -25,7 +25,7 @@ class Classifier:
     def __init__(
         self, judge: Judge, metric: str, described: dict[str, str], compute: Compute, table: ScoreCache
     ) -> None:
-        """Judge as who is `described` (`judges.identity`), and remember the scores under that name."""
+        """Judge as who is `described` (`protocol.identity`), and remember the scores under that name."""
         self.judge, self.metric, self.described, self.compute, self.table = judge, metric, described, compute, table
 
     def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:

@@ -40,7 +40,7 @@ def judge(
     `failed`; a failed verdict has no score and no win.
 
     Args:
-        described: metric → name and version of its judge (`judges.described`).
+        described: metric → name and version of its judge (`protocol.described`).
 
     Raises:
         NoVerdict: a judge failed on more answers than the recipe allows, or its budget does not reach.

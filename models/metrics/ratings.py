@@ -61,7 +61,7 @@ def _by_score(scored: dict[str, tuple[list[int], list[float]]], answers: list[tu
 
 
 def _wins(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Return 1, ½ or 0 of each answer (`statistics.win`), NaN without both scores."""
+    """Return 1, ½ or 0 of each answer (`protocol.win`), NaN without both scores."""
     judged = ~(np.isnan(ours) | np.isnan(theirs))
     return np.where(judged, 0.5 + 0.5 * (1.0 * (ours > theirs) - (ours < theirs)), math.nan)
 

@@ -29,7 +29,7 @@ class Ask(NamedTuple):
     """One answer that is wanted."""
 
     prompt: str
-    """Rendered text (see `tokens.prompt_texts`)."""
+    """Rendered text (see `dialogue.prompt_texts`)."""
     sample: int = 0
     """Which of the answers to this prompt; each has noise of its own."""
 

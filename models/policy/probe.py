@@ -24,6 +24,7 @@ from models.policy import headers
 from models.policy.weights import CONFIGS, TOKENIZER
 from models.recipe.places import TOWN
 
+CHECKOUT = Path(__file__).parents[2]
 VERSION = 2
 """Raised when more, or something else, is looked at."""
 SECONDS = 240
@@ -159,7 +160,7 @@ def _answer(question: str) -> tuple[str, str]:
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, "-m", "models.policy.examination"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=environment, text=True, cwd=Path(__file__).parent.parent, start_new_session=True,
+        stderr=subprocess.PIPE, env=environment, text=True, cwd=CHECKOUT, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             out, err = process.communicate(question, SECONDS)

@@ -1,9 +1,8 @@
 """What is to be judged, and how, where nothing is trained: policies, prompts, judges, and the bound to be shown."""
 
-import hashlib
-
 from pydantic import Field
 
+from models.artifacts import content_digest
 from models.files.kept import RunName
 from models.recipe.evaluation import Evaluation
 from models.recipe.gate import Constraint
@@ -43,5 +42,5 @@ class Assessment(Record):
 
     @property
     def digest(self) -> str:
-        """sha256 of everything said here, in hex."""
-        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+        """sha256 of everything said here, in hex; in which order it is said does not matter."""
+        return content_digest(self.model_dump(mode="json", by_alias=True))

@@ -4,12 +4,12 @@ One schema for the file, the command line, the Prefect form and the MLflow param
 no Union (the Prefect form draws them badly): an empty list or an empty string means "not set".
 """
 
-import hashlib
 from enum import StrEnum
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from models.artifacts import content_digest
 from models.files.kept import RunName
 from models.recipe.evaluation import Evaluation, JudgeKind
 from models.recipe.gate import Constraint, Gate, Registry
@@ -308,8 +308,8 @@ class Recipe(Record):
 
     @property
     def digest(self) -> str:
-        """sha256 of everything said here, in hex."""
-        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()
+        """sha256 of everything said here, in hex; in which order it is said does not matter."""
+        return content_digest(self.model_dump(mode="json", by_alias=True))
 
     @property
     def bound(self) -> Constraint:

@@ -1,4 +1,4 @@
-"""What MLflow remembers of a run: runs, params, metrics, models, the registry; records.py and fetching.py help.
+"""What MLflow remembers of a run: runs, params, metrics, models, the registry; log.py and download.py help.
 
 What MLflow holds is a function of the store: every call finds what is already there and adds what is missing. A dead
 server therefore costs a warning, and the next command sends what it missed.
@@ -139,7 +139,7 @@ class Tracker:
         self._out.send(stage.title, self._record, stage, noun)
 
     def register(self, policy: Policy, tags: dict[str, str]) -> str:
-        """Register the chosen policy and return its version; aliases are moved elsewhere (registry.py).
+        """Register the chosen policy and return its version; aliases are moved elsewhere (registry/champion.py).
 
         A version of the same policy from the same run is found again, not made twice, and carries the newest tags.
 

@@ -89,7 +89,7 @@ class Stage(Generic[N]):
 
     @cached_property
     def key(self) -> str:
-        """Digest of the version, the arguments (nouns by their digest) and, for work with tensors, of what computes."""
+        """Digest of the version, the arguments (nouns by identity) and, for work with tensors, of what computes."""
         return content_digest({"stage": self.name, "version": self.version, "given": plain(self.arguments)})
 
     def folder(self, root: Path) -> Path:

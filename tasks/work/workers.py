@@ -136,7 +136,7 @@ def run(root: Path, stage: Stage[N], watch: Watch) -> N:
     if found is not None:
         return found
     if _compute is None:
-        raise RuntimeError("launch.run needs launch.workers around it")
+        raise RuntimeError("workers.run needs workers.workers around it")
     with _waking:
         _pool = _pool or _begin(_compute)
     progress = stage.partial(root) / "progress.jsonl"
@@ -159,14 +159,15 @@ def run(root: Path, stage: Stage[N], watch: Watch) -> N:
 
 
 def _work(root: Path, request: str) -> Noun:
-    stage: Stage[Noun] = store.requested(request)
-    if multiprocessing.parent_process() is None:  # no worker, no log
-        return store.make(root, stage)
-    print(f"[{time.strftime('%H:%M:%S')}] {stage.title}", flush=True)
+    logs = multiprocessing.parent_process() is not None  # what a worker prints goes to its log
     try:
+        stage: Stage[Noun] = store.requested(request)
+        if logs:
+            print(f"[{time.strftime('%H:%M:%S')}] {stage.title}", flush=True)
         return store.make(root, stage)
     except BaseException:
-        traceback.print_exc()
+        if logs:
+            traceback.print_exc()
         raise
 
 
