@@ -315,19 +315,14 @@ def judged(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Pro
 
 
 def kl_distances(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Prompts) -> Distances:
-    """Measure the KL to the baselines, on the prompts of one split that are for it.
-
-    KL is of what the policy itself would say: sampled at temperature 1, whatever the temperature of its answers.
-    """
-    decoding = run.recipe.evaluation.decoding(run.recipe.seed)
-    own = decoding.model_copy(update={"temperature": 1.0, "stop": [], "answers": 1})
+    """Measure the KL to the baselines, on the prompts of one split that are for it."""
     return run.make(
         kl.measure,
         f"distance · {policy.name} · {asked.split}",
         policy=policy,
         others=baselines,
         prompts=asked.of(prompts.KL),
-        decoding=own,
+        decoding=run.recipe.evaluation.decoding(run.recipe.seed).sampled(),
         compute=run.recipe.compute,
         memory=Memory(run.root / Kept.answers),
     )

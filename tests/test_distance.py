@@ -24,7 +24,7 @@ def sources(tmp_path: Path) -> Sources:
 def measured(policy: Policy, others: dict[str, Policy], sources: Sources, compute: Compute) -> list[jsonl.Row]:
     out = sources.path / "out"
     out.mkdir()
-    decoding, memory = Decoding(max_new_tokens=6, seed=0), Memory(sources.path / "answers.db")
+    decoding, memory = Decoding(max_new_tokens=6, seed=0).sampled(), Memory(sources.path / "answers.db")
     asked = sources.path / "asked"
     asked.mkdir()
     made = kl.measure(out, policy, others, ask(asked, sources, [], "test", 16, 64), decoding, compute, memory)

@@ -31,12 +31,14 @@ def measure(
     Writes `kl.jsonl`: suite and prompt as in `answers.jsonl`, tokens, and nats
     per answer to each of `others` that speaks in the same tokens; between policies of different vocabularies there is
     no KL.
+
+    Args:
+        decoding: `Decoding.sampled`, or this is no KL.
     """
     rows = list(jsonl.read(prompts.path / f"{ASKED}.jsonl"))
     turns = [messages(row["prompt"]) for row in rows]
-    sampled = decoding.model_copy(update={"temperature": 1.0, "stop": []})  # KL is of what the policy itself would say
-    own = own_model(policy, sampled, compute)
-    told = answered(policy, own, [(prompt, 0) for prompt in turns], sampled, compute, memory, out)
+    own = own_model(policy, decoding, compute)
+    told = answered(policy, own, [(prompt, 0) for prompt in turns], decoding, compute, memory, out)
     model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -224,6 +224,10 @@ class Decoding(Answering):
     seed: int
     """Of the noise that is drawn, the same for every candidate."""
 
+    def sampled(self) -> "Decoding":
+        """Return how a policy speaks by itself, which KL is about: one answer at temperature 1, to its own end."""
+        return self.model_copy(update={"temperature": 1.0, "stop": [], "answers": 1})
+
 
 class Evaluation(Answering):
     """How candidates answer, which prompts, and who judges them."""

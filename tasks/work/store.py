@@ -104,7 +104,7 @@ class Stage(Generic[N]):
         """Return the call as JSON, for a process that shares nothing with this one but the code."""
         hints = hints_of(self.does)
         arguments = {
-            name: TypeAdapter(hints[name]).dump_python(value, mode="json", by_alias=True)
+            name: TypeAdapter(hints[name]).dump_json(value, by_alias=True).decode()
             for name, value in self.arguments.items()
         }
         does = f"{self.does.__module__}:{self.does.__qualname__}"
@@ -117,9 +117,7 @@ def requested(request: str) -> Stage[Any]:
     does = resolve_name(call["does"])
     mark_of(does)
     hints = hints_of(does)
-    arguments = {
-        name: TypeAdapter(hints[name]).validate_json(json.dumps(value)) for name, value in call["arguments"].items()
-    }
+    arguments = {name: TypeAdapter(hints[name]).validate_json(text) for name, text in call["arguments"].items()}
     return Stage(does, call["title"], arguments)
 
 
