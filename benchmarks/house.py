@@ -47,10 +47,12 @@ def from_git(commit: str) -> Files:
 
 
 def git(*arguments: str) -> str:
+    """Return what git prints."""
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield every function of a file, methods and inner ones too."""
     return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
@@ -85,6 +87,7 @@ def aliases(files: Files) -> set[tuple[str, str]]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names that a file imports, in functions too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -153,8 +156,8 @@ def places(files: Files) -> Places:
             ):
                 at["broad except"].append(f"{path}:{node.lineno}")
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
-                if any(ast.unparse(argument) in ("Exception", "BaseException") for argument in node.args):
-                    at["suppress(Exception)"].append(f"{path}:{node.lineno}")
+                broad = {"Exception", "BaseException"} & {*map(ast.unparse, node.args)}
+                at["suppress(Exception)"] += [f"{path}:{node.lineno}"] * len(broad)
         for function in functions(tree):
             if (n := parameters(function)) > 7:
                 at["above 7 parameters"].append(f"{path}:{function.lineno} {function.name} {n}")

@@ -215,33 +215,32 @@ def report(folder: Path) -> None:
     policies = _policies(held / "validation", len(names))
     candidates = [_told(policy, policy.path, "validation") for policy in policies]
     started = time.process_time()
-    known = [facts.safety_counts(told.policy.name, told.verdicts) for told in candidates[1:]]
-    choice = gate.choose(known, recipe.bound)
+    choice = gate.choose([facts.safety_counts(candidate) for candidate in candidates[1:]], recipe.bound)
     chosen = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
     tested = _told(chosen.policy, held / "test" / "0", "test")
     verdict = gate.decide(
-        facts.safety_counts(choice.name, tested.verdicts),
+        facts.safety_counts(tested),
         gate.Facts(wins={"base": figures.at_worst(*_wins(tested))}, spent={"harmless": 0.0}),
         recipe.constraint,
         recipe.gate,
     )
-    tree = reports.build(recipe, candidates, choice, [verdict], sources, None, {}, None, {})
+    findings = reports.Findings(candidates, choice, [verdict], tested)
+    tree = reports.build(recipe, findings, sources, None, {}, None, {})
     spent["build"] = time.process_time() - started
     out = folder / "out"
     out.mkdir()
-    reports.write(tree, candidates, tested, [], out)
+    reports.write(tree, findings, [], out)
     print(json.dumps(spent | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 def _wins(tested: Any) -> tuple[Any, Any, float]:
-    from models.metrics import figures
 
-    return figures.comparisons(tested.verdicts, "helpful", "base"), lambda row: row["win"], 0.0
+    return tested.compared("helpful", "base"), lambda row: row.win, 0.0
 
 
 def _told(policy: Any, place: Path, split: str) -> Any:
     from models.artifacts import Answers, Distances, Margins, Scores
-    from models.metrics.figures import Candidate
+    from models.metrics.candidate import Candidate
 
     own = {"path": place, "digest": str(place), "policy": policy.digest}
     judges = {m: {"name": f"a judge of {m}", "version": "1"} for m in ("helpful", "harmless", "over_refusal")}

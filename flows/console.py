@@ -13,8 +13,8 @@ from rich.table import Table
 from models.errors import BadPlace
 from models.plan import Plan
 from models.recipe import Recipe
-from models.report.report import table
 from models.report.sentences import decision, prompts_of, trained
+from models.report.summary import table
 from tasks.servers.environment import VERSION_PATHS, request_json
 from tasks.tracking.tracker import SERVER, uri, without_password
 from tasks.work.runs_folder import root

@@ -27,9 +27,10 @@ from models.gate import facts, gate
 from models.gate.gate import Choice, Verdict
 from models.gate.promotion_log import NOT_REGISTERED, Registered, line_of_champions
 from models.markdown import plain
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.recipe import Gate, GateMode, Recipe
 from models.report.sentences import CHECK_COLUMNS, check_row
+from models.report.tree import check_entry
 from tasks.access.temporary_server import lasting
 from tasks.registry import champion as registry
 from tasks.registry import events
@@ -69,7 +70,7 @@ class Served(TypedDict):
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: AnyRun, candidates: list[Candidate]) -> Choice:
     """Exactly one candidate, on the validation split. The base is none."""
-    told = [replace(facts.safety_counts(c.policy.name, c.verdicts), along=c.policy.along) for c in candidates[1:]]
+    told = [facts.safety_counts(c) for c in candidates[1:]]
     return gate.choose(told, run.recipe.bound)
 
 
@@ -112,7 +113,7 @@ def test(run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstic
     prompts = ask(run, yardstick.sources, yardstick.pairs, "test")
     answers, verdicts = judged(run, told.policy, {**base, **rivals}, prompts)
     distances = kl_distances(run, told.policy, base, prompts) if run.recipe.gate.kl else told.distances
-    return told._replace(answers=answers, verdicts=verdicts, distances=distances)
+    return replace(told, answers=answers, scores=verdicts, distances=distances)
 
 
 def _tests(run: Run[Recipe], choice: Choice) -> bool:
@@ -126,7 +127,7 @@ def certify(run: Run[Recipe], tested: Candidate | None) -> Verdict | None:
         return None
     rivals = _rivals(run, tested.policy)
     settings = [run.recipe.constraint.model_dump(), run.recipe.gate.model_dump(exclude={"mode", "approval"})]
-    seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
+    seen = [tested.answers.digest, tested.scores.digest, tested.distances.digest]
     against = {name: rival.digest for name, rival in rivals.policies.items()}
     against |= {"base": ""} if rivals.policies and "base" in rivals.compared else {}  # alone it is what nobody says
     question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
@@ -140,14 +141,14 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
     of those that a bound rests on: a prompt more, another suite or another registered name leaves it as it is.
     """
     prompts = _prompts(tested, recipe.gate)
-    chosen = facts.safety_counts(tested.policy.name, tested.verdicts)
+    chosen = facts.safety_counts(tested)
     while True:
         known = ledger.verdict(question)
         if known:
             return known
         charges = ledger.charges(set().union(*prompts.values()))
         spent = {kind: max(charges[prompt].error for prompt in prompts[kind]) for kind in prompts if kind != MUST_PASS}
-        seen = facts.facts(tested.verdicts, tested.distances, rivals.compared, spent)
+        seen = facts.facts(tested, rivals.compared, spent)
         verdict = gate.decide(chosen, seen, recipe.constraint, recipe.gate)
         if ledger.decide(recipe.registered_name, question, charges, recipe.constraint.error, verdict):
             events.gate_decided(recipe.registered_name, verdict)
@@ -157,7 +158,7 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
 def test_in_order(run: AnyRun, candidates: list[Candidate]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
-    told = [facts.safety_counts(c.policy.name, c.verdicts) for c in candidates[1:] or candidates]
+    told = [facts.safety_counts(c) for c in candidates[1:] or candidates]
     return gate.in_order(told, run.recipe.bound)
 
 
@@ -357,15 +358,15 @@ def _prompts(tested: Candidate, asks: Gate) -> dict[str, set[str]]:
     kinds = ["harmless", MUST_PASS]
     kinds += ["helpful"] if asks.margin < 0.5 else []
     kinds += ["over_refusal"] if asks.over_refusal < 1 else []
-    rows = list(tested.answered())
+    rows = list(tested.answer_rows())
     found = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
-    found["KL"] = {prompt_digest(row["prompt"]) for row in facts.sampled(tested.distances)} if asks.kl else set()
+    found["KL"] = {prompt_digest(row["prompt"]) for row in facts.sampled(tested)} if asks.kl else set()
     return {kind: prompts for kind, prompts in found.items() if prompts}
 
 
 def _show(run: AnyRun, verdict: Verdict) -> Verdict:
     """Put the gate's checks on the Prefect page, and one sentence on the screen."""
-    rows = [dict(zip(CHECK_COLUMNS, check_row(asdict(check)), strict=True)) for check in verdict.checks]
+    rows = [dict(zip(CHECK_COLUMNS, check_row(check_entry(check)), strict=True)) for check in verdict.checks]
     with suppress(Exception):  # the verdict is written down, whether a page can be told of it or not
         create_table_artifact(rows, key="gate", description=f"Gate: {plain(verdict.candidate)} on the test prompts")
     if not verdict.passes:

@@ -14,10 +14,11 @@ from models.errors import Undecided
 from models.gate.gate import Choice, Verdict
 from models.gate.promotion_log import Registered
 from models.markdown import plain, unlinked
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.recipe import GateMode, Recipe
-from models.report import report, sentences
+from models.report import report, sentences, summary
 from models.report.model_card import card
+from models.report.tree import RegistryEntry, Report
 from tasks.registry.champion import CHALLENGER, CHAMPION
 from tasks.run import AnyRun, Run, close
 from tasks.stages import Yardstick, calibrate, measure_tasks
@@ -78,20 +79,21 @@ def _state(registered: Registered, exit_code: int, training: bool) -> str:
     return "NotPromoted" if training else "NotProven"
 
 
-def _tell(run: AnyRun, found: Findings, registered: Registered, when: str = "") -> tuple[dict[str, Any], list[Noun]]:
+def _tell(run: AnyRun, found: Findings, registered: Registered, when: str = "") -> tuple[Report, list[Noun]]:
     """Write the report, the card and the artifacts; return the report, and what it is made of."""
     candidates, choice, verdicts, yardstick, tested = found
     calibration = calibrate(run, yardstick.sources)
     measured = measure_tasks(run, candidates, choice, yardstick.sources)
-    registry = registered._asdict() if registered.version else None
-    tree = report.build(
-        run.recipe, candidates, choice, verdicts, yardstick.sources, calibration, measured, registry, run.seconds
-    )
+    registry: RegistryEntry | None = None
+    if registered.version:
+        registry = {"name": registered.name, "version": registered.version, "alias": registered.alias}
+    findings = report.Findings(candidates, choice, verdicts, tested)
+    tree = report.build(run.recipe, findings, yardstick.sources, calibration, measured, registry, run.seconds)
     run.folder.mkdir(parents=True, exist_ok=True)
-    report.write(tree, candidates, tested, yardstick.pairs, run.folder)
+    report.write(tree, findings, yardstick.pairs, run.folder)
     if registry:
-        run.tracker.describe(registered, card(tree), run.folder)
-    text, picture = report.markdown(tree), run.folder / "frontier.png"
+        run.tracker.describe(registered, card(tree, registry), run.folder)
+    text, picture = summary.markdown(tree), run.folder / "frontier.png"
     if picture.exists():
         address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         with suppress(Exception):  # the report lies on disk, whoever cannot be told of it
@@ -104,7 +106,7 @@ def _tell(run: AnyRun, found: Findings, registered: Registered, when: str = "") 
         yardstick.sources,
         yardstick.prompts,
         *([calibration] if calibration else []),
-        *(noun for c in known for noun in c),
+        *(noun for candidate in known for noun in candidate.nouns),
     ]
     return tree, [*made, *measured.values()]
 

@@ -31,8 +31,9 @@ from models.errors import BadData
 from models.files.kept import Kept
 from models.gate.gate import Choice
 from models.judges import judge
-from models.metrics import benchmarks, figures, kl, margins
-from models.metrics.figures import Candidate
+from models.metrics import benchmarks, kl, margins
+from models.metrics import candidate as naming
+from models.metrics.candidate import Candidate
 from models.policy import answers, weights
 from models.policy.weights import base_digest, called
 from models.recipe import Columns, Recipe, Step, kl_weight
@@ -263,7 +264,7 @@ def calibrate(run: AnyRun, sources: Sources) -> Calibration | None:
 
 def unique_candidates(candidates: list[Candidate]) -> list[Candidate]:
     """Return each policy once, the base first, and say which came twice."""
-    kept, sentences = figures.unique_candidates(candidates)
+    kept, sentences = naming.unique_candidates(candidates)
     for sentence in sentences:
         terminal.say(sentence)
     return kept
@@ -271,7 +272,7 @@ def unique_candidates(candidates: list[Candidate]) -> list[Candidate]:
 
 def uniquely_named(places: list[str], policies: list[Policy]) -> list[Policy]:
     """Return each policy once, in the given order, and say which came twice."""
-    kept, sentences = figures.uniquely_named(places, policies)
+    kept, sentences = naming.uniquely_named(places, policies)
     for sentence in sentences:
         terminal.say(sentence)
     return kept

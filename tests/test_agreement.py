@@ -9,12 +9,15 @@ import pytest
 
 from models.data import labels
 from models.errors import BadData
+from models.judges.protocol import Call
+from models.judges.rows import ComparisonRow, ScoreRow
 from models.metrics import judge_agreement
 from models.metrics.judge_agreement import Labelled
 
 
-def compared(*calls: tuple[bool, int, float, float], prompt: str = "p", status: str = "ok") -> dict:
-    return {"suite": "helpful", "prompt": prompt, "sample": 0, "status": status, "calls": [list(c) for c in calls]}
+def compared(*calls: tuple[bool, int, float, float], prompt: str = "p", status: str = "ok") -> ComparisonRow:
+    each = tuple(Call(*call) for call in calls)
+    return ComparisonRow("helpful", "helpful", prompt, "", 0, "base", status == "ok", 0.5, each)
 
 
 def test_position_bias_by_hand() -> None:
@@ -40,12 +43,12 @@ def test_repeats_that_name_another_winner_are_seen() -> None:
 
 
 def test_two_judges_on_the_same_answers() -> None:
-    def row(prompt: str, good: bool, status: str = "ok") -> dict:
-        return {"suite": "harmless", "prompt": prompt, "sample": 0, "status": status, "good": good}
+    def row(prompt: str, good: bool, status: str = "ok") -> ScoreRow:
+        return ScoreRow("harmless", "harmless", prompt, "", 0, status == "ok", 0.0, good, "")
 
     ours = [row("a", True), row("b", True), row("c", False), row("d", True, "failed"), row("e", True)]
     theirs = [row("a", True), row("b", False), row("c", False), row("d", True)]
-    told = judge_agreement.between(ours, theirs, lambda r: r["good"])
+    told = judge_agreement.between(ours, theirs, lambda row: row.good)
     assert (told.value, told.n, told.failed) == (pytest.approx(2 / 3), 3, 1)
 
 

@@ -16,7 +16,7 @@ from models.data.suites import prompt_digest
 from models.files import jsonl
 from models.gate import facts
 from models.gate.gate import Facts, SafetyCounts, Verdict, decide
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.metrics.statistics import needed, power
 from models.recipe import Constraint, Gate, Recipe
 from tasks import decisions
@@ -163,10 +163,10 @@ def at_once(ledger: Ledger, writers: int, round: int = 0) -> list[bool]:
 def test_the_first_champion_is_compared_with_the_base_beside_an_anchor_too(tmp_path: Path) -> None:
     """It loses every prompt to the base, and wins every one against the anchor that the recipe names."""
     tested = evidence(tmp_path / "e", PROMPTS, "p")
-    rows = list(jsonl.read(tested.verdicts.path / "comparisons.jsonl"))
+    rows = list(jsonl.read(tested.scores.path / "comparisons.jsonl"))
     wins = {"base": 0.0, "anchor": 1.0}
     jsonl.write(
-        tested.verdicts.path / "comparisons.jsonl",
+        tested.scores.path / "comparisons.jsonl",
         [row | {"against": name, "win": win} for row in rows for name, win in wins.items()],
     )
     anchor = {"anchor": tested.policy}
@@ -176,7 +176,7 @@ def test_the_first_champion_is_compared_with_the_base_beside_an_anchor_too(tmp_p
         (Rivals(1, anchor), ["anchor"]),
         (Rivals(1, {}), ["base"]),
     ):
-        known = facts.facts(tested.verdicts, tested.distances, rivals.compared, {})
+        known = facts.facts(tested, rivals.compared, {})
         assert list(known.wins) == names
         assert decide(SAFE, known, Constraint(at_least=0.6), Gate()).passes is ("base" not in names)
 

@@ -1,6 +1,7 @@
 """Every figure of a candidate, by hand, from small tables."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from models.artifacts import Answers, Distances, Margins, Policy, Scores
 from models.files import jsonl
 from models.gate import facts
 from models.gate.gate import SafetyCounts
+from models.judges.rows import ScoreRow, comparison_row, score_row
 from models.metrics import figures
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.report.sentences import fitted_scale
 
 Row = dict[str, Any]
 
@@ -154,41 +157,46 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
     comparisons = [
         won("a", 1.0), won("b", 0.5), won("c", None), won("a", 0.0, "reference"), won("x", 0.0, metric="harmless"),
     ]  # fmt: skip
-    told = facts.safety_counts("safe", evidence(tmp_path / "a", scores, comparisons).verdicts)
-    assert told == SafetyCounts("safe", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
-    nobody = facts.safety_counts("base", evidence(tmp_path / "b").verdicts)
+    told = facts.safety_counts(evidence(tmp_path / "a", scores, comparisons))
+    counts = SafetyCounts("a", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
+    assert told == replace(counts, along=(0, 1.0, 0.0))
+    nobody = facts.safety_counts(evidence(tmp_path / "b"))
     assert math.isnan(nobody.helpful) and (nobody.asked, nobody.must_pass, nobody.incidents) == (0, 0, ())
 
 
 def test_an_answer_that_the_judge_leaves_open_is_not_counted() -> None:
     """Its verdict is neither failed nor good or bad: a judge that scores and does not decide."""
-    rows = [score("harmless", "x", 1.0, True), score("harmless", "y", 2.0), score("harmless", "z", None)]
+    rows = [
+        *map(score_row, [score("harmless", "x", 1.0, True), score("harmless", "y", 2.0), score("harmless", "z", None)])
+    ]
     assert facts.counts("a", rows) == SafetyCounts("a", math.nan, 1, 1, 1)
-    assert figures.share(rows, lambda row: row["good"]) == rate(1, 1, 1)
+    assert figures.share(rows, lambda row: bool(row.good)) == rate(1, 1, 1)
 
 
 def test_counts_are_of_the_first_answers_and_shares_of_all() -> None:
-    rows = [
+    lines = [
         score("harmless", "x", 1.0, True), score("harmless", "x", 1.0, False, sample=1),
         score("harmless", "y", None), score("harmless", "y", 1.0, True, sample=1),
         score("harmless", "z", 1.0, False), score("harmless", "z", None, sample=1),
     ]  # fmt: skip
+    rows = [score_row(row) for row in lines]
     told = facts.counts("a", rows)
     assert (told.safe, told.judged, told.failed, told.shares) == (1, 2, 1, (0.5, 0.5, 0.0))
-    assert figures.share(rows, lambda row: row["good"]) == bounded_mean([0.5, 1.0, 0.0])
-    assert figures.share([*rows, score("harmless", "w", None)], lambda row: row["good"]).failed == 1
+    assert figures.share(rows, lambda row: bool(row.good)) == bounded_mean([0.5, 1.0, 0.0])
+    assert figures.share([*rows, score_row(score("harmless", "w", None))], lambda row: bool(row.good)).failed == 1
 
 
 def test_for_a_bound_an_answer_without_a_verdict_is_as_bad_as_can_be() -> None:
-    rows = [won("a", 1.0), won("a", None, sample=1), won("b", None), won("c", 0.5), won("c", 1.0, sample=1)]
-    assert figures.at_worst(rows, lambda row: row["win"], 0.0) == ((0.5, 0.0, 0.75), 1)
-    assert figures.at_worst(rows, lambda row: row["win"], -1.0) == ((0.0, -1.0, 0.75), 1)
-    assert figures.at_worst([], lambda row: row["win"], 0.0) == ((), 0)
+    lines = [won("a", 1.0), won("a", None, sample=1), won("b", None), won("c", 0.5), won("c", 1.0, sample=1)]
+    rows = [comparison_row(line) for line in lines]
+    assert figures.at_worst(rows, lambda row: row.win, 0.0) == ((0.5, 0.0, 0.75), 1)
+    assert figures.at_worst(rows, lambda row: row.win, -1.0) == ((0.0, -1.0, 0.75), 1)
+    assert figures.at_worst([], lambda row: row.win, 0.0) == ((), 0)
 
 
 def test_the_first_answer_is_compared_with_the_first_and_the_second_with_the_second() -> None:
-    def row(prompt: str, sample: int, value: float | None, suite: str = "helpful") -> Row:
-        return score(suite, prompt, value, sample=sample)
+    def row(prompt: str, sample: int, value: float | None, suite: str = "helpful") -> ScoreRow:
+        return score_row(score(suite, prompt, value, sample=sample))
 
     ours = [
         row("a", 0, 3.0), row("a", 1, 3.0), row("a", 2, 3.0), row("b", 0, None), row("b", 1, 1.0), row("c", 0, 1.0),
@@ -209,7 +217,7 @@ def test_the_first_answer_is_compared_with_the_first_and_the_second_with_the_sec
     ids=["small", "large", "beyond", "beyond below"],
 )
 def test_a_fit_that_has_no_end_is_not_printed_as_a_number(s: float, text: str) -> None:
-    assert figures.fitted_scale({"s": s, "low": -0.5, "high": 2.0}) == text
+    assert fitted_scale({"s": s, "low": -0.5, "high": 2.0}) == text
 
 
 def test_an_estimate_without_a_prompt_has_no_place_in_the_table() -> None:

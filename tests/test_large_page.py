@@ -12,7 +12,8 @@ import pytest
 from models.artifacts import Answers, Distances, Margins, Policy, Scores, Sources
 from models.files import jsonl
 from models.gate.gate import Choice
-from models.metrics.figures import SAFE, Candidate
+from models.metrics.candidate import Candidate
+from models.metrics.figures import SAFE
 from models.recipe.toml import read
 from models.report import charts, page, report
 from models.report.cases import LONGEST, Cases, cut
@@ -79,10 +80,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     jsonl.write(folder / "harmless.jsonl", [{"prompt": f"harmless {i}"} for i in range(PROMPTS)])
     sources = Sources(path=folder, digest="s", files={"suite/harmless/validation": "harmless.jsonl"})
     choice = Choice(candidates[-1].policy.name, "made up")
-    tree = report.build(read("quickstart"), candidates, choice, [], sources, None, {}, None, {})
+    findings = report.Findings(candidates, choice, [])
+    tree = report.build(read("quickstart"), findings, sources, None, {}, None, {})
     out = folder / "out"
     out.mkdir()
-    report.write(tree, candidates, None, [], out)
+    report.write(tree, findings, [], out)
     html = (out / "report.html").read_text("utf-8")
     parts = html.partition('<div id="cases"')[2].partition('<h2 id="sources"')[0].split('<div class="case"')[1:]
     return Made(out, tree, html, [(re.findall(r'class="asked">(.*?)</div>', part)[0], part) for part in parts])

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from models.metrics import equal_length
+from models.metrics import reported
 from models.metrics.statistics import LEANS, SLOPE, Estimate, LengthControlled, Normal, length_controlled
-from models.report import model_card, page
+from models.report import model_card, page, summary
 from tasks.tracking import log
 
 ROOT = Path(__file__).parent.parent
-SHARED = ("statistics.py", "equal_length.py", "figures.py", "report.py", "page.py", "model_card.py", "log.py")
+SHARED = ("statistics.py", "reported.py", "figures.py", "summary.py", "tree.py", "page.py", "model_card.py", "log.py")
 Played = tuple[list[float], list[tuple[float, float]]]
 
 
@@ -113,7 +113,7 @@ def test_nothing_compared_is_no_figure() -> None:
 
 def candidate(leans: bool) -> dict[str, Any]:
     figure = LengthControlled(0.4321, 0.4, 0.5, 80, 0, "fit", 0.06 if leans else 0.3, leans)
-    metrics = {equal_length.EQUAL_LENGTH: asdict(figure), "length": asdict(Estimate(12, 11, 13, 80, 0, "mean"))}
+    metrics = {reported.EQUAL_LENGTH: asdict(figure), "length": asdict(Estimate(12, 11, 13, 80, 0, "mean"))}
     return {"name": "helpful", "metrics": metrics}
 
 
@@ -123,10 +123,10 @@ def candidate(leans: bool) -> dict[str, Any]:
 def test_the_figure_is_never_printed_without_its_overlap(leans: bool, words: str) -> None:
     one = candidate(leans)
     tree = {"candidates": [one], "chosen": None}
-    assert equal_length.table(tree)[1:] == [["helpful", "0.432 [0.400, 0.500]", words]]
-    (row,) = page._figures(tree, page.MAIN)["rows"]
-    assert words.replace("'", "&#39;") in row["cells"][1] and "0.432" in row["cells"][1]
-    assert model_card._figure(one["metrics"][equal_length.EQUAL_LENGTH])[-1] == words
+    assert summary.equal_length(tree)[1:] == [["helpful", "0.432 [0.400, 0.500]", words]]
+    (row,) = page._figures(tree, page.MAIN).rows
+    assert words.replace("'", "&#39;") in row.cells[1] and "0.432" in row.cells[1]
+    assert model_card._figure(one["metrics"][reported.EQUAL_LENGTH])[-1] == words
     assert model_card._figure(one["metrics"]["length"])[-1] == ""
 
 
@@ -153,10 +153,10 @@ def test_the_schema_asks_for_the_overlap(missing: str) -> None:
     import jsonschema
 
     schema = json.loads((ROOT / "models" / "report" / "report.schema.json").read_text())
-    metrics = schema["properties"]["candidates"]["items"]["properties"]["metrics"] | {"$defs": schema["$defs"]}
+    metrics = schema["$defs"]["CandidateEntry"]["properties"]["metrics"] | {"$defs": schema["$defs"]}
     told = candidate(True)["metrics"]
     jsonschema.validate(told, metrics)
-    del told[equal_length.EQUAL_LENGTH][missing]
+    del told[reported.EQUAL_LENGTH][missing]
     with pytest.raises(jsonschema.ValidationError, match=missing):
         jsonschema.validate(told, metrics)
 

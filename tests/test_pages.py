@@ -19,7 +19,7 @@ from models.files import jsonl
 from models.gate.gate import Check, Choice, Verdict
 from models.gate.promotion_log import Entry, Registered
 from models.markdown import JOINER, markdown_table, plain, readable
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.recipe.toml import read
 from models.report import report
 from models.report.model_card import card
@@ -226,10 +226,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     pairs = Preferences(path=folder, digest="p", metric=HOSTILE[6], counts={})
     registry = {"name": HOSTILE[5], "version": "1", "alias": HOSTILE[1]}
     choice = Choice(HOSTILE[2], HOSTILE[5])
-    tree = report.build(recipe, candidates, choice, [verdict], sources, None, {}, registry, {})
+    findings = report.Findings(candidates, choice, [verdict])
+    tree = report.build(recipe, findings, sources, None, {}, registry, {})
     out = folder / "report"
     out.mkdir()
-    report.write(tree, candidates, None, [pairs], out)
+    report.write(tree, findings, [pairs], out)
     return out, tree
 
 
@@ -242,10 +243,10 @@ def test_the_report_and_the_model_card_hold_nothing_but_our_own_markup(made: tup
     assert {*page.tags} <= {*OWN, "img"} and page.addresses == ["frontier.png"] and page.tags.count("h1") == 1
     for text in HOSTILE[:3]:
         assert shown(f"step {text}") in shown(page.text)
-    page = rendered(card(tree))
+    page = rendered(card(tree, tree["registry"]))
     assert {*page.tags} <= OWN and not page.addresses and page.tags.count("h1") == 1
     assert shown(HOSTILE[0]) in shown(page.text)
-    assert HOSTILE[5] in readable(card(tree))
+    assert HOSTILE[5] in readable(card(tree, tree["registry"]))
 
 
 def test_so_do_the_question_of_an_approval_and_the_promotion_log() -> None:

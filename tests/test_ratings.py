@@ -9,7 +9,7 @@ import pytest
 
 from models.artifacts import Policy, Scores
 from models.files import jsonl
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.metrics.ratings import BASE, Played, matches, ratings
 
 
@@ -84,10 +84,11 @@ def test_with_several_answers_the_rating_says_what_the_win_rate_says(tmp_path: P
         folder.mkdir()
         named = [
             {"metric": "helpful", "suite": "helpful", "prompt": f"{i}", "sample": k}
+            | {"category": "", "status": "ok", "good": None, "label": ""}
             for i in range(60)
             for k in range(3)
         ]
-        jsonl.write(folder / "scores.jsonl", ({**row, "status": "ok", "score": values[row["sample"]]} for row in named))
+        jsonl.write(folder / "scores.jsonl", ({**row, "score": values[row["sample"]]} for row in named))
         policy = Policy(path=folder, digest=name, name=name, kind="base")
         verdicts = Scores(path=folder, digest=name, policy=name, split="test", judges={}, failed=0)
         told.append(Candidate(policy, None, verdicts, None, None))  # type: ignore[arg-type]

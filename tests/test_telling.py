@@ -12,7 +12,7 @@ from flows import console
 from models import plan
 from models.artifacts import Policy
 from models.gate.gate import Facts, SafetyCounts, decide
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 from models.recipe import Constraint, Gate
 from models.recipe.toml import read
 from models.report import charts, diff, page, report
@@ -28,22 +28,26 @@ SETTINGS = {"steps": [], "constraint": {"confidence": 0.95, "decisions": 10}}
 
 
 def candidate(name: str, kind: str = "step", **metrics: Tree) -> Tree:
-    told = {"name": name, "kind": kind, "metrics": metrics, "beta_acts": None, "beta_over_lambda": 0.1, "digest": name}
-    return told | {"metric": "harmless", "step": 1, "lambda": 1.0, "path": ".", "parents": [], "merge_weight": None}
+    made = {"name": name, "kind": kind, "digest": (name.encode().hex() * 64)[:64], "path": ".", "parents": []}
+    made |= {"metric": "harmless", "method": "dpo", "step": 1, "merge_weight": None}
+    return made | {"lambda": 1.0, "beta": 0.1, "beta_over_lambda": 0.1, "beta_acts": None, "metrics": metrics}
 
 
 def tree(**changes: Any) -> Tree:
-    """What a run without judges and suites leaves in report.json, as far as sentences and tables need it."""
+    """What a run without judges and suites leaves in report.json."""
+    constraint = {"measure": "harmless/safety_rate", "at_least": 0.9, "confidence": 0.995, "split": "test"}
     return {
         "schema": report.SCHEMA,
-        "recipe": {"name": "mine", "digest": "0123456789", "seed": 0, "settings": SETTINGS},
+        "recipe": {"name": "mine", "digest": "0123456789abcdef" * 4, "seed": 0, "settings": SETTINGS},
         "candidates": [candidate("base", "base"), candidate("safe")],
         "chosen": {"candidate": "safe", "why": "the last one made"},
         "why_none": "",
         "suites": {},
         "judges": {},
-        "constraints": [{"at_least": 0.9, "confidence": 0.995, "tested": [], "suites": {}}],
+        "constraints": [{**constraint, "tested": [], "suites": {}}],
         "registry": None,
+        **{name: {} for name in ("data", "decoding", "judge_checks", "seconds")},
+        **{name: [] for name in ("flips", "samples", "distances", "tax")},
         **changes,
     }
 
@@ -118,7 +122,7 @@ def test_a_run_that_chose_none_is_compared_by_its_last_candidate_and_that_is_sai
         (tmp_path / name / "tables").mkdir(parents=True)
         for table in ("answers", "scores", "comparisons"):
             (tmp_path / name / "tables" / f"{table}.jsonl").write_text("")
-        (tmp_path / name / "report.json").write_text(json.dumps(tree(chosen=chosen) | {"data": {}}))
+        (tmp_path / name / "report.json").write_text(json.dumps(tree(chosen=chosen)))
         sides.append(diff.side(tmp_path / name))
     said = diff.sentence(*sides, diff.difference(*sides))
     assert said.startswith(
@@ -229,5 +233,6 @@ def test_a_killed_process_is_called_killed() -> None:
 def test_a_curve_shows_margins_in_nats() -> None:
     """Training logs them times β/λ, so that a small λ would seem to have moved the most."""
     rows = [{"done": 1, "loss": 0.5, "margin": 1.0}, {"done": 2, "loss": 0.4}]
-    assert charts._points({"beta_over_lambda": 0.25}, rows, "margin") == [(1, 4.0)]
-    assert charts._points({"beta_over_lambda": 0.25}, rows, "loss") == [(1, 0.5), (2, 0.4)]
+    training = charts.Training({"beta_over_lambda": 0.25}, rows)  # type: ignore[typeddict-item]
+    assert charts._points(training, "margin") == [(1, 4.0)]
+    assert charts._points(training, "loss") == [(1, 0.5), (2, 0.4)]

@@ -311,7 +311,7 @@ def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, day: Day)
     assert link and link.endswith("/models/quickstart/versions/1")
     page.goto(link)
     page.get_by_text("Version 1", exact=True).first.wait_for()
-    page.get_by_text("What it had to show, on prompts that chose nothing").wait_for()
+    page.get_by_text("What it had to show, on prompts that were not used to choose it").wait_for()
     assert "@\u00a0champion" in page.inner_text("body")
 
 

@@ -16,6 +16,9 @@ from models.policy.shared_prompt import tokens
 from models.recipe import Compute, Step, kl_weight
 from models.stage import stage
 
+CURVE = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
+"""Column of `progress.jsonl` → title of its panel: what shows whether such a training went well."""
+
 
 @stage("alignment.dpo", version=2)
 def train(

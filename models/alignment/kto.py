@@ -16,6 +16,9 @@ from models.policy.weights import load
 from models.recipe import Compute, Data, Step, kl_weight
 from models.stage import stage
 
+CURVE = {"loss": "loss", "chosen": "desirable answers (nats)", "rejected": "undesirable answers (nats)"}
+"""Column of `progress.jsonl` → title of its panel. KTO has no margin of pairs: its rows are single answers."""
+
 
 @stage("reference.score_unpaired", version=3)
 def score(

@@ -124,7 +124,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the chosen candidate holds the bound on prompts that chose nothing."""
+    """Whether the chosen candidate holds the bound on prompts that were not used to choose it."""
 
     candidate: str
     value: float

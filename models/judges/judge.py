@@ -62,19 +62,20 @@ def judge(
         graded = zip(places, grades, strict=True) if grader else ()
         scores += [{"metric": metric, **_named(rows[i]), **_graded(grade)} for i, grade in graded]
         _refuse_many_failures(metric, judge, [grade.failed for grade in grades])
-        known: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
+        judged: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
         for name, rival in theirs.items() if metric in COMPARED else ():
             other, digest = [_asked(rival[i]) for i in places], others[name].digest
-            if digest not in known and comparer:
+            if digest not in judged and comparer:
                 pairs = [(a, b.answer) for a, b in zip(ours, other, strict=True)]
-                known[digest] = _one_each(comparer.compare(pairs), len(pairs), Comparison)
-                asked = [one for one in known[digest] if one.calls or one.failed]  # nobody judges equal answers
-                _refuse_many_failures(metric, judge, [one.failed for one in asked])
-            elif digest not in known:
-                known[digest] = list(_by_score(grades, _graded_all(grader, other)))
+                judged[digest] = _one_each(comparer.compare(pairs), len(pairs), Comparison)
+                # equal answers are a tie without a call: they say nothing about how often the judge fails
+                calls = [comparison for comparison in judged[digest] if comparison.calls or comparison.failed]
+                _refuse_many_failures(metric, judge, [comparison.failed for comparison in calls])
+            elif digest not in judged:
+                judged[digest] = list(_by_score(grades, _graded_all(grader, other)))
             comparisons += [
-                {"metric": metric, **_named(rows[i]), "against": name, **_compared(told)}
-                for i, told in zip(places, known[digest], strict=True)
+                {"metric": metric, **_named(rows[i]), "against": name, **_compared(comparison)}
+                for i, comparison in zip(places, judged[digest], strict=True)
             ]
     jsonl.write(out / "scores.jsonl", scores)
     jsonl.write(out / "comparisons.jsonl", comparisons)
@@ -161,11 +162,11 @@ def _one_each(verdicts: Iterable[Verdict], asked: int, kind: Callable[..., Verdi
     Answers that it passed over are failed verdicts. If it says more than it was asked, nobody knows which verdict
     belongs to which answer, so that all of them failed.
     """
-    kept = list(verdicts)
-    why = f"the judge gave {len(kept)} verdicts on {asked} answers"
-    if len(kept) > asked:
+    each = list(verdicts)
+    why = f"the judge gave {len(each)} verdicts on {asked} answers"
+    if len(each) > asked:
         return [kind(failed=why)] * asked
-    return kept + [kind(failed=why)] * (asked - len(kept))
+    return each + [kind(failed=why)] * (asked - len(each))
 
 
 def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Comparison]:
@@ -191,11 +192,11 @@ def _graded(grade: Grade) -> Row:
     return {"status": "ok", "score": grade.score, "good": grade.good, "label": grade.label, "why": ""}
 
 
-def _compared(told: Comparison) -> Row:
-    calls = [list(call) for call in told.calls]
-    if told.failed:
-        return {"status": "failed", "win": None, "calls": calls, "why": told.failed}
-    return {"status": "ok", "win": told.win, "calls": calls, "why": ""}
+def _compared(comparison: Comparison) -> Row:
+    calls = [list(call) for call in comparison.calls]
+    if comparison.failed:
+        return {"status": "failed", "win": None, "calls": calls, "why": comparison.failed}
+    return {"status": "ok", "win": comparison.win, "calls": calls, "why": ""}
 
 
 def _refuse_many_failures(metric: str, judge: Judge, reasons: list[str]) -> None:

@@ -9,7 +9,9 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
 
 from models.artifacts import Benchmarks, Policy, content_digest, file_digest
 from models.errors import BadData, BadRecipe
@@ -54,6 +56,21 @@ def files(tasks: list[str]) -> dict[str, str]:
         BadData: a file cannot be read, or is no YAML.
     """
     return {f"tasks.{k}": _content(Path(task)) for k, task in enumerate(tasks) if is_file(task)}
+
+
+class TaskRow(TypedDict):
+    """One figure of one task: a row of `tasks.jsonl`."""
+
+    task: str
+    version: str
+    metric: str
+    better: Literal["high", "low", ""]
+    """Which values are better; empty where the task does not say."""
+    n: int
+    """Items."""
+    value: float | None
+    stderr: float | None
+    """Null where there is none."""
 
 
 @stage("harness.measure", version=1)

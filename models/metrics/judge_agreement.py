@@ -6,17 +6,19 @@ A labelled sample gives the judge's own error, and with it the rate that people 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from models.files import jsonl
 from models.judges.protocol import win
-from models.metrics.figures import by_prompt, per_prompt
+from models.judges.rows import ComparisonRow, ScoreRow
+from models.metrics.figures import per_prompt, same_answers
 from models.metrics.statistics import Estimate, bounded_mean, rate
 
-Row = dict[str, Any]
+R = TypeVar("R", ScoreRow, ComparisonRow)
 DRAWS = 4000
+"""Of each posterior: the ends of an interval then move by less than 0.005 from seed to seed."""
 
 
 class Labelled(NamedTuple):
@@ -50,33 +52,27 @@ class Labelled(NamedTuple):
         return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else math.nan
 
 
-def position_bias(compared: Sequence[Row]) -> Estimate:
+def position_bias(compared: Sequence[ComparisonRow]) -> Estimate:
     """Return how much more an answer wins when it is shown first, from −1 to 1; 0 is a judge without that bias."""
-    kept = [row for row in compared if row["status"] == "ok" and row["calls"]]
-    return bounded_mean(*per_prompt(kept, lambda row: _won(row, first=True) - _won(row, first=False)), ends=(-1, 1))
+    rows = [row for row in compared if row.ok and row.calls]
+    return bounded_mean(*per_prompt(rows, lambda row: _won(row, first=True) - _won(row, first=False)), ends=(-1, 1))
 
 
-def repeatability(compared: Sequence[Row]) -> Estimate:
+def repeatability(compared: Sequence[ComparisonRow]) -> Estimate:
     """Return the share of orders, asked several times, in which all repeats name the same winner; mean over prompts."""
-    kept = [row for row in compared if row["status"] == "ok" and max((c[1] for c in row["calls"]), default=0) > 0]
+    rows = [row for row in compared if row.ok and any(call.repeat for call in row.calls)]
 
-    def alike(row: Row) -> float:
-        told = [{win(c[2], c[3]) for c in row["calls"] if c[0] is first} for first in (True, False)]
-        return sum(len(wins) == 1 for wins in told) / len(told)
+    def alike(row: ComparisonRow) -> float:
+        winners = [{win(c.ours, c.theirs) for c in row.calls if c.first is first} for first in (True, False)]
+        return sum(len(wins) == 1 for wins in winners) / len(winners)
 
-    return bounded_mean(*per_prompt(kept, alike))
+    return bounded_mean(*per_prompt(rows, alike))
 
 
-def between(ours: Sequence[Row], theirs: Sequence[Row], value: Callable[[Row], Any]) -> Estimate:
+def between(ours: Sequence[R], theirs: Sequence[R], value: Callable[[R], object]) -> Estimate:
     """Return the share of prompts on which two judges, or two rounds of one, say the same of the same answers."""
-    known = {(key, row["sample"]): row for key, told in by_prompt(theirs).items() for row in told}
-    both = [
-        (row, known[key, row["sample"]])
-        for key, told in by_prompt(ours).items()
-        for row in told
-        if (key, row["sample"]) in known
-    ]
-    judged = [(a, b) for a, b in both if a["status"] == b["status"] == "ok"]
+    both = [pair for pairs in same_answers(ours, theirs).values() for pair in pairs]
+    judged = [(a, b) for a, b in both if a.ok and b.ok]
     return rate(sum(value(a) == value(b) for a, b in judged), len(judged), len(both) - len(judged))
 
 
@@ -109,8 +105,8 @@ def corrected(good: int, n: int, sample: Labelled, confidence: float = 0.95, see
 
     q, se = beta(good, n - good), beta(sample.both_good, sample.only_people)
     sp = beta(sample.both_bad, sample.only_judge)
-    told = se + sp > 1
-    drawn = np.where(told, np.clip((q + sp - 1) / np.where(told, se + sp - 1, 1), 0, 1), draw.random(DRAWS))
+    informed = se + sp > 1
+    drawn = np.where(informed, np.clip((q + sp - 1) / np.where(informed, se + sp - 1, 1), 0, 1), draw.random(DRAWS))
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(_corrected(good / n, sample), float(low), float(high), n, 0, method)
 
@@ -123,6 +119,7 @@ def _corrected(q: float, sample: Labelled) -> float:
     return float(np.clip((q + sp - 1) / (se + sp - 1), 0, 1)) if se + sp > 1 else math.nan
 
 
-def _won(row: Row, first: bool) -> float:
-    told = [win(call[2], call[3]) for call in row["calls"] if call[0] is first]
-    return sum(told) / len(told)
+def _won(row: ComparisonRow, first: bool) -> float:
+    """Return how often our answer won when it was shown first, or second."""
+    wins = [win(call.ours, call.theirs) for call in row.calls if call.first is first]
+    return sum(wins) / len(wins)

@@ -1,7 +1,9 @@
 """KL divergence from one policy to others, over answers that it samples."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 from models.artifacts import Distances, Memory, Policy, Prompts, file_digest
 from models.data.dialogue import messages, prompt_texts
@@ -14,6 +16,17 @@ from models.stage import stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class DistanceRow(TypedDict):
+    """How far a policy is from others along one answer that it sampled, in nats: a row of `kl.jsonl`."""
+
+    suite: str
+    prompt: Any
+    """A text, or a list of messages."""
+    tokens: int
+    base: NotRequired[float]
+    reference: NotRequired[float]
 
 
 @stage("distance.measure", version=4)
@@ -38,11 +51,11 @@ def measure(
     rows = list(jsonl.read(prompts.path / f"{ASKED}.jsonl"))
     turns = [messages(row["prompt"]) for row in rows]
     own = own_model(policy, decoding, compute)
-    told = answered(policy, own, [(prompt, 0) for prompt in turns], decoding, compute, memory, out)
+    sampled = answered(policy, own, [(prompt, 0) for prompt in turns], decoding, compute, memory, out)
     model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    sequences = [(prompt, one.ids) for prompt, one in zip(ids, told, strict=True)]
+    sequences = [(prompt, answer.ids) for prompt, answer in zip(ids, sampled, strict=True)]
     others = {name: other for name, other in others.items() if _words(other) == _words(policy)}
     to = {policy.digest: [0.0] * len(sequences)}  # by digest: the first step's reference is the base
     for other in others.values():
@@ -57,6 +70,11 @@ def measure(
         ),
     )
     return Distances(path=out, digest=file_digest(out / "kl.jsonl"), policy=policy.digest)
+
+
+def table(distances: Distances) -> list[DistanceRow]:
+    """Return the rows of `kl.jsonl`."""
+    return [cast(DistanceRow, row) for row in jsonl.read(distances.path / "kl.jsonl")]
 
 
 def kl(
@@ -77,9 +95,9 @@ def kl(
                 for model in (policy, other)
             ]
             logits = [project(model, states) for model, states in zip((policy, other), hidden, strict=True)]
-            words = min(one.shape[-1] for one in logits)  # one vocabulary may be padded further than the other
-            ours, theirs = (one[:, :words].double().log_softmax(-1) for one in logits)
-            sums.append(float((ours.exp() * (ours - theirs)).sum()))
+            words = min(scores.shape[-1] for scores in logits)  # one vocabulary may be padded further than the other
+            own, others = (scores[:, :words].double().log_softmax(-1) for scores in logits)
+            sums.append(float((own.exp() * (own - others)).sum()))
     return sums
 
 

@@ -4,7 +4,6 @@ The fit is evalica's; it does not depend on the order of the comparisons. Only d
 shifting all of them changes no expected score.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -12,7 +11,8 @@ from itertools import combinations
 import evalica
 import numpy as np
 
-from models.metrics.figures import Candidate, comparisons, prompt_means, scores
+from models.metrics.candidate import Candidate
+from models.metrics.figures import prompt_means
 from models.metrics.statistics import Estimate
 
 BASE = 1000.0
@@ -26,28 +26,28 @@ nobody compared. The prompts are the same for all."""
 def matches(candidates: Sequence[Candidate], metric: str) -> Played:
     """Return every comparison there is: of all pairs by their scores, or those that a comparing judge has made."""
     places: dict[tuple[str, str, int], int] = {}  # (suite, prompt, sample) → its number
-    scored = {told.policy.name: _scored(told, metric, places) for told in candidates}
+    scored = {candidate.policy.name: _scored(candidate, metric, places) for candidate in candidates}
     if all(len(values) for _, values in scored.values()):
         return _by_score(scored, list(places))
-    base, known = candidates[0], {told.policy.digest: told.policy.name for told in candidates}
+    base, names = candidates[0], {candidate.policy.digest: candidate.policy.name for candidate in candidates}
     compared = {}
-    for told in candidates[1:]:
-        parents = told.policy.parents[-1:] if told.policy.kind == "merge" else told.policy.parents[:1]
-        parent = known.get(parents[0], "") if parents else ""
+    for candidate in candidates[1:]:
+        policy = candidate.policy
+        parents = policy.parents[-1:] if policy.kind == "merge" else policy.parents[:1]
+        parent = names.get(parents[0], "") if parents else ""
         others = {"base": base.policy.name} | ({"reference": parent} if parent not in ("", base.policy.name) else {})
         for against, name in others.items():
-            rows = comparisons(told.verdicts, metric, against)
-            compared[told.policy.name, name] = prompt_means(rows, lambda row: row["win"])
+            compared[policy.name, name] = prompt_means(candidate.compared(metric, against), lambda row: row.win)
     prompts = list(dict.fromkeys(prompt for means in compared.values() for prompt in means))
     return {pair: np.array([means.get(prompt) for prompt in prompts], dtype=float) for pair, means in compared.items()}
 
 
-def _scored(told: Candidate, metric: str, places: dict[tuple[str, str, int], int]) -> tuple[list[int], list[float]]:
+def _scored(
+    candidate: Candidate, metric: str, places: dict[tuple[str, str, int], int]
+) -> tuple[list[int], list[float]]:
     """Return the places of a candidate's answers, new ones numbered on, and their scores, NaN without one."""
-    rows = [row for row in scores(told.verdicts, metric) if row["suite"] == metric]
-    keys = [(row["suite"], json.dumps(row["prompt"]), row["sample"]) for row in rows]
-    values = [row["score"] if row["status"] == "ok" else math.nan for row in rows]
-    return [places.setdefault(key, len(places)) for key in keys], values
+    rows = candidate.scored(metric, metric)
+    return [places.setdefault((r.suite, r.key, r.sample), len(places)) for r in rows], [row.score for row in rows]
 
 
 def _by_score(scored: dict[str, tuple[list[int], list[float]]], answers: list[tuple[str, str, int]]) -> Played:

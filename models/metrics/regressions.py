@@ -3,10 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.metrics.figures import Candidate, by_prompt, scores
+from typing_extensions import TypedDict
+
+from models.judges.rows import ScoreRow, by_prompt
+from models.metrics.candidate import Candidate
 from models.metrics.statistics import mcnemar
 
-Row = dict[str, Any]
+
+class Lost(TypedDict):
+    """A prompt that went from safe to unsafe."""
+
+    suite: str
+    prompt: Any
+    """A text, or a list of messages."""
+    category: str
+    drop: float
+    """Of the safety score."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +27,8 @@ class Flips:
 
     before: str
     after: str
-    lost: list[Row]
-    """Prompts that went from safe to unsafe: suite, prompt, category, drop (of the safety score), worst first."""
+    lost: list[Lost]
+    """Prompts that went from safe to unsafe, worst first."""
     gained: int
     """Prompts that went from unsafe to safe."""
     n: int
@@ -26,18 +38,19 @@ class Flips:
 
 def flips(before: Candidate, after: Candidate) -> Flips:
     """Compare the safety verdicts of two policies, prompt by prompt."""
-    ours, theirs = ({key: rows[0] for key, rows in by_prompt(_judged(told)).items()} for told in (after, before))
-    both = [(theirs[key], ours[key]) for key in theirs if key in ours]
-    lost = [
-        {key: now[key] for key in ("suite", "prompt", "category")} | {"drop": old["score"] - now["score"]}
+    earlier, later = (_judged(candidate) for candidate in (before, after))
+    both = [(earlier[key], later[key]) for key in earlier if key in later]
+    lost: list[Lost] = [
+        {"suite": now.suite, "prompt": now.prompt, "category": now.category, "drop": old.score - now.score}
         for old, now in both
-        if old["good"] and not now["good"]
+        if old.good and not now.good
     ]
-    gained = sum(now["good"] and not old["good"] for old, now in both)
+    gained = sum(bool(now.good and not old.good) for old, now in both)
     lost.sort(key=lambda row: -row["drop"])
     return Flips(before.policy.name, after.policy.name, lost, gained, len(both), mcnemar(len(lost), gained))
 
 
-def _judged(told: Candidate) -> list[Row]:
-    rows = scores(told.verdicts, "harmless")
-    return [row for row in rows if row["sample"] == 0 and row["status"] == "ok" and row["good"] is not None]
+def _judged(candidate: Candidate) -> dict[tuple[str, str], ScoreRow]:
+    """Return (suite, prompt) → the verdict on the first answer, where there is one."""
+    rows = [row for row in candidate.scored("harmless") if row.sample == 0 and row.ok and row.good is not None]
+    return {key: answers[0] for key, answers in by_prompt(rows).items()}

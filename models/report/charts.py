@@ -1,16 +1,20 @@
 """Pictures of a run: helpful win rate against safety rate, like the paper's main figure, and the training curves."""
 
+import math
 from collections.abc import Sequence
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from models.alignment.methods import CURVE
 from models.files import jsonl
 from models.metrics.figures import SAFE, WIN
+from models.metrics.reported import Figure
+from models.recipe import Method
 from models.report.sentences import prompts_of
+from models.report.tree import CandidateEntry, Report
 
-Tree = dict[str, Any]
 COLOURS = {"base": "#777777", "step": "#1f77b4", "merge": "#2ca02c"}
 FLAT = 0.01
 """Least height of a panel, relative to its values: less would draw the noise of a few updates as a slope."""
@@ -20,10 +24,18 @@ POINTS = 100
 """Points of one curve: more than a panel is wide would only make the page larger."""
 NAMED = 12
 """Curves of one panel with a name of their own, and with their noise: of more, the colours are a scale of λ."""
-CURVES = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
+NATS = ("margin", "chosen", "rejected")
+"""Columns of a curve that TRL multiplies by β/λ, and that are shown in nats, as everywhere else."""
 
 
-def draw(tree: Tree, path: Path) -> None:
+class Training(NamedTuple):
+    """A trained candidate with its curve: one row per update."""
+
+    candidate: CandidateEntry
+    rows: list[dict[str, float]]
+
+
+def draw(tree: Report, path: Path) -> None:
     """Write the frontier as PNG; nothing where nobody judged both helpfulness and safety."""
     if not _shown(tree):
         return
@@ -32,40 +44,36 @@ def draw(tree: Tree, path: Path) -> None:
     _close(figure)
 
 
-def frontier(tree: Tree) -> str:
+def frontier(tree: Report) -> str:
     """Return the frontier as SVG, or nothing if nobody judged."""
     return _svg(_frontier(tree)) if _shown(tree) else ""
 
 
-def curves(tree: Tree) -> str:
-    """Return loss, margin and accuracy of every training as SVG, a row of panels per step; nothing if there is none."""
-    trained: dict[int, list[tuple[Tree, list[Tree]]]] = {}
-    for told in tree["candidates"]:
-        rows = [row for row in jsonl.whole(Path(told["path"]) / "progress.jsonl") if "loss" in row]
-        if told["kind"] == "step" and rows:
-            trained.setdefault(told["step"], []).append((told, rows))
-    if not trained:
+def curves(tree: Report) -> str:
+    """Return the curves of every training as SVG, a row of panels per step; nothing if there is none.
+
+    Which columns are shown is said by the step's method (`alignment.methods.CURVE`).
+    """
+    steps: dict[int, list[Training]] = {}
+    for candidate in tree["candidates"]:
+        rows = [row for row in jsonl.whole(Path(candidate["path"]) / "progress.jsonl") if "loss" in row]
+        if candidate["kind"] == "step" and rows:
+            steps.setdefault(candidate["step"], []).append(Training(candidate, rows))
+    if not steps:
         return ""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(len(trained), len(CURVES), figsize=(11, 2.7 * len(trained)), squeeze=False)
-    for panels, (step, policies) in zip(axes, sorted(trained.items()), strict=True):
-        policies.sort(key=lambda one: one[0]["lambda"])
-        few = len(policies) <= NAMED
-        for axis, (key, title) in zip(panels, CURVES.items(), strict=True):
-            for i, (told, rows) in enumerate(policies):
-                shade = pyplot.get_cmap("viridis")(i / max(1, len(policies) - 1) * 0.85)
-                points = _points(told, rows, key)
-                if not points:  # KTO has no margin of pairs
-                    continue
-                x, y = zip(*points, strict=True)
-                if few:
-                    axis.plot(_thin(x), _thin(y), color=shade, linewidth=0.7, alpha=0.3)
-                name = f"λ={told['lambda']:g}" if few or i in _spread(len(policies)) else "_"
-                axis.plot(_thin(x), _thin(_smooth(y)), color=shade, linewidth=1.6 if few else 1, label=name)
-            axis.set_title(f"step {step}, {policies[0][0]['metric']}: {title}", fontsize=10)
+    columns = {step: CURVE[Method(trainings[0].candidate["method"])] for step, trainings in steps.items()}
+    widest = max(map(len, columns.values()))
+    figure, axes = _pyplot().subplots(len(steps), widest, figsize=(11, 2.7 * len(steps)), squeeze=False)
+    for panels, (step, trainings) in zip(axes, sorted(steps.items()), strict=True):
+        trainings.sort(key=lambda training: training.candidate["lambda"])
+        for axis, (key, title) in zip(panels, columns[step].items(), strict=False):
+            _draw_curves(axis, trainings, key)
+            axis.set_title(f"step {step}, {trainings[0].candidate['metric']}: {title}", fontsize=10)
             axis.set_xlabel("update", fontsize=9)
             axis.grid(alpha=0.2)
             _readable(axis)
+        for axis in panels[len(columns[step]) :]:
+            axis.set_axis_off()
         panels[-1].legend(
             *panels[0].get_legend_handles_labels(),
             frameon=False,
@@ -77,20 +85,33 @@ def curves(tree: Tree) -> str:
     return _svg(figure)
 
 
-def _frontier(tree: Tree) -> Any:
+def _draw_curves(axis: Any, trainings: list[Training], key: str) -> None:
+    """Draw one column of each training of a step, smoothed, the largest λ in the lightest colour."""
+    few = len(trainings) <= NAMED
+    for i, training in enumerate(trainings):
+        points = _points(training, key)
+        if not points:
+            continue
+        shade = _pyplot().get_cmap("viridis")(i / max(1, len(trainings) - 1) * 0.85)
+        x, y = zip(*points, strict=True)
+        if few:
+            axis.plot(_thin(x), _thin(y), color=shade, linewidth=0.7, alpha=0.3)
+        name = f"λ={training.candidate['lambda']:g}" if few or i in _spread(len(trainings)) else "_"
+        axis.plot(_thin(x), _thin(_smooth(y)), color=shade, linewidth=1.6 if few else 1, label=name)
+
+
+def _frontier(tree: Report) -> Any:
     """Draw helpful win rate against safety rate, with intervals, λ and q labelled (the paper's Figure 2)."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5.5))
     shown = _shown(tree)
     for line in (_chain(shown, "step"), _chain(shown, "merge")):
         axes.plot([_at(c, SAFE) for c in line], [_at(c, WIN) for c in line], color="#bbbbbb", linewidth=1, zorder=1)
-    for told in shown:
-        x, y = told["metrics"][SAFE], told["metrics"][WIN]
+    for candidate in shown:
+        safe, win = candidate["metrics"][SAFE], candidate["metrics"][WIN]
         axes.errorbar(
-            x["value"], y["value"],
-            xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
-            yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
-            fmt="o", color=COLOURS[told["kind"]], ecolor=COLOURS[told["kind"]] + "55", markersize=6, zorder=2,
+            _at(candidate, SAFE), _at(candidate, WIN), xerr=_reach(safe), yerr=_reach(win),
+            fmt="o", color=COLOURS[candidate["kind"]], ecolor=COLOURS[candidate["kind"]] + "55", markersize=6, zorder=2,
         )  # fmt: skip
     if tree["chosen"] and (chosen := [c for c in shown if c["name"] == tree["chosen"]["candidate"]]):
         axes.plot(
@@ -109,7 +130,7 @@ def _frontier(tree: Tree) -> Any:
     return figure
 
 
-def _name(axes: Any, shown: list[Tree], chosen: str) -> None:
+def _name(axes: Any, shown: list[CandidateEntry], chosen: str) -> None:
     """Write names beside the points: the chosen one's first, and of the others those for which there is room."""
     from matplotlib.transforms import Bbox
 
@@ -118,12 +139,13 @@ def _name(axes: Any, shown: list[Tree], chosen: str) -> None:
     renderer = axes.figure.canvas.get_renderer()
     ends = [c for kind in ("step", "merge") for c in _chain(shown, kind)[:2] + _chain(shown, kind)[-1:]]
     first = {chosen, *(c["name"] for c in shown if c["kind"] == "base"), *(c["name"] for c in ends)}
-    for told in sorted(shown, key=lambda c: (c["name"] != chosen, c["name"] not in first)):
-        label = told["name"].removeprefix("harmless ").removeprefix("merge ")
-        below = told["kind"] == "merge"  # below the line of merges, above the line of λ
+    for candidate in sorted(shown, key=lambda c: (c["name"] != chosen, c["name"] not in first)):
+        label = candidate["name"].removeprefix("harmless ").removeprefix("merge ")
+        point = (_at(candidate, SAFE), _at(candidate, WIN))
+        below = candidate["kind"] == "merge"  # below the line of merges, above the line of λ
         for place in sorted(PLACES, key=lambda place: (place[1] > 0) is below):
             text = axes.annotate(
-                label, (_at(told, SAFE), _at(told, WIN)), textcoords="offset points", xytext=place, fontsize=9,
+                label, point, textcoords="offset points", xytext=place, fontsize=9,
                 ha="left" if place[0] > 0 else "right",
             )  # fmt: skip
             box = text.get_window_extent(renderer)
@@ -164,17 +186,18 @@ def _spread(count: int) -> set[int]:
     return {round(i * (count - 1) / (NAMED - 1)) for i in range(NAMED)}
 
 
-def _points(candidate: Tree, rows: list[Tree], key: str) -> list[tuple[int, float]]:
-    """Return (updates, value) of a training; a margin in nats, as everywhere else: its loss knows it times β/λ."""
-    unit = candidate["beta_over_lambda"] if key == "margin" else 1.0
-    return [(row["done"], row[key] / unit) for row in rows if key in row]
+def _points(training: Training, key: str) -> list[tuple[int, float]]:
+    """Return (update, value) of one column of a training."""
+    unit = training.candidate["beta_over_lambda"] if key in NATS else 1.0
+    return [(int(row["done"]), row[key] / unit) for row in training.rows if key in row]
 
 
-def _shown(tree: Tree) -> list[Tree]:
+def _shown(tree: Report) -> list[CandidateEntry]:
+    """Return the candidates that were judged for both helpfulness and safety."""
     return [c for c in tree["candidates"] if WIN in c["metrics"] and SAFE in c["metrics"]]
 
 
-def _chain(shown: list[Tree], kind: str) -> list[Tree]:
+def _chain(shown: list[CandidateEntry], kind: str) -> list[CandidateEntry]:
     """Return the points that one line joins: λ values from the reward policy on, or merges between their parents."""
     steps = [c for c in shown if c["kind"] == "step"]
     if not steps:
@@ -184,12 +207,19 @@ def _chain(shown: list[Tree], kind: str) -> list[Tree]:
     start = [c for c in steps if c["step"] == last - 1][:1]
     if kind == "step":
         return start + trained
-    merged = sorted((c for c in shown if c["kind"] == "merge"), key=lambda c: c["merge_weight"])
+    merged = sorted((c for c in shown if c["kind"] == "merge"), key=lambda c: c["merge_weight"] or 0.0)
     return start + merged + trained[-1:] if merged else []
 
 
-def _at(told: Tree, metric: str) -> float:
-    return float(told["metrics"][metric]["value"])
+def _at(candidate: CandidateEntry, metric: str) -> float:
+    value = candidate["metrics"][metric]["value"]
+    return math.nan if value is None else value
+
+
+def _reach(figure: Figure) -> list[list[float]]:
+    """Return how far the interval reaches below and above the value, as matplotlib wants it."""
+    value, low, high = (math.nan if end is None else end for end in (figure["value"], figure["low"], figure["high"]))
+    return [[value - low], [high - value]]
 
 
 def _pyplot() -> Any:

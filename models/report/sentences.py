@@ -1,11 +1,11 @@
 """What a run decided, in sentences and as a table: the same words in the terminal, the report and the model card."""
 
 import math
-from typing import Any
 
+from models.metrics.statistics import STEEPEST
+from models.report.tree import Acts, CheckEntry, ConstraintEntry, Report, VerdictEntry
 from models.words import counted, spent_on
 
-Tree = dict[str, Any]
 HELDOUT = {"accuracy": "accuracy", "nll": "NLL", "nll_minus_length": "NLL − length-only"}
 """Figure on held-out pairs → how tables call it."""
 ENOUGH = 20
@@ -13,7 +13,7 @@ ENOUGH = 20
 CHECK_COLUMNS = ("check", "value", "decides", "limit", "holds")
 
 
-def decision(tree: Tree) -> str:
+def decision(tree: Report) -> str:
     """Return in a few sentences what was chosen, tested and registered."""
     tested = [(constraint, test) for constraint in tree["constraints"] for test in constraint["tested"]]
     if tree["chosen"] is None and tested:
@@ -23,23 +23,30 @@ def decision(tree: Tree) -> str:
     if tree["chosen"] is None:
         why = f"No candidate was chosen: {tree['why_none']}.{_unjudged(tree)}"
         return f"{why} Nothing was tested, nothing was promoted."
-    told = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
+    text = f"Chosen: {tree['chosen']['candidate']}, {tree['chosen']['why']}."
     for constraint, test in tested:
-        told += f" On the test split{_use(tree, test)}: {_tested(constraint, test)}"
-        wrong = [check["name"] for check in test["checks"] if not check["holds"]]
-        if test["holds"] and wrong:
-            told += f" The gate does not let it pass: {', '.join(wrong)}."
-    told += _unjudged(tree)
+        text += f" On the test split{_use(tree, test)}: {_tested(constraint, test)}"
+        failing = [check["name"] for check in test["checks"] if not check["holds"]]
+        if test["holds"] and failing:
+            text += f" The gate does not let it pass: {', '.join(failing)}."
+    text += _unjudged(tree)
     registry = tree["registry"]
     if registry:
         alias = f"alias {registry['alias']}" if registry["alias"] else "without an alias"
         if registry["alias"] == "champion":
             alias = "which became champion"  # the sentence is kept, and another may serve when it is read
-        told = f"{told} Registered as {registry['name']} version {registry['version']}, {alias}."
-    return told if registry and registry["alias"] == "champion" else f"{told} Nothing was promoted."
+        text = f"{text} Registered as {registry['name']} version {registry['version']}, {alias}."
+    return text if registry and registry["alias"] == "champion" else f"{text} Nothing was promoted."
 
 
-def _use(tree: Tree, test: Tree) -> str:
+def fitted_scale(acts: Acts) -> str:
+    """Return s with its interval; a fit at its end says only that the pairs were told apart without an error."""
+    if abs(acts["s"]) >= STEEPEST:
+        return f"beyond ±{STEEPEST:g}"
+    return f"{acts['s']:.2f} [{acts['low']:.2f}, {acts['high']:.2f}]"
+
+
+def _use(tree: Report, test: VerdictEntry) -> str:
     """Say which of the decisions on its harmful prompts this was, by the error spent; empty if the gate did not ask."""
     spent = next((check for check in test["checks"] if check["name"] == spent_on("harmless")), None)
     if spent is None:
@@ -51,7 +58,7 @@ def _use(tree: Tree, test: Tree) -> str:
     return f", used for its decision {spent['bound'] / each:.0f} of {bound['decisions']}"
 
 
-def _unjudged(tree: Tree) -> str:
+def _unjudged(tree: Report) -> str:
     """Say which suites nobody judged, and what to set, or that a judge told nothing apart; empty if all is well."""
     if not tree["suites"]:
         return " No suite of prompts is set: name suites and judges, as docs/evidence.md says."
@@ -62,10 +69,11 @@ def _unjudged(tree: Tree) -> str:
     return sentence + _undiscerning(tree)
 
 
-def _undiscerning(tree: Tree) -> str:
+def _undiscerning(tree: Report) -> str:
     """Say that a judge found all answers safe, or none, whichever policy gave them; empty if it told some apart."""
-    figures = [candidate["metrics"].get("harmless/safety_rate") for candidate in tree["candidates"]]
-    if len(figures) < 2 or not all(figures) or min(figure["n"] for figure in figures) < ENOUGH:
+    all_figures = [candidate["metrics"].get("harmless/safety_rate") for candidate in tree["candidates"]]
+    figures = [figure for figure in all_figures if figure]
+    if len(figures) < max(2, len(all_figures)) or min(figure["n"] for figure in figures) < ENOUGH:
         return ""
     rates = {figure["value"] for figure in figures}
     if rates not in ({0.0}, {1.0}):
@@ -77,12 +85,15 @@ def _undiscerning(tree: Tree) -> str:
     )
 
 
-def _tested(constraint: Tree, test: Tree, name: str = "") -> str:
+def _tested(constraint: ConstraintEntry, test: VerdictEntry, name: str = "") -> str:
     """Say what the test of the bound, and of the prompts that must pass, found."""
-    wrong, asked = test["incidents"], test["must_pass"]
-    fails = f"fails {len(wrong)} of {asked} prompts that must pass, first {wrong[0][:80]!r}" if wrong else ""
-    if asked and not test["n"] and not test["failed"]:
-        return f"{name} {fails or f'passes all {asked} prompts that must pass'}; no safety rate was tested.".lstrip()
+    incidents, must_pass = test["incidents"], test["must_pass"]
+    fails = ""
+    if incidents:
+        fails = f"fails {len(incidents)} of {must_pass} prompts that must pass, first {incidents[0][:80]!r}"
+    if must_pass and not test["n"] and not test["failed"]:
+        passes = f"passes all {must_pass} prompts that must pass"
+        return f"{name} {fails or passes}; no safety rate was tested.".lstrip()
     value = "–" if test["value"] is None else f"{test['value']:.3f}"
     holds = "holds" if test["lower_bound"] >= constraint["at_least"] else "does not hold"
     failed = f" ({failures(test['failed'])}, counted as unsafe)" if test["failed"] else ""
@@ -93,13 +104,13 @@ def _tested(constraint: Tree, test: Tree, name: str = "") -> str:
     )
 
 
-def _untested(tree: Tree) -> list[str]:
+def _untested(tree: Report) -> list[str]:
     """Say of policies that are judged as they are which ones were not tested, and why."""
-    first, *others = (told["name"] for told in tree["candidates"])
+    first, *others = (candidate["name"] for candidate in tree["candidates"])
     tested = [test["candidate"] for constraint in tree["constraints"] for test in constraint["tested"]]
     skipped = ", ".join(name for name in others if name not in tested)
-    told = [f"{skipped}: not tested (an earlier one did not hold)."] if skipped else []
-    return [*told, f"{first}: not tested (the others are compared with it)."] if others else told
+    sentences = [f"{skipped}: not tested (an earlier one did not hold)."] if skipped else []
+    return [*sentences, f"{first}: not tested (the others are compared with it)."] if others else sentences
 
 
 def failures(count: int) -> str:
@@ -107,13 +118,13 @@ def failures(count: int) -> str:
     return f"{counted(count, 'verdict')} failed"
 
 
-def gate_table(tree: Tree) -> list[list[str]]:
+def gate_table(tree: Report) -> list[list[str]]:
     """Return what the gate asked of the chosen candidate as rows of text, header first; empty if it asked nothing."""
-    checks = [check for told in tree["constraints"] for test in told["tested"] for check in test["checks"]]
+    checks = [check for constraint in tree["constraints"] for test in constraint["tested"] for check in test["checks"]]
     return [list(CHECK_COLUMNS), *map(check_row, checks)] if checks else []
 
 
-def check_row(check: Tree) -> list[str]:
+def check_row(check: CheckEntry) -> list[str]:
     """Return one check of the gate as text, in the order of `CHECK_COLUMNS`."""
     return [
         check["name"],
@@ -129,12 +140,12 @@ def _figure(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def prompts_of(tree: Tree) -> str:
+def prompts_of(tree: Report) -> str:
     """Return how a report calls the prompts of its figures; where nothing was trained, nothing was split."""
     split = next((suite["split"] for suite in tree["suites"].values()), "")
     return f"{split if trained(tree) else 'all'} prompts" if split else ""
 
 
-def trained(tree: Tree) -> bool:
+def trained(tree: Report) -> bool:
     """Return whether the policies were trained here, or judged as they are."""
     return "steps" in tree["recipe"]["settings"]

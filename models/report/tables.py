@@ -1,20 +1,20 @@
-"""The tables that every printed figure follows from, of all candidates, beside the report: doubt us and recompute."""
+"""Writes the rows behind every figure of the report, so that each can be recomputed."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from models.artifacts import Noun
-from models.metrics.figures import Candidate
+from models.metrics.candidate import Candidate
 
 TABLES = {
     "answers": ("answers", "answers.jsonl"),
-    "scores": ("verdicts", "scores.jsonl"),
-    "comparisons": ("verdicts", "comparisons.jsonl"),
+    "scores": ("scores", "scores.jsonl"),
+    "comparisons": ("scores", "comparisons.jsonl"),
     "kl": ("distances", "kl.jsonl"),
     "margins": ("margins", "margins.jsonl"),
 }
-"""Name of the table → the noun of a candidate's evidence that holds it, and the file."""
+"""Name of the table → the field of a candidate that holds it, and the file."""
 
 
 def write(candidates: list[Candidate], tested: Candidate | None, folder: Path) -> None:
@@ -26,19 +26,20 @@ def write(candidates: list[Candidate], tested: Candidate | None, folder: Path) -
     """
     folder.mkdir(exist_ok=True)
     for name in TABLES:
-        noun, _ = TABLES[name]
-        also = tested and all(getattr(tested, noun) != getattr(told, noun) for told in candidates)  # measured anew
+        field, _ = TABLES[name]
+        # margins are not measured again for the test, so that the tested one's rows are there already
+        also = tested and all(getattr(tested, field) != getattr(candidate, field) for candidate in candidates)
         with (folder / f"{name}.jsonl").open("wb") as file:
             file.writelines(_lines([*candidates, *([tested] if tested and also else [])], name))
 
 
 def _lines(candidates: list[Candidate], name: str) -> Iterator[bytes]:
     """Yield the rows as they are written, with the columns that name the candidate before them."""
-    noun, file = TABLES[name]
-    for told in candidates:
-        held: Noun = getattr(told, noun)
-        own = {} if noun == "margins" else {"split": told.answers.split}  # held-out pairs have one of their own
-        start = json.dumps({"candidate": told.policy.name, **own}, ensure_ascii=False).encode()[:-1]
-        with (held.path / file).open("rb") as lines:
+    field, file = TABLES[name]
+    for candidate in candidates:
+        noun: Noun = getattr(candidate, field)
+        split = {} if field == "margins" else {"split": candidate.answers.split}  # held-out pairs name their own
+        start = json.dumps({"candidate": candidate.policy.name, **split}, ensure_ascii=False).encode()[:-1]
+        with (noun.path / file).open("rb") as lines:
             for line in lines:
                 yield start + b", " + line[1:]

@@ -63,7 +63,7 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
         params={key: str(told[key]) for key in params},
         model_type="policy",
     )
-    from models.metrics.equal_length import unmarked  # scipy takes a second, and most commands record nothing
+    from models.metrics.reported import unmarked  # scipy takes a second, and most commands record nothing
 
     tags = {"mlflow.parentRunId": run.info.run_id, "sacpo.candidate": told["digest"]}
     own = mlflow.create_run(run.info.experiment_id, run_name=f"candidate · {told['name']}", tags=tags).info.run_id
@@ -77,7 +77,7 @@ def candidate(mlflow: Any, run: Any, told: dict[str, Any]) -> None:
 
 def headline(tree: dict[str, Any]) -> dict[str, float]:
     """Return the figures by which whole runs are compared: of the chosen candidate, and of every test of the bound."""
-    from models.metrics.equal_length import unmarked
+    from models.metrics.reported import unmarked
 
     chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
     told: dict[str, float | None] = {}
