@@ -160,7 +160,7 @@ def ours(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
         train(trainer, *rest)
 
     with replaced(dpo, "fit", watched):
-        dpo.train(out, task.base, scored, task.config, 1, BETA, 0, task.compute)
+        dpo.train(out, task.base, scored, task.config.objective(BETA, 1), task.config.training, 0, task.compute)
     watch.losses = [json.loads(line)["loss"] for line in (out / "progress.jsonl").read_text().splitlines()]
     return scored.counts["train"], scoring
 

@@ -112,7 +112,8 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
                 model, tokenizer = weights.load(given.base, given.compute)
                 _rescore(scored, trl_logps(model, _read(scored), tokenizer.pad_token_id, True))
                 del model
-            dpo.train(out, given.base, scored, given.config, 1, arms.BETA, 0, given.compute)
+            step = given.config
+            dpo.train(out, given.base, scored, step.objective(arms.BETA, 1), step.training, 0, given.compute)
             lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
             facts |= {"losses": [line["loss"] for line in lines], "first_minus_ln2": lines[0]["loss"] - math.log(2)}
             facts["mean_log_ratio_nats"] = lines[0]["chosen"] / arms.BETA

@@ -106,7 +106,8 @@ def dpo(here: Town, name: str, scored: Reference, step: Step, lambda_: float, fa
     from models.alignment import dpo
 
     out = here.out()
-    made = dpo.train(out, here.policies[name], scored, step, lambda_, here.recipe.beta, 0, here.compute)
+    aim = step.objective(here.recipe.beta, lambda_)
+    made = dpo.train(out, here.policies[name], scored, aim, step.training, 0, here.compute)
     facts |= curve(out)
     return made
 
@@ -121,8 +122,8 @@ def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
         here.policies["helpful"],
         here.out(),
     )
-    scored = kto.score(here.out(), start, pairs, step, 0, here.recipe.data, here.compute)
-    made = kto.train(out, start, scored, step, 1, here.recipe.beta, 0, here.compute)
+    scored = kto.score(here.out(), start, pairs, step.training, 0, here.recipe.data, here.compute)
+    made = kto.train(out, start, scored, step.objective(here.recipe.beta, 1), step.training, 0, here.compute)
     facts |= curve(out)
     return made
 
@@ -161,6 +162,7 @@ def resumes(here: Town, scored: Reference, step: Step) -> None:
 
     half = (step.updates + 1) // 2
     config = step.model_copy(update={"save_every": half})
+    aim = config.objective(here.recipe.beta, 1)
     with here.tell.stage("resume from the middle") as facts:
         kept, whole, again = here.out(), here.out(), here.out()
 
@@ -169,16 +171,16 @@ def resumes(here: Town, scored: Reference, step: Step) -> None:
 
         clear, trainer.clear = trainer.clear, keep
         try:
-            a = dpo.train(whole, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
+            a = dpo.train(whole, here.policies["helpful"], scored, aim, config.training, 0, here.compute)
         finally:
             trainer.clear = clear
         shutil.copytree(kept / f"checkpoint-{half}", again / f"checkpoint-{half}")
         facts["marked"] = (again / f"checkpoint-{half}" / COMPLETE).exists()
-        b = dpo.train(again, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
+        b = dpo.train(again, here.policies["helpful"], scored, aim, config.training, 0, here.compute)
         facts |= {"same_digest": a.digest == b.digest, "largest_difference": difference(whole, again)}
     with here.tell.stage("the same training twice") as facts:
         out = here.out()
-        c = dpo.train(out, here.policies["helpful"], scored, config, 1, here.recipe.beta, 0, here.compute)
+        c = dpo.train(out, here.policies["helpful"], scored, aim, config.training, 0, here.compute)
         facts |= {"same_digest": a.digest == c.digest, "largest_difference": difference(whole, out)}
 
 
@@ -193,6 +195,7 @@ def difference(one: Path, other: Path) -> float:
 def guarded(here: Town, scored: Reference, step: Step) -> None:
     """Show that each guard passes what is right, and stops what is wrong."""
     from models.alignment import guards, trainer
+    from models.alignment.rows import scored_answers
     from models.errors import BrokenInvariant
     from models.files import jsonl
     from models.policy import logprobs, weights
@@ -203,7 +206,7 @@ def guarded(here: Town, scored: Reference, step: Step) -> None:
         guards.reproduces_probe(here.policies["helpful"], model, tokenizer.pad_token_id)
         rows = list(jsonl.read(scored.path / "train.jsonl"))
         guards.starts_at_reference(model, rows[: trainer.PROBES], tokenizer.pad_token_id)
-        told = [answer for row in rows[:512] for answer in guards.scored(row)]
+        told = [answer for row in rows[:512] for answer in scored_answers(row)]
         ours = logprobs.logps(model, [tokens for tokens, _ in told], tokenizer.pad_token_id)
         facts["furthest_nats"] = max(abs(a - b) for a, (_, b) in zip(ours, told, strict=True))
     with here.tell.stage("a reference of another policy is refused"):

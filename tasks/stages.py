@@ -33,16 +33,14 @@ from models.gate.gate import Choice
 from models.judges import judge
 from models.metrics import benchmarks, kl, margins
 from models.metrics import candidate as naming
+from models.metrics.benchmarks import TaskSet
 from models.metrics.candidate import Candidate
 from models.policy import answers, weights
 from models.policy.weights import base_digest, called
-from models.recipe import Columns, Recipe, Step, kl_weight
+from models.recipe import Recipe, Step, kl_weight
 from tasks.run import AnyRun, Run, resolve_policy
 from tasks.work import terminal
 from tasks.work.prefect_pages import task
-
-NOT_IN_KEY = {"data": "-", "label": "", "columns": Columns(), "pairs": 0}
-"""Stands for what the digest of the rows already says: the same rows from another file are the same training."""
 
 
 class Yardstick(NamedTuple):
@@ -123,13 +121,12 @@ def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> R
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {pairs.metric} under {policy.name}"
     if not step.method.paired:
-        shared = step.model_copy(update={"lambda_": [1.0], **NOT_IN_KEY})  # by the grid: one order, one reference
         return run.make(
             kto.score,
             title,
             policy=policy,
             preferences=pairs.of(*TRAIN),
-            step=shared,
+            training=step.training,
             seed=run.recipe.seed,
             data=run.recipe.data,
             compute=run.recipe.compute,
@@ -187,9 +184,8 @@ def align(run: Run[Recipe], policy: Policy, scored: Reference, step: Step, lambd
         title,
         policy=policy,
         reference=scored,
-        config=step.model_copy(update={"lambda_": [lambda_], **NOT_IN_KEY}),
-        lambda_=lambda_,
-        beta=run.recipe.beta,
+        objective=step.objective(run.recipe.beta, lambda_),
+        training=step.training,
         seed=run.recipe.seed,
         compute=run.recipe.compute,
     )
@@ -222,16 +218,14 @@ def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick
 def measure(run: AnyRun, policy: Policy, sources: Sources) -> Benchmarks:
     """What one policy can do on the tasks that the recipe names, whose files must be those of when the run began."""
     asked = run.recipe.evaluation
+    sha256 = {name: digest for name, digest in sources.sha256.items() if name.startswith("tasks.")}
     return run.make(
         benchmarks.measure,
         f"tasks · {policy.name}",
         policy=policy,
-        tasks=asked.tasks,
-        sha256={name: digest for name, digest in sources.sha256.items() if name.startswith("tasks.")},
-        limit=asked.task_limit,
+        tasks=TaskSet(asked.tasks, sha256, asked.task_limit, version("lm-eval")),
         batch=asked.batch,
         seed=run.recipe.seed,
-        version=version("lm-eval"),
         compute=run.recipe.compute,
     )
 

@@ -46,7 +46,7 @@ def weights(policy: Policy) -> str:
 def train(policy: Policy, scored: Reference, config: Step, compute: Compute, out: Path, b: float = 0.1) -> Policy:
     """Train with λ = 2 at the KL weight b."""
     out.mkdir(exist_ok=True)
-    return dpo.train(out, policy, scored, config, 2.0, 2 * b, 0, compute)
+    return dpo.train(out, policy, scored, config.objective(2 * b, 2.0), config.training, 0, compute)
 
 
 def rewritten(scored: Reference, folder: Path, change: Callable[[list[dict]], list[dict]]) -> Reference:

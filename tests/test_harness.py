@@ -50,7 +50,7 @@ def town_task(tmp_path: Path) -> Path:
 def measured(policy: Policy, task: Path, compute: Compute, out: Path, limit: int = 0) -> list[dict[str, Any]]:
     out.mkdir()
     tasks = [str(task)]
-    made = benchmarks.measure(out, policy, tasks, benchmarks.files(tasks), limit, 4, 0, "0.4.13", compute)
+    made = benchmarks.measure(out, policy, TaskSet(tasks, benchmarks.files(tasks), limit, "0.4.13"), 4, 0, compute)
     assert (made.policy, made.harness) == (policy.digest, "0.4.13")
     return list(jsonl.read(out / "tasks.jsonl"))
 
@@ -108,11 +108,12 @@ def test_a_task_is_named_by_all_that_it_names(town_task: Path) -> None:
 def test_a_task_that_changes_or_cannot_be_run_is_told(
     policy: Policy, town_task: Path, compute: Compute, tmp_path: Path
 ) -> None:
+    tasks = [str(town_task)]
     with pytest.raises(BadData, match="a file changed while the run was starting"):
-        benchmarks.measure(tmp_path, policy, [str(town_task)], {"tasks.0": "0" * 64}, 0, 4, 0, "", compute)
+        benchmarks.measure(tmp_path, policy, TaskSet(tasks, {"tasks.0": "0" * 64}, 0, ""), 4, 0, compute)
     town_task.write_text(town_task.read_text().replace("output_type: multiple_choice", "output_type: guessing"))
     with pytest.raises(BadRecipe, match=r"evaluation.tasks: the harness cannot run them: "):
-        benchmarks.measure(tmp_path, policy, [str(town_task)], benchmarks.files([str(town_task)]), 0, 4, 0, "", compute)
+        benchmarks.measure(tmp_path, policy, TaskSet(tasks, benchmarks.files(tasks), 0, ""), 4, 0, compute)
 
 
 def test_what_is_missing_is_refused(town_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:

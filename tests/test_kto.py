@@ -48,7 +48,7 @@ def scored(policy: Policy, compute: Compute, folder: Path, config: Step, safe: f
         (folder / name).mkdir()
     data = Data(near_duplicates=1, validation=0, test=0.1)
     made = preferences.prepare(folder / "pairs", pku(folder, safe), "steps.0", "harmless", False, "", 0, data)
-    return kto.score(folder / "scored", policy, made, config, 0, data, compute)
+    return kto.score(folder / "scored", policy, made, config.training, 0, data, compute)
 
 
 def test_harmless_rows_of_pku_become_answers_by_their_own_safety_label(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_kto_step_starts_at_half_its_weights_and_trains(
     told = list(jsonl.read(rows.path / "train.jsonl"))
     assert len(told) == 48 and all(row["KL_completion_ids"] for row in told)
     (tmp_path / "out").mkdir()
-    made = kto.train(tmp_path / "out", policy, rows, config, 2, 0.1, 0, compute)
+    made = kto.train(tmp_path / "out", policy, rows, config.objective(0.1, 2), config.training, 0, compute)
     assert made.beta_over_lambda == 0.05 and made.method == "kto" and made.parents == (policy.digest,)
     curve = list(jsonl.read(made.path / "progress.jsonl"))
     desirable = sum(row["label"] for row in told)
@@ -118,7 +118,7 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
     for lambda_, beta in ((2, 0.1), (1, 0.05), (1, 0.1)):
         out = tmp_path / f"{lambda_} {beta}"
         out.mkdir()
-        made[lambda_, beta] = kto.train(out, policy, rows, config, lambda_, beta, 0, compute)
+        made[lambda_, beta] = kto.train(out, policy, rows, config.objective(beta, lambda_), config.training, 0, compute)
     assert made[2, 0.1].beta_over_lambda == made[1, 0.05].beta_over_lambda == 0.05
     assert made[2, 0.1].digest == made[1, 0.05].digest != made[1, 0.1].digest
 
@@ -126,7 +126,7 @@ def test_kto_trains_with_the_weight_that_it_records(policy: Policy, compute: Com
 def test_a_kto_training_that_would_move_nothing_is_refused(policy: Policy, compute: Compute, tmp_path: Path) -> None:
     rows = scored(policy, compute, tmp_path, step(updates=1))
     with pytest.raises(BadData, match=r"^harmless step: its only update is the first of the warm-up"):
-        kto.train(tmp_path, policy, rows, step(updates=1), 1, 0.1, 0, compute)
+        kto.train(tmp_path, policy, rows, step().objective(0.1, 1), step(updates=1).training, 0, compute)
 
 
 def test_answers_of_one_kind_are_no_kto_data(policy: Policy, compute: Compute, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_answers_of_one_kind_that_are_short_enough_are_no_kto_data(
         row["answer"] += "" if row["desirable"] else " get the brush" * 64
     jsonl.write(tmp_path / "pairs/train.jsonl", rows)
     with pytest.raises(BadData, match=r"all \d\d rows are desirable; KTO needs answers of both kinds"):
-        kto.score(tmp_path / "scored", policy, made, step(), 0, data, compute)
+        kto.score(tmp_path / "scored", policy, made, step().training, 0, data, compute)
 
 
 def test_a_batch_below_eight_is_refused() -> None:

@@ -53,7 +53,13 @@ def evidence(place: Path, number: int, lost: set[int], length: int = 20, prompts
     ]
     jsonl.write(place / "progress.jsonl", progress)
     kind = {0: "base"}.get(number, "step")
-    told = {"kind": kind, "parents": ("0" * 9,) if number else (), "lambda_": 0.1 * number, "beta_over_lambda": 1.0}
+    told = {
+        "kind": kind,
+        "method": "dpo",
+        "parents": ("0" * 9,) if number else (),
+        "lambda_": 0.1 * number,
+        "beta_over_lambda": 1.0,
+    }
     policy = Policy(path=place, digest=f"{number}" * 9, name=f"policy {number}", step=min(1, number), **told)  # type: ignore[arg-type]
     own = {"path": place, "digest": f"{place}", "policy": policy.digest}
     verdicts = Scores(**own, split="validation", judges=JUDGES, failed=0)  # type: ignore[arg-type]
@@ -148,7 +154,7 @@ def test_a_text_is_cut_where_it_says() -> None:
 
 def test_the_samples_of_the_report_are_those_on_which_candidates_differ(tmp_path: Path) -> None:
     told = [evidence(tmp_path / f"{n}", n, set(), prompts=6) for n in range(2)]
-    rows = list(told[0].answered())
+    rows = list(told[0].answer_rows())
     for one in told:
         kept = [{**row, "answer": row["answer"] if i in (4, 5, 7) else "same"} for i, row in enumerate(rows)]
         kept = [{**row, "answer": row["answer"].replace("0", one.policy.name)} for row in kept]

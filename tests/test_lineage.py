@@ -28,7 +28,7 @@ def test_a_step_names_its_parent_and_the_weights_it_was_trained_with(
     policy: Policy, scored: Reference, compute: Compute, tmp_path: Path
 ) -> None:
     parent = replace(policy, name="helpful", step=1)
-    made = dpo.train(tmp_path, parent, scored, step(), 0.4, 0.1, 0, compute)
+    made = dpo.train(tmp_path, parent, scored, step().objective(0.1, 0.4), step().training, 0, compute)
     assert made == replace(
         parent, path=tmp_path, digest=policies.digest(tmp_path), name="harmless λ=0.4", kind="step", step=2,
         metric="harmless", method="dpo", parents=(policy.digest,), beta=0.1, lambda_=0.4, beta_over_lambda=0.25,
@@ -98,7 +98,8 @@ def test_an_adapter_that_changes_the_policy_when_it_is_folded_in_stops_the_step(
     found = iter([[-1.0, -2.0], [-1.0, -2.5]])
     monkeypatch.setattr(trainer, "logps", lambda *_: next(found))
     with pytest.raises(BrokenInvariant, match=r"^merging the adapter changed the policy"):
-        dpo.train(tmp_path, policy, scored, step(adapter_rank=2), 1.0, 0.1, 0, compute)
+        config = step(adapter_rank=2)
+        dpo.train(tmp_path, policy, scored, config.objective(0.1, 1.0), config.training, 0, compute)
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -109,7 +110,8 @@ def test_a_training_that_would_move_nothing_is_refused(
 
     def trained(out: Path, **changes: object) -> Path:
         out.mkdir()
-        return dpo.train(out, policy, scored, step("helpful", **changes), 1.0, 0.1, 0, compute).path
+        config = step("helpful", **changes)
+        return dpo.train(out, policy, scored, config.objective(0.1, 1.0), config.training, 0, compute).path
 
     with pytest.raises(BadData, match=r"^helpful step: its only update is the first of the warm-up, whose learning"):
         trained(tmp_path / "still", warmup=0.03)

@@ -257,7 +257,9 @@ def steps(tmp_path_factory: pytest.TempPathFactory, compute: Compute, reference_
         scored = reference_of(found[before], pairs, root / f"{metric} reference")
         config = Step(metric=metric, batch=len(pairs), **STEP)  # type: ignore[arg-type]
         (root / metric).mkdir()
-        found[metric] = dpo.train(root / metric, found[before], scored, config, lambda_, BETA, 0, compute)
+        found[metric] = dpo.train(
+            root / metric, found[before], scored, config.objective(BETA, lambda_), config.training, 0, compute
+        )
     return found
 
 
@@ -278,12 +280,18 @@ def test_production_training_refuses_the_base_as_reference_of_step_two_and_would
     wrong = reference_of(steps["base"], pairs, tmp_path / "wrong")
     (tmp_path / "out").mkdir()
     with pytest.raises(BrokenInvariant, match="the reference log-probs are of policy"):
-        dpo.train(tmp_path / "out", steps["helpful"], wrong, config, LAMBDA, BETA, 0, compute)
+        dpo.train(
+            tmp_path / "out", steps["helpful"], wrong, config.objective(BETA, LAMBDA), config.training, 0, compute
+        )
     renamed = replace(wrong, policy=steps["helpful"].digest)  # as if the wrong file lay in the right place
     with pytest.raises(BrokenInvariant, match="policy and reference differ"):
-        dpo.train(tmp_path / "out", steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute)
+        dpo.train(
+            tmp_path / "out", steps["helpful"], renamed, config.objective(BETA, LAMBDA), config.training, 0, compute
+        )
     monkeypatch.setattr(guards, "TOLERANCE", math.inf)
-    missed = dpo.train(tmp_path / "out", steps["helpful"], renamed, config, LAMBDA, BETA, 0, compute)
+    missed = dpo.train(
+        tmp_path / "out", steps["helpful"], renamed, config.objective(BETA, LAMBDA), config.training, 0, compute
+    )
     optimum = tilt(REF, np.log(HELPFUL) + LAMBDA * np.log(HARMLESS), BETA)
     assert tv(table_of(missed, compute), optimum) > 0.1
 

@@ -232,7 +232,7 @@ def test_rows_that_a_template_refuses_are_left_out_and_named(
     (tmp_path / "out").mkdir()
     if method == "kto":
         step = Step(metric="harmless", method="kto", data="town", batch=8)
-        kept = kto.score(tmp_path / "out", policy, made, step, 0, Data(), compute)
+        kept = kto.score(tmp_path / "out", policy, made, step.training, 0, Data(), compute)
     else:
         kept = reference.score(tmp_path / "out", policy, made, ["train"], Data(), compute)
     assert kept.counts["train"] == len(rows) - 2 and kept.counts["dropped"] == 2

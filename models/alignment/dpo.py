@@ -10,10 +10,11 @@ once for the whole λ grid, and a run that breaks either stops with a sentence.
 from pathlib import Path
 
 from models.alignment.batching import order
+from models.alignment.rows import ScoredPair, read
 from models.alignment.trainer import Scored, adapter, arguments, finish, fit, start
 from models.artifacts import Policy, Reference
 from models.policy.shared_prompt import tokens
-from models.recipe import Compute, Step, kl_weight
+from models.recipe import Compute, Method, Objective, PreferenceTraining
 from models.stage import stage
 
 CURVE = {"loss": "loss", "margin": "margin (nats)", "accuracy": "accuracy"}
@@ -25,9 +26,8 @@ def train(
     out: Path,
     policy: Policy,
     reference: Reference,
-    config: Step,
-    lambda_: float,
-    beta: float,
+    objective: Objective,
+    training: PreferenceTraining,
     seed: int,
     compute: Compute,
 ) -> Policy:
@@ -36,7 +36,7 @@ def train(
     Args:
         policy: where training starts; must be the very policy that `reference` was computed with.
         reference: tokenised pairs with log π_reference of both answers.
-        lambda_: the step's multiplier; the KL weight handed to DPO is β/λ.
+        objective: with the step's multiplier λ; the KL weight handed to DPO is β/λ.
         out: gets weights, tokenizer, `progress.jsonl` and `probe.json`.
 
     Raises:
@@ -51,22 +51,23 @@ def train(
     class StepDPO(Scored, DPOTrainer):  # type: ignore[misc]
         """DPO on rows that already hold token ids and the reference's log-probs."""
 
-    model, tokenizer, rows = start(policy, reference, config, compute)
-    weight = kl_weight(beta, lambda_)
-    places = order([tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], config, seed)
-    curve = TrainingMonitor(out, config)
+    rows = read(reference, ScoredPair)
+    model, tokenizer = start(policy, reference, objective, rows, compute)
+    lengths = [tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+    places = order(lengths, training, seed)
+    curve = TrainingMonitor(out, training)
     trainer = StepDPO(
         model=model,
         args=DPOConfig(
-            **arguments(config, len(places), seed, compute, out),
-            beta=weight,
+            **arguments(training, f"{objective.metric} step", len(places), seed, compute, out),
+            beta=objective.kl_weight,
             max_length=None,
             precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list([rows[i] for i in places]),
         processing_class=tokenizer,
         callbacks=[curve],
-        peft_config=adapter(config),
+        peft_config=adapter(training),
     )
     fit(trainer, curve, compute, out)
-    return finish(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
+    return finish(trainer, policy, objective, Method.dpo, rows, out)

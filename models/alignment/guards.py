@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.alignment.rows import ScoredRow, scored_answers
 from models.artifacts import Policy, Reference
 from models.errors import BrokenInvariant
-from models.policy.logprobs import Row, Tokens, logps
+from models.policy.logprobs import Tokens, logps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ def answers_are_seen(answers: Iterable[list[int]], what: str) -> None:
         )
 
 
-def answers_differ(rows: Sequence[Row], metric: str) -> None:
+def answers_differ(rows: Sequence[ScoredRow], metric: str) -> None:
     """Check that chosen and rejected differ in some row: else the loss stays at ln 2."""
     if all("chosen_ids" in row and row["chosen_ids"] == row["rejected_ids"] for row in rows):
         raise BrokenInvariant(
@@ -54,14 +55,14 @@ def learns(update: int, grad_norm: float) -> None:
         )
 
 
-def starts_at_reference(model: "PreTrainedModel", rows: list[Row], pad: int) -> None:
+def starts_at_reference(model: "PreTrainedModel", rows: Sequence[ScoredRow], pad: int) -> None:
     """Check log π = log π_reference before the first update, in nats, not scaled by β.
 
     A loss of ln 2 does not prove it: policy and reference both loaded from the base give ln 2 exactly.
     """
-    told = [answer for row in rows for answer in scored(row)]
-    ours = logps(model, [tokens for tokens, _ in told], pad)
-    agree(ours, [stored for _, stored in told], "before the first update, policy and reference differ")
+    answers = [answer for row in rows for answer in scored_answers(row)]
+    ours = logps(model, [tokens for tokens, _ in answers], pad)
+    agree(ours, [stored for _, stored in answers], "before the first update, policy and reference differ")
 
 
 def reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None:
@@ -83,19 +84,9 @@ def write_probe(probes: list[Tokens], found: list[float], out: Path) -> None:
     (out / PROBE).write_text(json.dumps({"answers": probes, "logps": found}))
 
 
-def scored(row: Row) -> list[tuple[Tokens, float]]:
-    """Return the answers of a training row with the reference's log-probs."""
-    names = [
-        ("chosen_ids", "ref_chosen_logps"),
-        ("rejected_ids", "ref_rejected_logps"),
-        ("completion_ids", "ref_logps"),
-    ]
-    return [((row["prompt_ids"], row[ids]), row[stored]) for ids, stored in names if ids in row]
-
-
 def agree(ours: Iterable[float], theirs: Iterable[float], what: str) -> None:
     """Raise BrokenInvariant unless two lists of log-probs agree within TOLERANCE nats."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     gap = max((g for g in gaps if g == g), default=math.nan)
-    if not all(g <= TOLERANCE for g in gaps):  # NaN is not
+    if not all(g <= TOLERANCE for g in gaps):  # NaN fails this comparison
         raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")

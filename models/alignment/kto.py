@@ -4,16 +4,26 @@ from collections import Counter
 from pathlib import Path
 
 from models.alignment.batching import mismatched, stratified
-from models.alignment.reference import card, described, histogram, named_row, refused_row, too_long
+from models.alignment.reference import (
+    LongRow,
+    RefusedRow,
+    card,
+    described,
+    histogram,
+    long_row,
+    refused_row,
+    too_long,
+)
+from models.alignment.rows import ScoredAnswer, TokenAnswer, read
 from models.alignment.trainer import Scored, adapter, arguments, finish, fit, start
 from models.artifacts import Policy, Preferences, Reference
 from models.data.dialogue import encode_each
 from models.data.preferences import TRAIN, judged, refuse_one_kind
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
-from models.policy.logprobs import Row, logps
+from models.policy.logprobs import logps
 from models.policy.weights import load
-from models.recipe import Compute, Data, Step, kl_weight
+from models.recipe import Compute, Data, Method, Objective, PreferenceTraining
 from models.stage import stage
 
 CURVE = {"loss": "loss", "chosen": "desirable answers (nats)", "rejected": "undesirable answers (nats)"}
@@ -22,7 +32,13 @@ CURVE = {"loss": "loss", "chosen": "desirable answers (nats)", "rejected": "unde
 
 @stage("reference.score_unpaired", version=3)
 def score(
-    out: Path, policy: Policy, preferences: Preferences, step: Step, seed: int, data: Data, compute: Compute
+    out: Path,
+    policy: Policy,
+    preferences: Preferences,
+    training: PreferenceTraining,
+    seed: int,
+    data: Data,
+    compute: Compute,
 ) -> Reference:
     """Write `train.jsonl` in the order of a KTO training, with the log-probs of this policy.
 
@@ -33,48 +49,46 @@ def score(
         BadData: no row fits into `data.max_tokens`, or all rows have one label.
     """
     model, tokenizer = load(policy, compute)
-    found = list(judged(preferences.path / "train.jsonl"))
-    encoded = encode_each(tokenizer, [(row.prompt, [row.answer]) for row in found])
-    every: list[Row] = []
-    rows: list[Row] = []
-    left_out: list[Row] = []
-    unwritable: list[Row] = []
-    for line, (answer, one) in enumerate(zip(found, encoded, strict=True), 1):
-        if isinstance(one, BadPolicy):
-            unwritable.append({"split": TRAIN[0], **refused_row(line, one, answer.prompt)})
+    answers = list(judged(preferences.path / "train.jsonl"))
+    encoded = encode_each(tokenizer, [(answer.prompt, [answer.answer]) for answer in answers])
+    every: list[TokenAnswer] = []
+    rows: list[TokenAnswer] = []
+    left_out: list[LongRow] = []
+    unwritable: list[RefusedRow] = []
+    for line, (answer, ids) in enumerate(zip(answers, encoded, strict=True), 1):
+        if isinstance(ids, BadPolicy):
+            unwritable.append(refused_row(TRAIN[0], line, ids, answer.prompt))
             continue
-        prompt, (completion,) = one
+        prompt, (completion,) = ids
         every.append({"prompt_ids": prompt, "completion_ids": completion, "label": answer.desirable})
         size = len(prompt) + len(completion)
         if size <= data.max_tokens:
             rows.append(every[-1])
         else:
-            left_out.append({"split": TRAIN[0]} | named_row(line, size, answer.prompt))
-    labels = [bool(row["label"]) for row in rows]
+            left_out.append(long_row(TRAIN[0], line, size, answer.prompt))
+    labels = [row["label"] for row in rows]
     if unwritable and not every:
         raise BadPolicy(unwritable[0]["why"])
     if every and not rows:
         raise BadData(too_long(preferences.metric, "answer", data))
     refuse_one_kind(preferences, labels)
     pad = tokenizer.pad_token_id
-    scored = [
-        {**row, "ref_logps": logp}
-        for row, logp in zip(
-            rows, logps(model, [(r["prompt_ids"], r["completion_ids"]) for r in rows], pad), strict=True
-        )
+    own = logps(model, [(row["prompt_ids"], row["completion_ids"]) for row in rows], pad)
+    places = stratified(labels, training, seed)
+    other = mismatched([rows[i]["prompt_ids"] for i in places], training.micro_batch or training.batch)
+    # the answer of another prompt of the batch stands beside each: (place of the row, ids of the other answer)
+    crossings = [(i, rows[places[j]]["completion_ids"]) for i, j in zip(places, other, strict=True)]
+    crossed = logps(model, [(rows[i]["prompt_ids"], ids) for i, ids in crossings], pad)
+    scored: list[ScoredAnswer] = [
+        {**rows[i], "ref_logps": own[i], "KL_completion_ids": ids, "ref_KL_logps": logp}
+        for (i, ids), logp in zip(crossings, crossed, strict=True)
     ]
-    places = stratified(labels, step, seed)
-    other = mismatched([rows[i]["prompt_ids"] for i in places], step.micro_batch or step.batch)
-    ordered = [
-        {**scored[i], "KL_completion_ids": rows[places[j]]["completion_ids"]}
-        for i, j in zip(places, other, strict=True)
-    ]
-    crossed = logps(model, [(row["prompt_ids"], row["KL_completion_ids"]) for row in ordered], pad)
-    jsonl.write(
-        out / "train.jsonl", [{**row, "ref_KL_logps": logp} for row, logp in zip(ordered, crossed, strict=True)]
-    )
+    jsonl.write(out / "train.jsonl", scored)
     counts = Counter(train=len(rows), dropped=len(left_out) + len(unwritable), desirable=sum(labels))
-    lengths = {side: histogram(len(row[f"{side}_ids"]) for row in every) for side in ("prompt", "completion")}
+    lengths = {
+        "prompt": histogram(len(row["prompt_ids"]) for row in every),
+        "completion": histogram(len(row["completion_ids"]) for row in every),
+    }
     card(out, preferences, data, {"train": lengths}, left_out, unwritable)
     return described(policy, preferences, list(TRAIN), counts, out)
 
@@ -84,9 +98,8 @@ def train(
     out: Path,
     policy: Policy,
     reference: Reference,
-    config: Step,
-    lambda_: float,
-    beta: float,
+    objective: Objective,
+    training: PreferenceTraining,
     seed: int,
     compute: Compute,
 ) -> Policy:
@@ -105,15 +118,15 @@ def train(
     class StepKTO(Scored, KTOTrainer):  # type: ignore[misc]
         """KTO on rows that already hold token ids and the reference's log-probs."""
 
-    model, tokenizer, rows = start(policy, reference, config, compute)
-    weight = kl_weight(beta, lambda_)
+    rows = read(reference, ScoredAnswer)
+    model, tokenizer = start(policy, reference, objective, rows, compute)
     desirable = sum(row["label"] for row in rows) / len(rows)
-    curve = TrainingMonitor(out, config)
+    curve = TrainingMonitor(out, training)
     trainer = StepKTO(
         model=model,
         args=KTOConfig(
-            **arguments(config, len(rows), seed, compute, out),
-            beta=weight,
+            **arguments(training, f"{objective.metric} step", len(rows), seed, compute, out),
+            beta=objective.kl_weight,
             desirable_weight=max(1.0, (1 - desirable) / desirable),
             undesirable_weight=max(1.0, desirable / (1 - desirable)),
             max_length=None,
@@ -122,7 +135,7 @@ def train(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[curve],
-        peft_config=adapter(config),
+        peft_config=adapter(training),
     )
     fit(trainer, curve, compute, out)
-    return finish(trainer.model, tokenizer, policy, config, lambda_, beta, rows, out)
+    return finish(trainer, policy, objective, Method.kto, rows, out)

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import TypedDict
+
+from models.alignment.rows import ScoredPair
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.data.dialogue import Message, encode_each
 from models.data.preferences import pairs
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
-from models.policy.logprobs import Row, pair_logps
+from models.policy.logprobs import TokenPair, pair_logps
 from models.policy.weights import load
 from models.recipe import Compute, Data
 from models.stage import stage
@@ -19,8 +22,25 @@ from models.stage import stage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NAMED = ("line", "tokens", "prompt")
-"""Of a row in `too_long.jsonl`, beside its split."""
+
+class LongRow(TypedDict):
+    """By what a user finds a row that is too long: a row of `too_long.jsonl`."""
+
+    split: str
+    line: int
+    """In the split's file."""
+    tokens: int
+    prompt: str
+    """The beginning of the question."""
+
+
+class RefusedRow(TypedDict):
+    """By what a user finds a row that the chat template refuses: a row of `unwritable.jsonl`."""
+
+    split: str
+    line: int
+    why: str
+    prompt: str
 
 
 @stage("reference.score", version=3)
@@ -39,18 +59,21 @@ def score(
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
     lengths = {}
-    left_out: list[Row] = []
-    unwritable: list[Row] = []
+    left_out: list[LongRow] = []
+    unwritable: list[RefusedRow] = []
     for split in splits:
         rows, long, refused = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
-        unwritable += [{"split": split, **row} for row in refused]
-        left_out += [{"split": split} | {key: row[key] for key in NAMED} for row in long]
+        every = rows + [row for row, _ in long]
+        unwritable += refused
+        left_out += [name for _, name in long]
         counts[split] = len(rows)
         lengths[split] = {
-            side: histogram(len(row[f"{side}_ids"]) for row in rows + long) for side in ("prompt", "chosen", "rejected")
+            "prompt": histogram(len(row["prompt_ids"]) for row in every),
+            "chosen": histogram(len(row["chosen_ids"]) for row in every),
+            "rejected": histogram(len(row["rejected_ids"]) for row in every),
         }
         logps = pair_logps(model, rows, tokenizer.pad_token_id)
-        scored = [
+        scored: list[ScoredPair] = [
             {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
             for row, (chosen, rejected) in zip(rows, logps, strict=True)
         ]
@@ -66,27 +89,28 @@ def score(
 
 def tokenise(
     tokenizer: "PreTrainedTokenizerBase", path: Path, max_tokens: int
-) -> tuple[list[Row], list[Row], list[Row]]:
+) -> tuple[list[TokenPair], list[tuple[TokenPair, LongRow]], list[RefusedRow]]:
     """Return the token ids of the pairs that are used, and of those longer than `max_tokens`, and what is refused.
 
     A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and named.
     """
-    found = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
-    fit: list[Row] = []
-    long: list[Row] = []
-    refused: list[Row] = []
-    for line, one in enumerate(encode_each(tokenizer, found), 1):
-        if isinstance(one, BadPolicy):
-            refused.append(refused_row(line, one, found[line - 1][0]))
+    dialogues = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
+    short: list[TokenPair] = []
+    long: list[tuple[TokenPair, LongRow]] = []
+    refused: list[RefusedRow] = []
+    for line, ids in enumerate(encode_each(tokenizer, dialogues), 1):
+        messages = dialogues[line - 1][0]
+        if isinstance(ids, BadPolicy):
+            refused.append(refused_row(path.stem, line, ids, messages))
             continue
-        prompt, (chosen, rejected) = one
-        row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        prompt, (chosen, rejected) = ids
+        row: TokenPair = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         size = len(prompt) + max(len(chosen), len(rejected))
         if size <= max_tokens:
-            fit.append(row)
+            short.append(row)
         else:
-            long.append(row | named_row(line, size, found[line - 1][0]))
-    return fit, long, refused
+            long.append((row, long_row(path.stem, line, size, messages)))
+    return short, long, refused
 
 
 def histogram(lengths: Iterable[int]) -> dict[str, int]:
@@ -100,14 +124,14 @@ def too_long(metric: str, unit: str, data: Data) -> str:
     return f"no {unit} of {metric} fits into data.max_tokens = {data.max_tokens}; raise it, or give shorter rows"
 
 
-def named_row(line: int, size: int, prompt: list[Message]) -> Row:
-    """Return by what a user finds a row that is too long: its line in the split's file, its tokens, its question."""
-    return dict(zip(NAMED, (line, size, prompt[-1]["content"][:200]), strict=True))
+def long_row(split: str, line: int, size: int, prompt: list[Message]) -> LongRow:
+    """Return by what a user finds a row that is too long."""
+    return {"split": split, "line": line, "tokens": size, "prompt": prompt[-1]["content"][:200]}
 
 
-def refused_row(line: int, why: BadPolicy, prompt: list[Message]) -> Row:
+def refused_row(split: str, line: int, why: BadPolicy, prompt: list[Message]) -> RefusedRow:
     """Return by what a user finds a row that the chat template refuses, and why."""
-    return {"line": line, "why": str(why), "prompt": prompt[-1]["content"][:200]}
+    return {"split": split, "line": line, "why": str(why), "prompt": prompt[-1]["content"][:200]}
 
 
 def card(
@@ -115,8 +139,8 @@ def card(
     preferences: Preferences,
     data: Data,
     lengths: dict[str, dict[str, dict[str, int]]],
-    left_out: list[Row],
-    unwritable: list[Row],
+    left_out: list[LongRow],
+    unwritable: list[RefusedRow],
 ) -> None:
     """Write how many tokens the rows have, and which were left out."""
     card = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}

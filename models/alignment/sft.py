@@ -43,7 +43,7 @@ def train(out: Path, policy: Policy, sources: Sources, config: Sft, data: Data, 
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **arguments(config, len(places), seed, compute, out), max_length=None, completion_only_loss=True
+            **arguments(config, "sft", len(places), seed, compute, out), max_length=None, completion_only_loss=True
         ),
         train_dataset=Dataset.from_list([rows[i] for i in places]),
         processing_class=tokenizer,

@@ -1,18 +1,19 @@
 """What every training has in common, whatever its loss: how it starts, how TRL is told, and how it ends."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.alignment import fused_head, guards
 from models.alignment.batching import moves_nothing
 from models.alignment.checkpoints import clear, newest
+from models.alignment.rows import ScoredRow, scored_answers
 from models.artifacts import Policy, Reference
 from models.errors import BadData, BadPolicy
-from models.files import jsonl
 from models.policy import weights as policies
-from models.policy.logprobs import Row, Tokens, logps
+from models.policy.logprobs import Tokens, logps
 from models.policy.weights import device_kind, load, save
-from models.recipe import Compute, Step, Training, kl_weight
+from models.recipe import Compute, Method, Objective, PreferenceTraining, Training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,35 +36,29 @@ class Scored:
 
 
 def start(
-    policy: Policy, reference: Reference, config: Step, compute: Compute
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Row]]":
-    """Load the policy and its rows, and show that what is loaded is the policy of the step before."""
-    guards.same_policy(policy, reference, config.metric)
-    model, tokenizer = load(policy, compute)
-    rows = list(jsonl.read(reference.path / "train.jsonl"))
+    policy: Policy, reference: Reference, objective: Objective, rows: Sequence[ScoredRow], compute: Compute
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load the policy, and show that what is loaded is the policy of the step before, and can learn from its rows."""
+    guards.same_policy(policy, reference, objective.metric)
     if not rows:
-        raise BadData(f"{config.metric} step: no row to train on")
-    guards.answers_are_seen((ids for row in rows for (_, ids), _ in guards.scored(row)), f"{config.metric} step")
-    guards.answers_differ(rows, config.metric)
+        raise BadData(f"{objective.metric} step: no row to train on")
+    model, tokenizer = load(policy, compute)
+    answers = (ids for row in rows for (_, ids), _ in scored_answers(row))
+    guards.answers_are_seen(answers, f"{objective.metric} step")
+    guards.answers_differ(rows, objective.metric)
     guards.reproduces_probe(policy, model, tokenizer.pad_token_id)
     guards.starts_at_reference(model, rows[:PROBES], tokenizer.pad_token_id)
-    return model, tokenizer, rows
+    return model, tokenizer
 
 
 def finish(
-    model: Any,
-    tokenizer: "PreTrainedTokenizerBase",
-    policy: Policy,
-    config: Step,
-    lambda_: float,
-    beta: float,
-    rows: list[Row],
-    out: Path,
+    trainer: Any, policy: Policy, objective: Objective, method: Method, rows: Sequence[ScoredRow], out: Path
 ) -> Policy:
     """Save the trained policy, with the log-probs by which the next step will recognise it."""
-    probes = [sequence for row in rows[:PROBES] for sequence, _ in guards.scored(row)]
-    model, found = _merged(model, probes, tokenizer.pad_token_id)
-    guards.write_probe(probes, found, out)
+    tokenizer = trainer.processing_class
+    probes = [sequence for row in rows[:PROBES] for sequence, _ in scored_answers(row)]
+    model, probe_logps = _merged(trainer.model, probes, tokenizer.pad_token_id)
+    guards.write_probe(probes, probe_logps, out)
     save(model, tokenizer, out)
     clear(out)
     aligned = policies.describe(
@@ -71,45 +66,50 @@ def finish(
         Policy(
             path=out,
             digest="",
-            name=_name(policy, config, lambda_),
+            name=_name(policy, objective),
             kind="step",
             step=policy.step + 1,
-            metric=config.metric,
-            method=config.method.value,
+            metric=objective.metric,
+            method=method.value,
             parents=(policy.digest,),
-            beta=beta,
-            lambda_=lambda_,
-            beta_over_lambda=kl_weight(beta, lambda_),
+            beta=objective.beta,
+            lambda_=objective.lambda_,
+            beta_over_lambda=objective.kl_weight,
             rows=len(rows),
         ),
     )
     if aligned.vocabulary != policy.vocabulary:
-        raise BadPolicy(f"{config.metric} step: vocabulary or template changed during the step")
+        raise BadPolicy(f"{objective.metric} step: vocabulary or template changed during the step")
     return aligned
 
 
-def _name(policy: Policy, config: Step, lambda_: float) -> str:
+def _name(policy: Policy, objective: Objective) -> str:
     """Return `helpful`, `harmless λ=0.4`, …; a name is the same whatever else the grid holds."""
-    own = config.metric if policy.step == 0 and lambda_ == 1 else f"{config.metric} λ={lambda_:g}"
+    plain = policy.step == 0 and objective.lambda_ == 1
+    own = objective.metric if plain else f"{objective.metric} λ={objective.lambda_:g}"
     return f"{policy.name} · {own}" if "λ" in policy.name else own
 
 
-def arguments(config: Training, places: int, seed: int, compute: Compute, out: Path) -> dict[str, Any]:
-    """Return what every trainer is told, whatever its loss."""
+def arguments(training: Training, title: str, places: int, seed: int, compute: Compute, out: Path) -> dict[str, Any]:
+    """Return what every trainer is told, whatever its loss.
+
+    Raises:
+        BadData: a training of so many places would leave the weights as they are.
+    """
     on_cpu = device_kind(compute.device) == "cpu"
-    if why := moves_nothing(places // config.batch, config):
-        raise BadData(f"{config.metric} step: {why}" if isinstance(config, Step) else f"sft: {why}")
+    if why := moves_nothing(places // training.batch, training):
+        raise BadData(f"{title}: {why}")
     return {
         "output_dir": str(out),
-        "per_device_train_batch_size": config.micro_batch or config.batch,
-        "gradient_accumulation_steps": config.accumulate,
+        "per_device_train_batch_size": training.micro_batch or training.batch,
+        "gradient_accumulation_steps": training.accumulate,
         "train_sampling_strategy": "sequential",  # the rows come in our order
-        "max_steps": places // config.batch,
-        "learning_rate": config.learning_rate,
-        "lr_scheduler_type": config.schedule.value,
-        "warmup_steps": config.warmup,
-        "max_grad_norm": config.max_grad_norm,
-        "weight_decay": config.weight_decay,
+        "max_steps": places // training.batch,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule.value,
+        "warmup_steps": training.warmup,
+        "max_grad_norm": training.max_grad_norm,
+        "weight_decay": training.weight_decay,
         "seed": seed,
         "use_cpu": on_cpu,
         "bf16": not on_cpu,  # float32 weights under bfloat16 autocast: small updates are not rounded away
@@ -117,7 +117,7 @@ def arguments(config: Training, places: int, seed: int, compute: Compute, out: P
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
-        "save_steps": config.save_every,
+        "save_steps": training.save_every,
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,
@@ -142,14 +142,14 @@ def inner(model: Any) -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def adapter(config: Step) -> Any:
+def adapter(training: PreferenceTraining) -> Any:
     """Return LoRA's settings for all linear layers, or none for full fine-tuning."""
-    if not config.adapter_rank:
+    if not training.adapter_rank:
         return None
     from peft import LoraConfig
 
-    alpha = config.adapter_alpha or 2 * config.adapter_rank
-    return LoraConfig(r=config.adapter_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    alpha = training.adapter_alpha or 2 * training.adapter_rank
+    return LoraConfig(r=training.adapter_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _merged(model: Any, probes: list[Tokens], pad: int) -> "tuple[PreTrainedModel, list[float]]":

@@ -77,7 +77,8 @@ def tokenise(
             encoded.append((prompt, answer))
     if not encoded:
         raise refused[0]
-    jsonl.write(out / LEFT_OUT, sorted(left_out, key=lambda line: int(line["row"])))
+    left_out.sort(key=lambda line: int(line["row"]))
+    jsonl.write(out / LEFT_OUT, left_out)
     return encoded
 
 

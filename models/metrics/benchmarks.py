@@ -7,6 +7,7 @@ figures of its tasks do; a task file of one's own can write the template.
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -73,33 +74,32 @@ class TaskRow(TypedDict):
     """Null where there is none."""
 
 
+@dataclass(frozen=True)
+class TaskSet:
+    """What a policy is measured on, and by what."""
+
+    names: list[str]
+    """Tasks that the harness knows, or files of one's own."""
+    sha256: dict[str, str]
+    """What `files` returned when the run was planned."""
+    limit: int
+    """Items per task; 0 means all."""
+    version: str
+    """Of the harness."""
+
+
 @stage("harness.measure", version=1)
-def measure(
-    out: Path,
-    policy: Policy,
-    tasks: list[str],
-    sha256: dict[str, str],
-    limit: int,
-    batch: int,
-    seed: int,
-    version: str,
-    compute: Compute,
-) -> Benchmarks:
+def measure(out: Path, policy: Policy, tasks: TaskSet, batch: int, seed: int, compute: Compute) -> Benchmarks:
     """Run the tasks on a policy.
 
     Writes `tasks.jsonl`: task, its version, metric, better (`high`, `low`, or nothing where the task does not say), n
     (items), value, stderr (null where there is none). A group stands for its tasks where it has figures of its own.
 
-    Args:
-        sha256: what `files` returned when the run was planned.
-        limit: items per task; 0 means all.
-        version: of the harness.
-
     Raises:
         BadData: a task file changed since the run was planned.
         BadRecipe: the harness cannot run a task; says why.
     """
-    if files(tasks) != sha256:
+    if files(tasks.names) != tasks.sha256:
         raise BadData("evaluation.tasks: a file changed while the run was starting; start again")
     model, tokenizer = load(policy, compute)
     from lm_eval import simple_evaluate
@@ -108,9 +108,9 @@ def measure(
     try:  # reads, fetches and scores what others wrote, and may fail anyhow
         told = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, trust_remote_code=False),
-            tasks=tasks,
-            task_manager=_manager(tasks),
-            limit=limit or None,
+            tasks=tasks.names,
+            task_manager=_manager(tasks.names),
+            limit=tasks.limit or None,
             log_samples=False,
             bootstrap_iters=RESAMPLES,
             random_seed=seed,
@@ -122,7 +122,7 @@ def measure(
         why = (str(error).strip().splitlines() or ["?"])[0]
         raise BadRecipe(f"evaluation.tasks: the harness cannot run them: {type(error).__name__}: {why}") from error
     jsonl.write(out / "tasks.jsonl", _rows(told))
-    return Benchmarks(path=out, digest=file_digest(out / "tasks.jsonl"), policy=policy.digest, harness=version)
+    return Benchmarks(path=out, digest=file_digest(out / "tasks.jsonl"), policy=policy.digest, harness=tasks.version)
 
 
 def _rows(told: Row) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from typing_extensions import TypedDict
 
+from models.alignment.rows import ScoredPair, read
 from models.artifacts import Margins, Policy, Reference, content_digest, file_digest
 from models.data.preferences import HELDOUT
 from models.files import jsonl
@@ -49,7 +50,7 @@ def weigh(out: Path, policy: Policy, scored: dict[str, Reference], compute: Comp
     with (out / "margins.jsonl").open("w") as file:
         for metric, reference in scored.items():
             for split in HELDOUT:
-                rows = list(jsonl.read(reference.path / f"{split}.jsonl"))
+                rows = read(reference, ScoredPair, split)
                 stored = [(row["ref_chosen_logps"], row["ref_rejected_logps"]) for row in rows]
                 logps = pair_logps(loaded[0], rows, loaded[1].pad_token_id) if loaded else stored
                 for row, (chosen, rejected) in zip(rows, logps, strict=True):

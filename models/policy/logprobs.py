@@ -1,7 +1,9 @@
 """Log-probs of answers under one policy, in nats: for references, for held-out pairs, and to prove what was saved."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from typing_extensions import TypedDict
 
 from models.policy.shared_prompt import Group, states, tokens
 from models.policy.weights import frozen, project
@@ -13,14 +15,19 @@ if TYPE_CHECKING:
 AT_ONCE = 8192
 """Tokens in one forward pass without gradients; at a vocabulary of 49,152 the logits of that many take 1.6 GB."""
 
-Row = dict[str, Any]
-"""Pairs: prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps (nats, summed over the answer).
-Unpaired: prompt_ids, completion_ids, label, ref_logps, and the mismatched KL_completion_ids, ref_KL_logps."""
 Tokens = tuple[list[int], list[int]]
 """(prompt ids, answer ids)."""
 
 
-def pair_logps(model: "PreTrainedModel", rows: list[Row], pad: int) -> list[tuple[float, float]]:
+class TokenPair(TypedDict):
+    """Two answers to one prompt, as token ids."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+def pair_logps(model: "PreTrainedModel", rows: Sequence[TokenPair], pad: int) -> list[tuple[float, float]]:
     """Return (log π(chosen|prompt), log π(rejected|prompt)) per row, in nats, in the order of the rows."""
     values = _logps(model, [(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows], pad)
     return [(chosen, rejected) for chosen, rejected in values]

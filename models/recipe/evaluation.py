@@ -2,7 +2,6 @@
 
 import re
 from enum import StrEnum
-from operator import not_
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -200,7 +199,7 @@ class Answering(Record):
     token only. At most 16, none of them empty."""
     batch: int = Field(64, ge=1, le=65_536, title="Prompts at once")
     """Prompts answered in one batch, sorted by length; from 1 to 65,536."""
-    engine: Engine = Field(Engine.transformers, exclude_if=lambda engine: engine is Engine.transformers, title="Engine")
+    engine: Engine = Field(Engine.transformers, title="Engine")
     """`transformers`, or `vllm`: a vLLM in an environment of its own, whose interpreter SACPO_VLLM_PYTHON names. Each
     keeps its own answers."""
 
@@ -243,11 +242,11 @@ class Evaluation(Answering):
     kl_prompts: int = Field(64, ge=0, le=1_000_000, title="Prompts for KL")
     """Prompts whose sampled answers estimate KL to the base and to the reward-aligned policy; from 0 to 1,000,000."""
     tasks: Annotated[list[Written], Lies(lambda _, task: task.endswith((".yaml", ".yml")))] = Field(
-        [], max_length=100, exclude_if=not_, title="Tasks"
+        [], max_length=100, title="Tasks"
     )
     """Tasks of lm-evaluation-harness, by name, or YAML files of your own, at most 100: what alignment cost on them is
     reported."""
-    task_limit: int = Field(0, ge=0, le=10**9, exclude_if=not_, title="Items per task")
+    task_limit: int = Field(0, ge=0, le=10**9, title="Items per task")
     """Measure on at most this many items of each task, the first ones; 0 means all, 1,000,000,000 is the most."""
 
     def decoding(self, seed: int) -> Decoding:

@@ -115,7 +115,30 @@ class Columns(Record):
         return {ours: theirs for ours, theirs in self if theirs}
 
 
-class Step(Training):
+class PreferenceTraining(Training):
+    """How the weights of one step are moved, if they are moved by preferences."""
+
+    adapter_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
+    """Rank of a LoRA adapter on all linear layers, at most 4,096, merged into the weights after the step; 0 trains all
+    weights."""
+    adapter_alpha: int = Field(0, ge=0, le=65_536, title="LoRA α")
+    """Scale of the adapter, at most 65,536; 0 means twice the rank."""
+
+
+class Objective(Record):
+    """What one training aims at. A step of a recipe holds a grid of λ and the place of its data, a training neither."""
+
+    metric: str
+    beta: float
+    lambda_: float
+
+    @property
+    def kl_weight(self) -> float:
+        """The KL weight β/λ that the loss is told (SACPO eq. 11)."""
+        return kl_weight(self.beta, self.lambda_)
+
+
+class Step(PreferenceTraining):
     """One constraint or objective: its data, its loss, and its KL weight β/λ."""
 
     model_config = first("metric", "method", "lambda", "data")  # in forms, before how the weights are moved
@@ -127,11 +150,6 @@ class Step(Training):
     """The preference loss."""
     data: Place = Field(min_length=1, title="Data")
     """File of comparisons, or the embedded world's own (`town`)."""
-    adapter_rank: int = Field(0, ge=0, le=4096, title="LoRA rank")
-    """Rank of a LoRA adapter on all linear layers, at most 4,096, merged into the weights after the step; 0 trains all
-    weights."""
-    adapter_alpha: int = Field(0, ge=0, le=65_536, title="LoRA α")
-    """Scale of the adapter, at most 65,536; 0 means twice the rank."""
     pairs: int = Field(0, ge=0, le=10**9, title="Pairs")
     """Train on at most this many pairs, picked by a hash of their content; 0 means all, 1,000,000,000 is the most."""
     label: str = Field("", title="Label")
@@ -142,6 +160,15 @@ class Step(Training):
     """Names of the file's columns, for a file in no known format; empty means those of `data.columns`."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
     """One policy is trained per value, with KL weight β/λ; each from 0.000001 to 1,000,000, or 0: skip the step."""
+
+    def objective(self, beta: float, lambda_: float) -> Objective:
+        """Return what the training with one λ of the grid aims at."""
+        return Objective(metric=self.metric, beta=beta, lambda_=lambda_)
+
+    @property
+    def training(self) -> PreferenceTraining:
+        """How the weights are moved, without what is aimed at and without the data: what a training is told."""
+        return PreferenceTraining(**{name: getattr(self, name) for name in PreferenceTraining.model_fields})
 
     @model_validator(mode="after")
     def _kto_needs_a_batch(self) -> "Step":
