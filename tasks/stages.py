@@ -223,7 +223,7 @@ def measure(run: AnyRun, policy: Policy, sources: Sources) -> Benchmarks:
         benchmarks.measure,
         f"tasks · {policy.name}",
         policy=policy,
-        tasks=TaskSet(asked.tasks, sha256, asked.task_limit, version("lm-eval")),
+        tasks=TaskSet(names=asked.tasks, sha256=sha256, limit=asked.task_limit, version=version("lm-eval")),
         batch=asked.batch,
         seed=run.recipe.seed,
         compute=run.recipe.compute,

@@ -13,10 +13,10 @@ from models.artifacts import Policy
 from models.errors import BadData, BadRecipe
 from models.files import jsonl
 from models.metrics import alignment_tax, benchmarks
+from models.metrics.benchmarks import TaskSet
 from models.policy import weights as policies
 from models.preflight import refuse
 from models.recipe import Compute, Evaluation
-from tasks.work.store import plain
 
 Command = Callable[..., tuple[int, str]]
 CHOICES = ["get the brush .", "hold the base .", "ask its owner ."]
@@ -47,10 +47,14 @@ def town_task(tmp_path: Path) -> Path:
     return task
 
 
+def task_set(names: list[str], sha256: dict[str, str], limit: int = 0) -> TaskSet:
+    return TaskSet(names=names, sha256=sha256, limit=limit, version="0.4.13")
+
+
 def measured(policy: Policy, task: Path, compute: Compute, out: Path, limit: int = 0) -> list[dict[str, Any]]:
     out.mkdir()
     tasks = [str(task)]
-    made = benchmarks.measure(out, policy, TaskSet(tasks, benchmarks.files(tasks), limit, "0.4.13"), 4, 0, compute)
+    made = benchmarks.measure(out, policy, task_set(tasks, benchmarks.files(tasks), limit), 4, 0, compute)
     assert (made.policy, made.harness) == (policy.digest, "0.4.13")
     return list(jsonl.read(out / "tasks.jsonl"))
 
@@ -110,10 +114,10 @@ def test_a_task_that_changes_or_cannot_be_run_is_told(
 ) -> None:
     tasks = [str(town_task)]
     with pytest.raises(BadData, match="a file changed while the run was starting"):
-        benchmarks.measure(tmp_path, policy, TaskSet(tasks, {"tasks.0": "0" * 64}, 0, ""), 4, 0, compute)
+        benchmarks.measure(tmp_path, policy, task_set(tasks, {"tasks.0": "0" * 64}), 4, 0, compute)
     town_task.write_text(town_task.read_text().replace("output_type: multiple_choice", "output_type: guessing"))
     with pytest.raises(BadRecipe, match=r"evaluation.tasks: the harness cannot run them: "):
-        benchmarks.measure(tmp_path, policy, TaskSet(tasks, benchmarks.files(tasks), 0, ""), 4, 0, compute)
+        benchmarks.measure(tmp_path, policy, task_set(tasks, benchmarks.files(tasks)), 4, 0, compute)
 
 
 def test_what_is_missing_is_refused(town_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +156,6 @@ def test_a_group_stands_for_its_tasks_where_it_has_figures() -> None:
         ("d", "1.0", "exact (strict)", "", 4, 0.5, None),
         ("d", "1.0", "ppl", "low", 4, None, 1.0),
     ]
-
-
-def test_without_tasks_nothing_is_named_otherwise() -> None:
-    assert not {"tasks", "task_limit", "engine"} & plain(Evaluation()).keys()
-    assert {"tasks", "task_limit"} <= plain(Evaluation(tasks=["gsm8k"], task_limit=3)).keys()
 
 
 # As a user goes it

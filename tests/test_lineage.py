@@ -55,7 +55,7 @@ def test_a_name_is_the_same_whatever_else_the_grid_holds(
     parent: str, step_of_parent: int, metric: str, lambda_: float, name: str
 ) -> None:
     policy = Policy(path=Path(), digest="", name=parent, kind="step", step=step_of_parent)
-    assert trainer._name(policy, step(metric), lambda_) == name
+    assert trainer._name(policy, step(metric).objective(0.1, lambda_)) == name
 
 
 def test_the_supervised_step_learns_the_answers_and_not_the_prompts(

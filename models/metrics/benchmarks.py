@@ -7,7 +7,6 @@ figures of its tasks do; a task file of one's own can write the template.
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from models.errors import BadData, BadRecipe
 from models.files import jsonl
 from models.policy.weights import load
 from models.recipe import Compute
+from models.recipe.record import Record
 from models.stage import stage
 
 Row = dict[str, Any]
@@ -74,8 +74,7 @@ class TaskRow(TypedDict):
     """Null where there is none."""
 
 
-@dataclass(frozen=True)
-class TaskSet:
+class TaskSet(Record):
     """What a policy is measured on, and by what."""
 
     names: list[str]

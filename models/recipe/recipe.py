@@ -168,7 +168,9 @@ class Step(PreferenceTraining):
     @property
     def training(self) -> PreferenceTraining:
         """How the weights are moved, without what is aimed at and without the data: what a training is told."""
-        return PreferenceTraining(**{name: getattr(self, name) for name in PreferenceTraining.model_fields})
+        return PreferenceTraining.model_construct(
+            **{name: getattr(self, name) for name in PreferenceTraining.model_fields}
+        )
 
     @model_validator(mode="after")
     def _kto_needs_a_batch(self) -> "Step":
