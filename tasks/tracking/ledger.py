@@ -177,11 +177,11 @@ class Ledger:
 
     def stand(self, model: str, version: str, standing: Standing) -> None:
         """Append what was decided about a version; of two in the same moment the second one's word is the last."""
-        row = {"model": model, "version": version, "at": now()} | standing._asdict()
+        row: dict[str, str | int] = {"model": model, "version": version, "at": now(), **standing._asdict()}
         while True:
-            number = len(self.standings(model, version)) + 1
+            row["number"] = len(self.standings(model, version)) + 1
             try:
-                return self._insert(STANDINGS, row | {"number": number})
+                return self._insert(STANDINGS, row)
             except IntegrityError:
                 continue  # another process has taken this number since we looked; ours comes after it
 
@@ -198,10 +198,11 @@ class Ledger:
     def registered(self, model: str, version: str, source: str, policy: str) -> None:
         """Note whose weights a version holds, unless the last note says the same."""
         while (source, policy) not in (notes := self._weights(model, version))[-1:]:
-            key = {"model": model, "version": version, "number": len(notes) + 1}
+            row: dict[str, str | int] = {"model": model, "version": version, "number": len(notes) + 1}
+            row |= {"source": source, "policy": policy, "at": now()}
             # where another process has taken this number since we looked, the loop looks again
             with suppress(IntegrityError):
-                self._insert(WEIGHTS, key | {"source": source, "policy": policy, "at": now()})
+                self._insert(WEIGHTS, row)
 
     def knows(self, model: str, policy: str) -> bool:
         """Return whether weights of a policy became a version of a model."""
