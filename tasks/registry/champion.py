@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from models.errors import BadInput, BadPlace, Stale
 from models.gate.promotion_log import Entry, line_of_champions, rolled_back
-from models.words import first_line
-from tasks.registry import events
+from tasks.registry import events, model_registry
 from tasks.tracking.connection import client, error_code, failures, shown_uri
 from tasks.tracking.ledger import Ledger, now
 
@@ -25,17 +24,6 @@ LEDGER = "sacpo.ledger"
 """Tag of a registered model: the ledger that its aliases follow."""
 MOST_MODELS = 1000
 """Registered models that are looked at; MLflow gives no more at once."""
-
-
-class Version(NamedTuple):
-    """What the registry says of a model version."""
-
-    number: str
-    source: str
-    """Address of its weights; unlike tags it cannot be edited."""
-    tags: dict[str, str]
-    description: str
-    """The model card, as Markdown; empty for a version that was registered by hand."""
 
 
 class Serving(NamedTuple):
@@ -65,7 +53,7 @@ def log(root: Path, model: str) -> list[Entry]:
     entries = ledger.promotions(model)
     if entries:
         return entries
-    aliases = _aliases(root, model)
+    aliases = model_registry.aliases(root, model)
     if aliases:
         claim(root, model)
     older = [alias for alias in (PREVIOUS, CHAMPION) if alias in aliases]
@@ -104,7 +92,7 @@ def claim(root: Path, model: str) -> None:
     except failures() as error:
         if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
             return _refuse_foreign_server(root, model, identity)
-        raise _no_answer(root, error) from error
+        raise model_registry.no_answer(root, error) from error
     if owner != identity:
         raise BadPlace(
             f"{model}: its promotions are written down in another database than ours; set SACPO_DATABASE to that one, "
@@ -119,7 +107,7 @@ def _refuse_foreign_server(root: Path, model: str, identity: str) -> None:
     try:
         models = client(root).search_registered_models(max_results=MOST_MODELS)
     except failures() as error:
-        raise _no_answer(root, error) from error
+        raise model_registry.no_answer(root, error) from error
     owners = {registered.tags[LEDGER]: registered.name for registered in models if LEDGER in registered.tags}
     if owners and identity not in owners:
         raise BadPlace(
@@ -152,8 +140,8 @@ def promote(
         raise BadInput(f"{model} has no challenger; say which version to promote")
     if not version.isdecimal():
         raise BadInput(f"{model} version {version!r}: give the number of a version")
-    registered = _version(root, model, version)
-    version = registered.number  # as MLflow writes it: it finds version 2 under 02, too
+    registered = model_registry.version(root, model, version)
+    version = registered.number
     line = line_of_champions(entries)
     if line[-1:] == [version]:
         raise BadInput(f"{model} version {version} is the champion already")
@@ -171,7 +159,7 @@ def promote(
     return _append(root, model, entry)
 
 
-def _refuse_unfit(root: Path, model: str, version: Version) -> None:
+def _refuse_unfit(root: Path, model: str, version: model_registry.Version) -> None:
     """Refuse a version of which the ledger does not say that it may serve."""
     standings = Ledger(root).standings(model, version.number)
     anyway = "to promote it all the same: --force"
@@ -191,7 +179,7 @@ def source(root: Path, model: str, version: str) -> str:
     Raises:
         BadInput: there is no such version.
     """
-    return _version(root, model, version).source
+    return model_registry.version(root, model, version).source
 
 
 def challenge(root: Path, model: str, version: str) -> None:
@@ -202,7 +190,7 @@ def challenge(root: Path, model: str, version: str) -> None:
     """
     if version in (entry.version_to for entry in log(root, model)):
         return
-    refusal = _set_alias(root, model, CHALLENGER, version)
+    refusal = model_registry.set_alias(root, model, CHALLENGER, version)
     # a refusal counts only if the alias is elsewhere: another process may have set it to the same version
     if refusal and challenger(root, model) != version:
         raise BadPlace(f"{model}: MLflow at {shown_uri(root)} did not take the alias {CHALLENGER} ({refusal})")
@@ -211,7 +199,7 @@ def challenge(root: Path, model: str, version: str) -> None:
 def withdraw(root: Path, model: str, version: str) -> None:
     """Take the alias `challenger` from a version; where MLflow keeps it, the ledger still lets nothing be promoted."""
     if challenger(root, model) == version:
-        _set_alias(root, model, CHALLENGER, "")
+        model_registry.set_alias(root, model, CHALLENGER, "")
 
 
 def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:
@@ -226,7 +214,7 @@ def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:
         champion, before = rolled_back(entries)
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from error
-    _version(root, model, before)  # raises where it was deleted: an alias cannot point to it
+    model_registry.version(root, model, before)  # raises where it was deleted: an alias cannot point to it
     return _append(root, model, _entry(_next_number(entries), "rollback", champion, before, why, who))
 
 
@@ -242,7 +230,7 @@ def follow(root: Path, model: str) -> list[str]:
     for attempt in range(10):
         line = line_of_champions(log(root, model))
         expected = dict(zip((CHAMPION, PREVIOUS), reversed(line), strict=False))
-        actual = _aliases(root, model)
+        actual = model_registry.aliases(root, model)
         wrong = {
             alias: expected.get(alias, "")
             for alias in (CHAMPION, PREVIOUS)
@@ -254,7 +242,7 @@ def follow(root: Path, model: str) -> list[str]:
             return moves
         for alias, version in wrong.items():
             moves.append(f"{model}: {alias} {actual.get(alias) or 'nowhere'} → {version or 'nowhere'}")
-            refusal = _set_alias(root, model, alias, version) or refusal
+            refusal = model_registry.set_alias(root, model, alias, version) or refusal
         # look again, each time a little later: a process that read an older log may set the aliases after us
         time.sleep(0.05 * attempt)
     why = f"MLflow at {shown_uri(root)} says: {refusal}" if refusal else "they do not stay where they are put"
@@ -282,14 +270,14 @@ def serving(root: Path, model: str) -> Serving:
     line = line_of_champions(entries)
     if not line:
         raise BadInput(f"{model} has no champion; `sacpo run` registers one when it passes the gate")
-    version = _version(root, model, line[-1])
+    version = model_registry.version(root, model, line[-1])
     return Serving(
         version=line[-1],
         previous=line[-2] if len(line) > 1 else "",
         tags=version.tags,
         description=version.description,
         run=version.tags.get("sacpo.run_id", ""),
-        aliases=_aliases(root, model),
+        aliases=model_registry.aliases(root, model),
         log=entries,
     )
 
@@ -302,13 +290,13 @@ def policy(root: Path, model: str, version: str) -> str:
     Raises:
         BadInput: there is no such version.
     """
-    registered = _version(root, model, version)
+    registered = model_registry.version(root, model, version)
     return Ledger(root).policy(model, version, registered.source) or registered.tags.get("sacpo.policy", "")
 
 
 def challenger(root: Path, model: str) -> str:
     """Return the version that waits for a decision, or an empty string."""
-    return _aliases(root, model).get(CHALLENGER, "")
+    return model_registry.aliases(root, model).get(CHALLENGER, "")
 
 
 def _append(root: Path, model: str, entry: Entry) -> Entry:
@@ -321,54 +309,6 @@ def _append(root: Path, model: str, entry: Entry) -> Entry:
         # also where MLflow has died meanwhile: the log has the line, and the aliases follow with the next command
         events.champion_changed(model, entry)
     return entry
-
-
-def _version(root: Path, model: str, number: str) -> Version:
-    """Return what the registry says of a version.
-
-    Raises:
-        BadInput: there is no such version.
-        BadPlace: MLflow does not answer.
-    """
-    try:
-        version = client(root).get_model_version(model, number)
-    except failures() as error:
-        if error_code(error) in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            why = f"MLflow at {shown_uri(root)} does not know it ({first_line(error)})"
-            raise BadInput(f"{model} version {number}: {why}") from error
-        raise _no_answer(root, error) from error
-    return Version(str(version.version), str(version.source), dict(version.tags), version.description or "")
-
-
-def _aliases(root: Path, model: str) -> dict[str, str]:
-    """Return alias → version; empty for a model that does not exist yet."""
-    try:
-        return {alias: str(version) for alias, version in client(root).get_registered_model(model).aliases.items()}
-    except failures() as error:
-        if error_code(error) == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise _no_answer(root, error) from error
-
-
-def _set_alias(root: Path, model: str, alias: str, version: str) -> str:
-    """Point one alias to a version, or take it away if `version` is empty; return what MLflow said against it.
-
-    Of two processes that set an alias for the first time MLflow refuses one, so a refusal is no error: the caller looks
-    again where the alias is.
-    """
-    mlflow = client(root)
-    try:
-        if version:
-            mlflow.set_registered_model_alias(model, alias, version)
-        else:
-            mlflow.delete_registered_model_alias(model, alias)
-    except failures() as error:
-        return first_line(error)
-    return ""
-
-
-def _no_answer(root: Path, error: Exception) -> BadPlace:
-    return BadPlace(f"MLflow at {shown_uri(root)} does not answer ({first_line(error)}); start it")
 
 
 def _next_number(entries: list[Entry]) -> int:
