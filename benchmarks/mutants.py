@@ -34,6 +34,7 @@ WHOLE = (
     "models/gate/facts.py",
     "models/metrics/statistics.py",
     "tasks/tracking/ledger.py",
+    "tasks/tracking/ledger_tables.py",
     "models/metrics/figures.py",
 )
 SAMPLED = ("models/alignment/merge.py", *(f"models/alignment/{name}.py" for name in ("trainer", "dpo", "kto", "sft")))

@@ -55,16 +55,16 @@ def champion(model: Model) -> None:
     from models.markdown import readable
     from tasks.registry import champion as registry
 
-    told = registry.serving(_here(prefect=False), model)
-    typer.echo(readable(told["description"]) or f"{model} version {told['version']} has no model card")
+    serving = registry.serving(_here(prefect=False), model)
+    typer.echo(readable(serving.description) or f"{model} version {serving.version} has no model card")
     typer.echo("Promotion log")
-    for entry in told["log"]:
+    for entry in serving.log:
         change = f"{entry.version_from or 'none'} → {entry.version_to or 'none'}"
         typer.echo(f"  {entry.number}  {entry.at}  {entry.action:8}  {change:10}  {entry.who}  {entry.why}")
-    named = ", ".join(f"{alias} {version}" for alias, version in sorted(told["aliases"].items()))
+    named = ", ".join(f"{alias} {version}" for alias, version in sorted(serving.aliases.items()))
     typer.echo(f"Aliases: {named}")
-    wanted = {registry.CHAMPION: told["version"], registry.PREVIOUS: told["previous"]}
-    if any(told["aliases"].get(alias, "") != version for alias, version in wanted.items()):
+    expected = {registry.CHAMPION: serving.version, registry.PREVIOUS: serving.previous}
+    if any(serving.aliases.get(alias, "") != version for alias, version in expected.items()):
         typer.echo("They are not where the promotion log says; `sacpo reconcile` puts them there")
 
 

@@ -16,7 +16,7 @@ from models.recipe import Recipe
 from models.report.sentences import decision, prompts_of, trained
 from models.report.summary import table
 from tasks.servers.environment import VERSION_PATHS, request_json
-from tasks.tracking.tracker import SERVER, uri, without_password
+from tasks.tracking.connection import SERVER, uri, without_password
 from tasks.work.runs_folder import root
 
 UNCLEAR = "unclear"

@@ -160,7 +160,7 @@ def _crashed(root: Path, lease: Lease) -> bool:
 
 
 def _killed(root: Path, lease: Lease) -> None:
-    from tasks.tracking.tracker import close_killed
+    from tasks.tracking.mlflow_run import close_killed
 
     close_killed(root, lease.name, lease.run)
 

@@ -30,9 +30,10 @@ from models.words import counted
 from tasks import leases
 from tasks.registry import champion
 from tasks.tracking import download
+from tasks.tracking.connection import SERVER
 from tasks.tracking.download import fetch
 from tasks.tracking.ledger import Ledger
-from tasks.tracking.tracker import SERVER, Tracker
+from tasks.tracking.tracker import Tracker
 from tasks.work import health, store, terminal, workers
 from tasks.work.progress import Progress
 from tasks.work.runs_folder import root

@@ -22,7 +22,7 @@ os.environ.update(
 )  # fmt: skip
 
 os.environ.setdefault("SACPO_SEED", str(SystemRandom().randrange(2**32)))  # what test_bad_input.py draws with
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # asked once, when tasks.tracking.tracker is imported
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # read once, when tasks.tracking.connection is imported
 
 import pytest
 from filelock import FileLock

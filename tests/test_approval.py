@@ -20,7 +20,7 @@ from models.recipe.toml import read
 from tasks import leases
 from tasks import run as runs_of
 from tasks.registry import champion
-from tasks.tracking import tracker
+from tasks.tracking import connection
 from tasks.tracking.ledger import Ledger, Standing
 from tasks.work import processes
 
@@ -51,7 +51,7 @@ def answer(client: SyncPrefectClient, flow_run: UUID, agreed: bool) -> None:
 
 
 def tags(runs: Path, version: str) -> dict[str, Any]:
-    return dict(tracker.client(runs).get_model_version("quickstart", version).tags)
+    return dict(connection.client(runs).get_model_version("quickstart", version).tags)
 
 
 def workers(runs: Path) -> list[int]:
@@ -63,7 +63,7 @@ def workers(runs: Path) -> list[int]:
 
 def overtake(runs: Path, source: str) -> None:
     """Make a colleague's version 3, which serves from now on."""
-    mlflow = tracker.client(runs)
+    mlflow = connection.client(runs)
     mlflow.create_model_version("quickstart", source, mlflow.get_model_version("quickstart", "1").run_id)
     Ledger(runs).stand("quickstart", "3", Standing("pass", "", "", "a colleague's", source))
     champion.promote(runs, "quickstart", "3", "a colleague's")
@@ -84,7 +84,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"
 
-        source = tracker.client(runs).get_model_version("quickstart", "1").source
+        source = connection.client(runs).get_model_version("quickstart", "1").source
         overtake(runs, source)  # meanwhile somebody else's version serves, which happens to be version 1 again
 
         again = start("run", "quickstart", changes=changes)
@@ -120,7 +120,8 @@ def test_a_refusal_binds(
     assert tags(runs, "2")["gate"] == "refused by Ada: read the card"
     code, out = run("promote", "quickstart", "2", changes=[])
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
-    tracker.client(runs).set_model_version_tag("quickstart", "2", "gate", "waits for approval")  # as if never answered
+    mlflow = connection.client(runs)
+    mlflow.set_model_version_tag("quickstart", "2", "gate", "waits for approval")  # as if never answered
     code, out = run("promote", "quickstart", "2", changes=[])
     assert code == 2 and "version 2 did not pass the gate (refused by Ada: read the card)" in out
     code, out = run("promote", "quickstart", "2", "--force", changes=[])

@@ -24,7 +24,7 @@ from prefect.states import Cancelling, Running
 
 from flows.align import align
 from tasks import leases
-from tasks.tracking import tracker
+from tasks.tracking import connection
 from tasks.work import processes
 from tests.watching import checkpoints, statuses, until, updates, weights
 
@@ -130,7 +130,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(
     assert code == 0 and "a killed attempt came to" in out, out
     assert weights(runs) == weights(undisturbed)
     assert not list(runs.glob("leases/*.json")) and set(statuses(runs).values()) == {"FINISHED"}
-    mlflow = tracker.client(runs)
+    mlflow = connection.client(runs)
     assert len(mlflow.search_model_versions("name = 'quickstart'")) == 1
 
 

@@ -13,8 +13,9 @@ from models.policy.weights import intact
 from models.recipe.toml import read
 from tasks.registry import champion
 from tasks.tracking import download
+from tasks.tracking.connection import client
 from tasks.tracking.ledger import Ledger
-from tasks.tracking.tracker import Tracker, client
+from tasks.tracking.tracker import Tracker
 
 NAME = "models:/quickstart/1"
 

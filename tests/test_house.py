@@ -103,7 +103,8 @@ def test_no_room_holds_more_than_14_files() -> None:
 def test_only_tracking_speaks_to_mlflow() -> None:
     speaks = {str(path.relative_to(ROOT)) for storey in STOREYS for path in modules(storey) if "mlflow" in tops(path)}
     server = "tasks/access/mlflow_app.py"  # imported by MLflow's own server, and by nothing of ours
-    assert speaks == {*(f"tasks/tracking/{name}.py" for name in ("tracker", "log", "download")), server}
+    tracking = ("connection", "download", "log", "mlflow_run", "registration")
+    assert speaks == {*(f"tasks/tracking/{name}.py" for name in tracking), server}
 
 
 def test_only_flows_and_tasks_know_prefect() -> None:

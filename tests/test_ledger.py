@@ -14,6 +14,7 @@ from models.errors import BadPlace, Stale
 from models.gate.gate import Check, Verdict
 from models.gate.promotion_log import Entry
 from tasks.tracking import ledger as ledgers
+from tasks.tracking import ledger_tables
 from tasks.tracking.ledger import AT_ONCE, Charges, Ledger, Standing
 
 FAILED = Check("safety rate", 0.5, 0.4, 0.9, False, "lower bound")
@@ -195,15 +196,15 @@ def test_of_one_address_the_last_note_counts(runs: Path) -> None:
 
 
 def test_who_notes_weights_in_the_same_moment_loses_no_note(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger, read = Ledger(runs), Ledger._registered
+    ledger, read = Ledger(runs), Ledger._weights
 
     def late(*key: Any) -> list[tuple[str, str]]:
         found = read(*key)
-        monkeypatch.setattr(Ledger, "_registered", read)
+        monkeypatch.setattr(Ledger, "_weights", read)
         ledger.registered("m", "1", "b", "q")  # another process, after we looked which number is free
         return found
 
-    monkeypatch.setattr(Ledger, "_registered", late)
+    monkeypatch.setattr(Ledger, "_weights", late)
     ledger.registered("m", "1", "a", "p")
     assert read(ledger, "m", "1") == [("b", "q"), ("a", "p")]
 
@@ -296,7 +297,7 @@ def test_the_time_is_in_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> 
 def test_tables_that_another_process_makes_in_the_same_moment_are_no_error(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, tries = ledgers._make, []
+    make, tries = ledger_tables._create_tables, []
 
     def late(engine: Any) -> None:
         tries.append(engine)
@@ -304,7 +305,7 @@ def test_tables_that_another_process_makes_in_the_same_moment_are_no_error(
             raise OperationalError("create table", {}, Exception("table exists already"))
         make(engine)
 
-    monkeypatch.setattr(ledgers, "_make", late)
+    monkeypatch.setattr(ledger_tables, "_create_tables", late)
     assert Ledger(runs).models() == [] and len(tries) == 2
 
 
@@ -349,8 +350,8 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_reason(
     ],
 )
 def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) -> None:
-    assert ledgers.secret(address) is holds
-    shown = str(ledgers._unusable(address, ValueError()))
+    assert ledger_tables.secret(address) is holds
+    shown = str(ledger_tables.unusable(address, ValueError()))
     assert not [part for part in ("secret", "se#", "se?", "se/", "se[", "cret") if part in shown]
 
 
@@ -363,7 +364,7 @@ def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) ->
     ],
 )
 def test_of_an_address_that_is_not_understood_no_more_is_shown_than_its_kind(address: str, place: str) -> None:
-    shown = str(ledgers._unusable(address, ValueError()))
+    shown = str(ledger_tables.unusable(address, ValueError()))
     assert shown.startswith(f"SACPO_DATABASE at {place} cannot be used; give ")
 
 

@@ -56,7 +56,7 @@ def test_a_challenger_meets_the_champion(
 
     code, out = run("run", "quickstart", changes=more)  # the same policy, with another margin: a version of its own
     assert code == 0 and serving(runs) == ["1", "3"]
-    assert champion.serving(runs, "quickstart")["aliases"] == {"champion": "3", "previous": "1"}
+    assert champion.serving(runs, "quickstart").aliases == {"champion": "3", "previous": "1"}
 
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out

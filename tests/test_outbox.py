@@ -15,8 +15,9 @@ from models.data import sources
 from models.errors import BadPlace
 from models.recipe.toml import read
 from tasks.servers import environment as home
-from tasks.tracking import log, outbox
+from tasks.tracking import connection, log, outbox
 from tasks.tracking import tracker as tracking
+from tasks.tracking.mlflow_run import MlflowRun
 from tasks.work import store
 from tasks.work.store import Stage
 
@@ -60,7 +61,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
 @pytest.fixture
 def tracker(slow: Slow, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tracking.Tracker]]:
     """`tracker(digest)`: one that speaks to the slow server, whose run ends after a second instead of minutes."""
-    monkeypatch.setattr(tracking, "SERVER", slow.address)
+    monkeypatch.setattr(connection, "SERVER", slow.address)
     for name, seconds in {"SLOW": 0.2, "LONGEST": 1.0, "LAST": 60.0}.items():
         monkeypatch.setattr(outbox, name, seconds)
     slow.seconds = 0.0
@@ -164,15 +165,15 @@ def test_a_connection_that_is_reset_is_tried_again_twice(resets: int, monkeypatc
 def test_a_run_begins_although_the_first_connection_broke(
     tracker: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opens, broken = tracking.Tracker._open, []
+    opens, broken = MlflowRun.open, []
 
-    def once(self: tracking.Tracker) -> str:
+    def once(run: MlflowRun) -> str:
         if not broken:
             broken.append(1)
             raise ConnectionResetError(104, "Connection reset by peer")
-        return opens(self)
+        return opens(run)
 
-    monkeypatch.setattr(tracking.Tracker, "_open", once)
+    monkeypatch.setattr(MlflowRun, "open", once)
     told = tracker("broken")
     assert broken and not told._out.missed
     told.fail("FAILED")

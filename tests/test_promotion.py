@@ -17,8 +17,8 @@ from models.gate.promotion_log import Entry, Registered, line_of_champions, roll
 from models.recipe import Constraint, Gate
 from tasks import decisions
 from tasks.registry import champion as registry
+from tasks.tracking.connection import client
 from tasks.tracking.ledger import Ledger, Standing
-from tasks.tracking.tracker import client
 from tests.conftest import untracked
 
 
@@ -98,7 +98,7 @@ def test_aliases_follow_promotions_and_rollbacks(versions: Path) -> None:
         (5, "rollback", "2", "1"),
     ]
     assert log[3].why == "bad answers" and "@" in log[3].who
-    assert registry.serving(versions, "m")["version"] == "1"
+    assert registry.serving(versions, "m").version == "1"
 
 
 def test_an_alias_moved_by_hand_is_pointed_out_and_put_back(versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from tasks.access import passwords
 from tasks.servers import up as servers
 from tasks.servers.environment import VERSION_PATHS
 from tasks.servers.options import ServerOptions, environment_of, listening
-from tasks.tracking import tracker
+from tasks.tracking import connection
 from tasks.work import processes
 
 ROOT = Path(__file__).parent.parent
@@ -133,8 +133,8 @@ def test_one_person_from_up_to_a_restored_backup(
     taken = sacpo("up", "--mlflow-port", str(first.ports["mlflow"]), **elsewhere)
     assert taken.returncode == 2 and re.fullmatch(r"sacpo: port \d+ is taken .* --mlflow-port\n", taken.stderr)
 
-    monkeypatch.setattr(tracker, "SERVER", first.mlflow)
-    client = tracker.client(runs)
+    monkeypatch.setattr(connection, "SERVER", first.mlflow)
+    client = connection.client(runs)
     experiment = client.create_experiment("through the server")
     run_id = client.create_run(experiment).info.run_id
     client.log_text(run_id, "kept", "note.txt")
@@ -188,14 +188,15 @@ def test_one_person_from_up_to_a_restored_backup(
     assert second.end() == 0 and second.said.endswith("stopping\n")
     assert not processes.marked(runs, "server") + processes.marked(runs, "worker") + processes.marked(runs, "run")
 
-    monkeypatch.setattr(tracker, "SERVER", "")
-    assert Path(tracker.client(runs).download_artifacts(run_id, "note.txt")).read_text() == "kept"  # without a server
+    monkeypatch.setattr(connection, "SERVER", "")
+    note = connection.client(runs).download_artifacts(run_id, "note.txt")  # without a server
+    assert Path(note).read_text() == "kept"
     shutil.rmtree(runs)
     subprocess.run([sys.executable, "-c", block("Back up", 1), str(runs), str(backup)], check=True)
     assert [path.name for path in (backup / "store").glob("align-*")] == ["align-3"]
     assert (backup / "password").stat().st_mode & 0o777 == 0o600
     assert (backup / "password").read_text().strip() == password
-    restored = tracker.client(backup)
+    restored = connection.client(backup)
     assert [model.name for model in restored.search_registered_models()] == ["policy"]
     assert Path(restored.download_artifacts(run_id, "note.txt")).read_text() == "kept"
 

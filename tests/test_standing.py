@@ -11,8 +11,9 @@ from models.recipe import Constraint, Gate
 from models.recipe.toml import read
 from tasks import decisions
 from tasks.registry import champion
+from tasks.tracking.connection import client
 from tasks.tracking.ledger import Ledger
-from tasks.tracking.tracker import Tracker, client
+from tasks.tracking.tracker import Tracker
 
 
 def test_a_version_that_does_not_hold_any_more_may_not_serve(runs: Path, policy: Policy) -> None:

@@ -19,7 +19,8 @@ from psycopg.sql import SQL, Identifier
 from models.errors import BadPlace
 from tasks.servers import up as servers
 from tasks.servers.options import DATABASES, ServerOptions, reachable
-from tasks.tracking import download, tracker
+from tasks.tracking import connection as tracking
+from tasks.tracking import download
 
 
 def composed(
@@ -190,6 +191,6 @@ def test_a_team(
 
     for name, value in person.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tracker, "SERVER", team.mlflow)
+    monkeypatch.setattr(tracking, "SERVER", team.mlflow)
     assert list(download.fetch(tmp_path / "colleague", "models:/quickstart/1").glob("*.safetensors"))
     assert team.end() == 0

@@ -17,7 +17,7 @@ from models.errors import BadInput, BadPlace
 from models.gate.promotion_log import Registered
 from models.recipe.toml import read
 from tasks.access import passwords
-from tasks.tracking import download, log
+from tasks.tracking import connection, download, log
 from tasks.tracking import tracker as tracking
 from tasks.tracking.ledger import Ledger
 from tasks.work import store
@@ -35,7 +35,7 @@ def line(done: int) -> str:
 
 def known(runs: Path) -> dict[str, Any]:
     """Return the runs of the experiment by name, and the loss curve of the stage."""
-    client = tracking.client(runs)
+    client = connection.client(runs)
     experiment = client.get_experiment_by_name("quickstart")
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     return found | {"curve": client.get_metric_history(found["data"].info.run_id, "loss") if "data" in found else []}
@@ -82,18 +82,18 @@ def test_a_version_that_is_found_again_carries_the_newest_verdict(tmp_path: Path
     """Passed beside one champion, failed beside the next: who promotes by hand must read the second."""
     first = {"gate": "pass", "gate.helpful against the champion": "0.6"}
     version = tracker(tmp_path).register(policy, first)
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == tracking.ANSWERS  # longer while weights are moved only
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == connection.ANSWER_TIMEOUT  # longer while weights are moved only
     again = {"gate": "fail", "gate.why_not": "helpful against the anchor"}
     assert tracker(tmp_path).register(policy, again) == version == "1"
-    tags = tracking.client(tmp_path).get_model_version("quickstart", version).tags
+    tags = connection.client(tmp_path).get_model_version("quickstart", version).tags
     assert {key: value for key, value in tags.items() if key.startswith("gate")} == again
 
 
 def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, policy: Policy) -> None:
     """A version, and a logged model, that somebody else made and that call themselves ours."""
-    told, mlflow = tracker(tmp_path), tracking.client(tmp_path)
+    told, mlflow = tracker(tmp_path), connection.client(tmp_path)
     settled(told)
-    run = told._open()
+    run = told._run.open()
     mlflow.create_registered_model("quickstart")
     theirs = {"sacpo.policy": policy.digest, "sacpo.run_id": run}
     mlflow.create_model_version("quickstart", "file:///their/weights", run, tags=theirs)
@@ -111,9 +111,9 @@ def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, p
 def test_what_a_kill_left_between_logging_and_registering_is_used(tmp_path: Path, policy: Policy) -> None:
     told = tracker(tmp_path)
     settled(told)  # it opens its run in a thread of its own
-    address = told._logged("quickstart", policy)
+    address = told._registration.log_weights("quickstart", policy)
     assert tracker(tmp_path).register(policy, {}) == "1"
-    assert tracking.client(tmp_path).get_model_version("quickstart", "1").source == address
+    assert connection.client(tmp_path).get_model_version("quickstart", "1").source == address
     told.fail("KILLED")
 
 
@@ -135,20 +135,20 @@ def test_a_server_may_take_its_time_with_weights(tmp_path: Path, monkeypatch: py
     """MLflow before S3 copies a file of 16 GB there before it answers."""
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
-    tracking.client(tmp_path)
-    monkeypatch.setattr(tracking, "ANSWERS", "1")
+    connection.client(tmp_path)
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "weights").write_bytes(b"x" * 1000)
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"http://127.0.0.1:{server.server_port}/api/2.0/mlflow-artifacts/artifacts/1"
-        with pytest.raises(tracking.failures()):
+        with pytest.raises(connection.failures()):
             HttpArtifactRepository(place).log_artifact(str(tmp_path / "weights"))
-        with tracking.moving():
+        with connection.long_timeout():
             HttpArtifactRepository(place).log_artifact(str(tmp_path / "weights"))
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")  # what the user set stays
-        with tracking.moving():
+        with connection.long_timeout():
             assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
         server.shutdown()
 
@@ -166,13 +166,13 @@ def test_weights_get_that_time(tmp_path: Path, policy: Policy, monkeypatch: pyte
         return called
 
     told = tracker(tmp_path)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", tracking.ANSWERS)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", connection.ANSWER_TIMEOUT)
     monkeypatch.setattr(api.pyfunc, "log_model", seeing(api.pyfunc.log_model))
     monkeypatch.setattr(api.artifacts, "download_artifacts", seeing(api.artifacts.download_artifacts))
     told.register(policy, {})
     Ledger(tmp_path).registered("quickstart", "1", "", policy.digest)
     download.fetch(tmp_path, "models:/quickstart/1")
-    assert seen == [tracking.MOVES] * 2
+    assert seen == [connection.WEIGHTS_TIMEOUT] * 2
     told.fail("KILLED")
 
 
@@ -186,7 +186,7 @@ def test_a_look_that_was_left_out_is_made_up_for(tmp_path: Path, monkeypatch: py
     told._out.send("a record", lambda: 1 / 0)
     told.follow(stage())
     settled(told)
-    told._out._silent = 0.0  # the minute is over
+    told._out._silent_until = 0.0  # the minute is over
     told.follow(stage())
     settled(told)
     assert [point.step for point in known(tmp_path)["curve"]] == [1]
@@ -254,22 +254,22 @@ def test_the_address_of_a_page_holds_no_password_and_no_name_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = tracker(tmp_path)
-    mlflow = told._client()
-    monkeypatch.setattr(told, "_client", lambda: mlflow)
-    monkeypatch.setattr(tracking, "SERVER", "http://ada:pw@127.0.0.1:5000/")
+    mlflow = told._run.client()
+    monkeypatch.setattr(told._run, "client", lambda: mlflow)
+    monkeypatch.setattr(connection, "SERVER", "http://ada:pw@127.0.0.1:5000/")
     run, version = told.pages(Registered("a) [b](c #?", "1", ""))
     assert version[0] == "http://127.0.0.1:5000/#/models/a%29%20%5Bb%5D%28c%20%23%3F/versions/1"
     assert run[0].startswith("http://127.0.0.1:5000/#/experiments/")
     name = "MLFLOW_TRACKING_URI"
     passwords.note(tmp_path, {name: "http://127.0.0.1:5000"}, [name], {})
-    monkeypatch.setattr(tracking, "SERVER", "http://localhost:5000")  # another user's program may answer there
+    monkeypatch.setattr(connection, "SERVER", "http://localhost:5000")  # another user's program may answer there
     assert told.pages(Registered("m", "1", ""))[1][0] == "http://127.0.0.1:5000/#/models/m/versions/1"
 
 
 def test_a_name_with_quotes_finds_itself_and_nothing_else(tmp_path: Path) -> None:
     """As of versions that others have registered: a recipe refuses quotes."""
     names = ["it's", 'the "best"', "a' OR name LIKE '%", "b or c", "λ-模型", "50% `x`", "other"]
-    mlflow = tracking.client(tmp_path)
+    mlflow = connection.client(tmp_path)
     for name in names:
         mlflow.create_registered_model(name)
         mlflow.create_model_version(name, "file:///nowhere", tags={"sacpo.k": name})
@@ -292,15 +292,15 @@ def test_a_killed_run_whose_folder_was_moved_goes_on_under_its_own_parent(tmp_pa
     killed.fail("KILLED")
     moved = tracking.Tracker(tmp_path, two, "digest", {})
     settled(moved)
-    assert not moved._out.missed and moved._parent == killed._parent
-    assert tracking.client(tmp_path).get_run(moved._parent).data.params["gate.anchor"] == "/one/anchor"
+    assert not moved._out.missed and moved._run.parent == killed._run.parent
+    assert connection.client(tmp_path).get_run(moved._run.parent).data.params["gate.anchor"] == "/one/anchor"
 
 
 def test_a_table_that_no_page_could_load_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = {"candidate": "a", "split": "test", "suite": "harmless", "prompt": "p", "sample": 0}
     (tmp_path / "answers.jsonl").write_text(json.dumps({**key, "answer": "x"}) + "\n")
     (tmp_path / "scores.jsonl").write_text(json.dumps({**key, "metric": "harmless", "status": "ok"}) + "\n")
-    mlflow = tracking.client(tmp_path)
+    mlflow = connection.client(tmp_path)
     run = mlflow.create_run(mlflow.create_experiment("tables")).info.run_id
     monkeypatch.setattr(log, "LARGEST_TABLE", 10)
     log.table(mlflow, run, tmp_path)

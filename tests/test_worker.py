@@ -19,7 +19,7 @@ from prefect.states import AwaitingRetry, Cancelling
 from flows.align import align
 from models.recipe.toml import read
 from tasks import leases
-from tasks.tracking import tracker
+from tasks.tracking import connection
 from tests.watching import checkpoints, gone, statuses, until, updates, weights, workers
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_a_run_that_is_cancelled_terminated_and_killed_goes_on_to_the_same_weigh
     assert weights(runs) == weights(undisturbed)
     assert not list(runs.glob("leases/*.json")) and name(client, cancelled) == "Cancelled"
     assert set(statuses(runs).values()) == {"FINISHED"}
-    mlflow = tracker.client(runs)
+    mlflow = connection.client(runs)
     assert len(mlflow.search_model_versions("name = 'quickstart'")) == 1
     found = mlflow.search_runs([mlflow.get_experiment_by_name("quickstart").experiment_id])
     assert len([run for run in found if "mlflow.parentRunId" not in run.data.tags]) == 1
@@ -145,4 +145,4 @@ def test_a_killed_run_is_retried_and_outlives_its_worker(
     until(lambda: gone(process))
     assert weights(runs) == weights(undisturbed)
     assert not list(runs.glob("leases/*.json")) and set(statuses(runs).values()) == {"FINISHED"}
-    assert len(tracker.client(runs).search_model_versions("name = 'quickstart'")) == 1
+    assert len(connection.client(runs).search_model_versions("name = 'quickstart'")) == 1

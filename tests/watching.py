@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.files import jsonl
-from tasks.tracking import tracker
+from tasks.tracking import connection
 from tasks.work import processes
 
 
@@ -44,7 +44,7 @@ def workers(runs: Path) -> list[int]:
 
 def statuses(runs: Path) -> dict[str, str]:
     """Return MLflow run → status; the digest at the end of the run's name is left out."""
-    client = tracker.client(runs)
+    client = connection.client(runs)
     experiment = client.get_experiment_by_name("quickstart")
     runs_ = client.search_runs([experiment.experiment_id])
     return {re.sub(r" · [0-9a-f]{8}$", "", run.info.run_name): run.info.status for run in runs_}

@@ -27,6 +27,6 @@ class Approval(RunInput):
 
 def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[str, str]]) -> str:
     """Return as Markdown what a person is asked; `pages` are (address, text)."""
-    asks = f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:"
+    first_line = f"Shall {plain(registered.name)} version {registered.version} become the champion? It passed the gate:"
     checks = [f"- {plain(str(check))}" for check in verdict.checks] if verdict else []
-    return "\n".join([asks, "", *checks, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])
+    return "\n".join([first_line, "", *checks, "", " · ".join(f"[{plain(text)}]({place})" for place, text in pages)])

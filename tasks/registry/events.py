@@ -1,8 +1,10 @@
 """What others may listen for: Prefect events of fixed names (docs/notifications.md)."""
 
 import logging
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
 
 from models.gate.promotion_log import Entry
 from tasks.access.temporary_server import lasting
@@ -15,11 +17,14 @@ DECIDED = "sacpo.gate.decided"
 CHANGED = "sacpo.champion.changed"
 UPDATED = "sacpo.data.updated"
 
+_logger = logging.getLogger(__name__)
 
-def emit(name: str, resource: str, payload: dict[str, Any]) -> None:
-    """Tell who listens; Prefect sends it in the background, at the latest when this process ends.
 
-    Without a server that stays nobody listens, and none is started for it.
+def emit(name: str, resource: str, payload: Mapping[str, JsonValue]) -> None:
+    """Emit an event; Prefect sends it in the background, at the latest when this process ends.
+
+    Only a server that stays can have listeners, so without one nothing is emitted, and none is started. An event that
+    cannot be sent is logged, and stops nothing.
 
     Args:
         name: one of the names above.
@@ -27,33 +32,56 @@ def emit(name: str, resource: str, payload: dict[str, Any]) -> None:
         payload: what happened, as docs/notifications.md says.
     """
     from prefect.events import emit_event
+    from prefect.exceptions import EventTooLarge
 
     if not lasting():
         return
-    logging.getLogger("EventsWorker").setLevel(logging.ERROR)  # at every end: "Still processing items: 1 remaining"
+    # Prefect warns at the end of every process that emitted one: "Still processing items: 1 remaining"
+    logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     label = resource.split(".", 2)[-1]
-    with suppress(Exception):  # who cannot be told must not stop a run
-        emit_event(name, {"prefect.resource.id": resource, "prefect.resource.name": label}, payload=payload)
+    resource_labels = {"prefect.resource.id": resource, "prefect.resource.name": label}
+    try:
+        emit_event(name, resource_labels, payload=dict(payload))
+    except EventTooLarge as error:  # the only error that `emit_event` raises; it logs all others itself
+        _logger.warning("the event %s of %s was not sent: %s", name, resource, error)
 
 
 def flush(seconds: float = 3.0) -> None:
-    """Wait until what was emitted is sent."""
+    """Wait until what was emitted is sent, for at most `seconds`."""
     from prefect.events.worker import EventsWorker
 
-    with suppress(Exception):
+    try:
         EventsWorker.drain_all(timeout=seconds, at_exit=False)
+    except (RuntimeError, AssertionError) as error:
+        # Prefect's worker is a thread with an event loop: where it has just ended, or not yet begun, waiting for it
+        # raises one of these two
+        _logger.warning("the last events may not have been sent: %s", error)
 
 
 def gate_decided(model: str, verdict: "Verdict") -> None:
-    """Tell the verdict of the gate."""
-    told = {"candidate": verdict.candidate, "passes": verdict.passes, "why_not": verdict.why_not}
-    told |= {"holds": verdict.holds, "value": verdict.value}
-    told |= {"lower_bound": verdict.lower_bound, "at_least": verdict.at_least, "incidents": len(verdict.incidents)}
-    emit(DECIDED, f"sacpo.model.{model}", told)
+    """Emit the verdict of the gate."""
+    payload: dict[str, JsonValue] = {
+        "candidate": verdict.candidate,
+        "passes": verdict.passes,
+        "why_not": verdict.why_not,
+        "holds": verdict.holds,
+        "value": verdict.value,
+        "lower_bound": verdict.lower_bound,
+        "at_least": verdict.at_least,
+        "incidents": len(verdict.incidents),
+    }
+    emit(DECIDED, f"sacpo.model.{model}", payload)
 
 
-def champion(model: str, entry: Entry) -> None:
-    """Tell which version serves from now on."""
-    told = {"version": entry.version_to, "uri": f"models:/{model}/{entry.version_to}", "before": entry.version_from}
-    told |= {"action": entry.action, "who": entry.who, "why": entry.why, "number": str(entry.number)}
-    emit(CHANGED, f"sacpo.model.{model}", told)
+def champion_changed(model: str, entry: Entry) -> None:
+    """Emit which version serves from now on."""
+    payload = {
+        "version": entry.version_to,
+        "uri": f"models:/{model}/{entry.version_to}",
+        "before": entry.version_from,
+        "action": entry.action,
+        "who": entry.who,
+        "why": entry.why,
+        "number": str(entry.number),
+    }
+    emit(CHANGED, f"sacpo.model.{model}", payload)

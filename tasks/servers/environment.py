@@ -17,7 +17,7 @@ from uuid import uuid4
 from models.errors import BadPlace
 from models.files.kept import Kept
 from tasks.access import passwords, proxies, temporary_server
-from tasks.tracking.tracker import without_password
+from tasks.tracking.connection import without_password
 from tasks.work import health, terminal
 from tasks.work.runs_folder import writable
 

@@ -10,7 +10,7 @@ from models.errors import BadPlace
 from models.files.kept import Kept
 from tasks.access import passwords, proxies
 from tasks.servers.environment import QUIET
-from tasks.tracking.tracker import without_password
+from tasks.tracking.connection import without_password
 
 DATABASES = ("mlflow", "prefect", "sacpo")
 """On a team's PostgreSQL: MLflow's, Prefect's, and our own."""

@@ -23,7 +23,7 @@ from models.files.kept import Kept
 from tasks.access import passwords
 from tasks.servers.environment import VERSION_PATHS, request_json
 from tasks.servers.options import ServerOptions, environment_of, listening, reachable
-from tasks.tracking.ledger import secret
+from tasks.tracking.ledger_tables import secret
 from tasks.work import health, processes
 from tasks.work.processes import CHECKOUT, ServerProcess
 

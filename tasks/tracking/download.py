@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -15,10 +15,14 @@ from models.files import sealed
 from models.files.kept import Kept
 from models.policy.weights import intact
 from models.words import first_line
-from tasks.tracking import tracker
+from tasks.tracking import connection
+from tasks.tracking.connection import failures, long_timeout, shown_uri
 from tasks.tracking.ledger import Ledger
-from tasks.tracking.tracker import client, failures, moving, shown
 from tasks.work import terminal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 
 def fetch(root: Path, name: str, key: str = "base") -> Path:
@@ -33,39 +37,40 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
     Raises:
         BadPolicy: MLflow knows no such version, or it holds no policy, or another one than was registered.
     """
-    import mlflow as api
+    import mlflow
 
     try:
-        model, version = _known(root, name, key)
+        model, version = _existing(root, name, key)
         place = _place(root, model, version)
         address = f"models:/{model}/{version.version}"
-        with moving():
-            _once(place, lambda new: api.artifacts.download_artifacts(address, dst_path=str(new)))
+        with long_timeout():
+            _once(place, lambda folder: mlflow.artifacts.download_artifacts(address, dst_path=str(folder)))
     except failures() as error:
-        raise BadPolicy(f"{key} {name!r}: cannot be had from MLflow at {shown(root)} ({first_line(error)})") from error
-    found = sorted(place.rglob("*.safetensors"))
-    if not found:
+        why = f"cannot be had from MLflow at {shown_uri(root)} ({first_line(error)})"
+        raise BadPolicy(f"{key} {name!r}: {why}") from error
+    weights = sorted(place.rglob("*.safetensors"))
+    if not weights:
         raise BadPolicy(f"{key} {name!r}: the version holds no weights in safetensors")
-    known = Ledger(root).policy(model, str(version.version), str(version.source))
-    digest = known or version.tags.get("sacpo.policy", "")
+    vouched = Ledger(root).policy(model, str(version.version), str(version.source))
+    digest = vouched or version.tags.get("sacpo.policy", "")
     try:
         if digest:
-            intact(found[0].parent, digest)
+            intact(weights[0].parent, digest)
     except Damaged as error:
-        sealed.remove(place)
+        sealed.remove(place)  # so that the same command fetches it again
         raise BadPolicy(
-            f"{key} {name!r}: what MLflow at {shown(root)} holds is not the policy that was registered (digest "
+            f"{key} {name!r}: what MLflow at {shown_uri(root)} holds is not the policy that was registered (digest "
             f"{error.found[:12]}, not {digest[:12]}); if the same command says so again, restore MLflow's database and "
             "artifacts from a backup, or set SACPO_DATABASE to the ledger of this MLflow, if ours is another one's"
         ) from error
-    if not known:
+    if not vouched:
         unvouched(key, name, tagged=bool(digest))
-    return found[0].parent
+    return weights[0].parent
 
 
 @cache
 def unvouched(key: str, name: str, tagged: bool) -> None:
-    """Say of a version, once, that its weights may be anybody's."""
+    """Say of a version that its weights may be another person's; once per process, however often it is fetched."""
     except_tag = " but its tag in MLflow, which everybody can edit," if tagged else ""
     terminal.say(
         f"{key} {name!r}: our ledger does not know whose weights this version holds (registered by hand, under another "
@@ -79,16 +84,22 @@ def check(root: Path, name: str, key: str) -> None:
     Raises:
         BadPolicy: MLflow knows none.
     """
-    _known(root, name, key)
+    _existing(root, name, key)
 
 
-def _known(root: Path, name: str, key: str) -> tuple[str, Any]:
-    if not tracker.SERVER and not (root / Kept.mlflow).exists():  # asking would make one
+def _existing(root: Path, name: str, key: str) -> tuple[str, "ModelVersion"]:
+    """Return the registered model and the version that `name` stands for.
+
+    Raises:
+        BadPolicy: MLflow knows no such version.
+    """
+    if not connection.SERVER and not (root / Kept.mlflow).exists():  # a client would create the database
         raise BadPolicy(f"{key} {name!r}: nothing is registered in {root}; set MLFLOW_TRACKING_URI, or name a folder")
     try:
-        return _version(client(root), name)
+        return _version(connection.client(root), name)
     except failures() as error:
-        raise BadPolicy(f"{key} {name!r}: MLflow at {shown(root)} has no such version ({first_line(error)})") from error
+        why = f"MLflow at {shown_uri(root)} has no such version ({first_line(error)})"
+        raise BadPolicy(f"{key} {name!r}: {why}") from error
 
 
 def fetch_report(root: Path, name: str) -> tuple[Path, str]:
@@ -97,42 +108,43 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
     Raises:
         BadPolicy: MLflow knows no such version, or it names no run and no policy of ours, or its run has no report.
     """
-    mlflow = client(root)
+    client = connection.client(root)
     try:
-        model, version = _version(mlflow, name)
-        known = Ledger(root).policy(model, str(version.version), str(version.source))
-        digest = known or str(version.tags.get("sacpo.policy", ""))
+        model, version = _version(client, name)
+        vouched = Ledger(root).policy(model, str(version.version), str(version.source))
+        digest = vouched or str(version.tags.get("sacpo.policy", ""))
         if not digest or "sacpo.run_id" not in version.tags:
             raise BadPolicy(f"{name!r}: was not registered by sacpo, and has no report")
         run = version.tags["sacpo.run_id"]
-        with tempfile.TemporaryDirectory() as fetched:  # a run whose judges were asked again has another report
-            report = Path(mlflow.download_artifacts(run, "report.json", fetched))
+        with tempfile.TemporaryDirectory() as temporary:
+            # fetched every time, since its digest names the copy: a run whose judges were asked again has another one
+            report = Path(client.download_artifacts(run, "report.json", temporary))
             place = _place(root, model, version, f"-report-{file_digest(report)[:8]}")
 
-            def download(new: Path) -> None:
-                shutil.copy(report, new)
-                mlflow.download_artifacts(run, "tables", str(new))
+            def download(folder: Path) -> None:
+                shutil.copy(report, folder)
+                client.download_artifacts(run, "tables", str(folder))
 
             _once(place, download)
         return place, digest
     except failures() as error:
-        raise BadPolicy(f"{name!r}: MLflow at {shown(root)} has no report of it ({first_line(error)})") from error
+        raise BadPolicy(f"{name!r}: MLflow at {shown_uri(root)} has no report of it ({first_line(error)})") from error
 
 
-def _place(root: Path, model: str, version: Any, held: str = "") -> Path:
+def _place(root: Path, model: str, version: "ModelVersion", suffix: str = "") -> Path:
     """Return where a version is copied to: another registry may have a version of the same name and number."""
     origin = content_digest([version.source, version.run_id, version.creation_timestamp])[:8]
-    return root / Kept.registered / f"{model}-{version.version}-{origin}{held}"
+    return root / Kept.registered / f"{model}-{version.version}-{origin}{suffix}"
 
 
-def _version(mlflow: Any, name: str) -> tuple[str, Any]:
+def _version(client: "MlflowClient", name: str) -> tuple[str, "ModelVersion"]:
     """Return the registered model and the version that `models:/NAME/VERSION` or `models:/NAME@ALIAS` names."""
     model, _, alias = name.removeprefix("models:/").partition("@")
     model, _, number = model.partition("/")
-    return model, mlflow.get_model_version_by_alias(model, alias) if alias else mlflow.get_model_version(model, number)
+    return model, client.get_model_version_by_alias(model, alias) if alias else client.get_model_version(model, number)
 
 
-def _once(place: Path, download: Callable[[Path], Any]) -> None:
+def _once(place: Path, download: Callable[[Path], object]) -> None:
     """Download into a folder beside `place` and rename it; a killed download leaves nothing that looks whole."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):

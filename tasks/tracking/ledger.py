@@ -10,82 +10,24 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import uuid4
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    func,
-    insert,
-    make_url,
-    select,
-)
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from models.errors import BadPlace, Stale
+from models.errors import Stale
 from models.files.kept import Kept
 from models.gate.promotion_log import Entry
+from tasks.tracking import ledger_tables
+from tasks.tracking.ledger_tables import ATTEMPTS, CHARGES, IDENTITY, PROMOTIONS, STANDINGS, VERDICTS, WEIGHTS
 
 if TYPE_CHECKING:
     from models.gate.gate import Verdict
 
-_meta = MetaData()
-_promotions = Table(
-    "sacpo_promotions", _meta,
-    Column("model", String(200), primary_key=True), Column("number", Integer, primary_key=True),
-    Column("action", String(20), nullable=False), Column("version_from", String(20), nullable=False),
-    Column("version_to", String(20), nullable=False), Column("who", String(200), nullable=False),
-    Column("at", String(30), nullable=False), Column("why", Text, nullable=False),
-)  # fmt: skip
-_verdicts = Table(
-    "sacpo_verdicts", _meta,
-    Column("question", String(64), primary_key=True), Column("model", String(200), nullable=False),
-    Column("verdict", Text, nullable=False), Column("at", String(30), nullable=False),
-)  # fmt: skip
-_charges = Table(
-    "sacpo_charges", _meta,
-    Column("prompt", String(64), primary_key=True), Column("number", Integer, primary_key=True),
-    Column("question", String(64), nullable=False), Column("error", Float, nullable=False),
-)  # fmt: skip
-_standings = Table(
-    "sacpo_standings", _meta,
-    Column("model", String(200), primary_key=True), Column("version", String(20), primary_key=True),
-    Column("number", Integer, primary_key=True), Column("state", String(30), nullable=False),
-    Column("who", Text, nullable=False), Column("why", Text, nullable=False),
-    Column("verdict", String(64), nullable=False), Column("source", Text, nullable=False),
-    Column("at", String(30), nullable=False),
-)  # fmt: skip
-_weights = Table(
-    "sacpo_weights", _meta,
-    Column("model", String(200), primary_key=True), Column("version", String(20), primary_key=True),
-    Column("number", Integer, primary_key=True), Column("source", Text, nullable=False),
-    Column("policy", String(64), nullable=False), Column("at", String(30), nullable=False),
-)  # fmt: skip
-_attempts = Table(
-    "sacpo_attempts", _meta,
-    Column("model", String(200), primary_key=True), Column("digest", String(64), primary_key=True),
-    Column("outcome", Text, nullable=False), Column("at", String(30), nullable=False),
-)  # fmt: skip
-_identity = Table(
-    "sacpo_identity", _meta,
-    Column("number", Integer, primary_key=True, autoincrement=False), Column("id", String(36), nullable=False),
-)  # fmt: skip
-
 AGREED, REFUSED = "agreed", "refused"
-"""What a person may have said of a version."""
+"""The two answers of a person who is asked whether a version may serve."""
 AT_ONCE = 500
 """Prompts asked about in one statement: databases limit its parameters."""
 
@@ -119,7 +61,7 @@ class Standing(NamedTuple):
 
     @property
     def may_serve(self) -> bool:
-        """The gate let it pass, and nobody who was asked has refused it."""
+        """Whether the gate let it pass, and no person who was asked has refused it."""
         return self.state in ("pass", "waits for approval", AGREED)
 
 
@@ -129,34 +71,35 @@ def answered(state: str, who: str, why: str) -> str:
 
 
 class Ledger:
-    """The tables of one runs folder, or of a team."""
+    """The tables of one runs folder, or of a team.
+
+    Every method raises `BadPlace` where the database does not answer.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._engine = _engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / Kept.operations}")
+        self._engine = ledger_tables.engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / Kept.operations}")
 
     def identity(self) -> str:
         """Return what tells this ledger from every other one; a copy of its database is the same ledger."""
         with self._connected() as connection:
-            told = connection.scalar(select(_identity.c.id))
-        if told is None:
-            with suppress(IntegrityError):  # another process has just named it
-                self._insert(_identity, {"number": 1, "id": str(uuid4())})
+            identity = connection.scalar(select(IDENTITY.c.id))
+        if identity is None:
+            with suppress(IntegrityError):  # another process has named it since the line above; its name counts
+                self._insert(IDENTITY, {"number": 1, "id": str(uuid4())})
             return self.identity()
-        return str(told)
+        return str(identity)
 
     def promotions(self, model: str) -> list[Entry]:
         """Return the promotion log of a registered model, oldest first."""
-        columns = [column for column in _promotions.c if column.name != "model"]
+        columns = [column for column in PROMOTIONS.c if column.name != "model"]
         with self._connected() as connection:
-            rows = connection.execute(
-                select(*columns).where(_promotions.c.model == model).order_by(_promotions.c.number)
-            )
+            rows = connection.execute(select(*columns).where(PROMOTIONS.c.model == model).order_by(PROMOTIONS.c.number))
             return [Entry(**row) for row in rows.mappings()]
 
     def models(self) -> list[str]:
         """Return the registered models that have a promotion log."""
         with self._connected() as connection:
-            return list(connection.scalars(select(_promotions.c.model).distinct().order_by(_promotions.c.model)))
+            return list(connection.scalars(select(PROMOTIONS.c.model).distinct().order_by(PROMOTIONS.c.model)))
 
     def promote(self, model: str, *entries: Entry) -> None:
         """Append to the promotion log: all entries or none.
@@ -166,7 +109,7 @@ class Ledger:
         """
         try:
             with self._connected() as connection:
-                connection.execute(insert(_promotions), [{"model": model, **asdict(entry)} for entry in entries])
+                connection.execute(insert(PROMOTIONS), [{"model": model, **asdict(entry)} for entry in entries])
         except IntegrityError as error:
             raise Stale(
                 f"{model}: somebody else moved the champion meanwhile (entry {entries[0].number} of the promotion log "
@@ -174,22 +117,26 @@ class Ledger:
             ) from error
 
     def charges(self, prompts: Iterable[str]) -> dict[str, Charges]:
-        """Return what earlier decisions have used of each prompt, whichever model, suite or recipe they were about."""
-        found = dict.fromkeys(sorted(prompts), Charges())
-        keys, where = list(found), _charges.c.prompt
-        columns = where, func.count(), func.sum(_charges.c.error)
+        """Return what earlier decisions have used of each prompt, whichever model, suite or recipe they were about.
+
+        Args:
+            prompts: digests of prompts.
+        """
+        charges = dict.fromkeys(sorted(prompts), Charges())
+        digests, column = list(charges), CHARGES.c.prompt
+        columns = column, func.count(), func.sum(CHARGES.c.error)
         with self._connected() as connection:
-            for first in range(0, len(keys), AT_ONCE):
-                some = where.in_(keys[first : first + AT_ONCE])
-                for prompt, decisions, error in connection.execute(select(*columns).where(some).group_by(where)):
-                    found[prompt] = Charges(decisions, error)
-        return found
+            for first in range(0, len(digests), AT_ONCE):
+                among = column.in_(digests[first : first + AT_ONCE])
+                for prompt, decisions, error in connection.execute(select(*columns).where(among).group_by(column)):
+                    charges[prompt] = Charges(decisions, error)
+        return charges
 
     def verdict(self, question: str) -> "Verdict | None":
         """Return the verdict that was taken on the same question, if it was: asked again, it costs nothing."""
         with self._connected() as connection:
-            told = connection.scalar(select(_verdicts.c.verdict).where(_verdicts.c.question == question))
-        return _read(json.loads(told)) if told else None
+            text = connection.scalar(select(VERDICTS.c.verdict).where(VERDICTS.c.question == question))
+        return _verdict(text) if text else None
 
     def decide(
         self, model: str, question: str, charges: Mapping[str, Charges], error: float, verdict: "Verdict"
@@ -200,42 +147,43 @@ class Ledger:
         moment the second is refused whole, and looks again.
 
         Args:
-            model: registered model that it is about, for who reads the table.
+            model: registered model that it is about, for people who read the table.
             question: digest of everything that the verdict follows from.
             charges: what had been used of each prompt when the verdict was taken.
             error: what this one uses of each.
         """
-        taken = {"question": question, "model": model, "verdict": json.dumps(asdict(verdict)), "at": now()}
+        decision = {"question": question, "model": model, "verdict": json.dumps(asdict(verdict)), "at": now()}
         rows = [
             {"prompt": prompt, "number": used.decisions + 1, "question": question, "error": error}
-            for prompt, used in sorted(charges.items())  # in one order, or two writers would wait for each other
+            # in one order for every writer: two that lock common rows in different orders would wait for each other
+            for prompt, used in sorted(charges.items())
         ]
         try:
             with self._connected() as connection:
-                connection.execute(insert(_verdicts), [taken])
+                connection.execute(insert(VERDICTS), [decision])
                 if rows:
-                    connection.execute(insert(_charges), rows)
+                    connection.execute(insert(CHARGES), rows)
         except IntegrityError:
             return False
         return True
 
     def standings(self, model: str, version: str) -> list[Standing]:
         """Return what was decided about a version, oldest first; empty if this ledger does not know it."""
-        columns = [_standings.c[name] for name in Standing._fields]
-        mine = _standings.c.model == model, _standings.c.version == version
+        columns = [STANDINGS.c[name] for name in Standing._fields]
+        of_version = STANDINGS.c.model == model, STANDINGS.c.version == version
         with self._connected() as connection:
-            rows = connection.execute(select(*columns).where(*mine).order_by(_standings.c.number))
+            rows = connection.execute(select(*columns).where(*of_version).order_by(STANDINGS.c.number))
             return [Standing(*row) for row in rows]
 
     def stand(self, model: str, version: str, standing: Standing) -> None:
         """Append what was decided about a version; of two in the same moment the second one's word is the last."""
-        key = {"model": model, "version": version, "at": now()}
+        row: dict[str, str | int] = {"model": model, "version": version, "at": now(), **standing._asdict()}
         while True:
-            number = len(self.standings(model, version)) + 1
+            row["number"] = len(self.standings(model, version)) + 1
             try:
-                return self._insert(_standings, key | {"number": number} | standing._asdict())
+                return self._insert(STANDINGS, row)
             except IntegrityError:
-                continue
+                continue  # another process has taken this number since we looked; ours comes after it
 
     def policy(self, model: str, version: str, source: str) -> str:
         """Return the digest of the policy that was registered as a version; empty if this ledger does not know it.
@@ -244,55 +192,60 @@ class Ledger:
             source: where the registry says that the weights lie. It tells a number that was given once more, after a
                 model was deleted; weights that were never registered there must be the last ones that were.
         """
-        known = self._registered(model, version)
-        return next((policy for place, policy in reversed(known) if place == source), known[-1][1] if known else "")
+        notes = self._weights(model, version)
+        return next((policy for place, policy in reversed(notes) if place == source), notes[-1][1] if notes else "")
 
     def registered(self, model: str, version: str, source: str, policy: str) -> None:
         """Note whose weights a version holds, unless the last note says the same."""
-        while (source, policy) not in (known := self._registered(model, version))[-1:]:
-            key = {"model": model, "version": version, "number": len(known) + 1}
-            with suppress(IntegrityError):  # another process has just noted something
-                self._insert(_weights, key | {"source": source, "policy": policy, "at": now()})
+        while (source, policy) not in (notes := self._weights(model, version))[-1:]:
+            row: dict[str, str | int] = {"model": model, "version": version, "number": len(notes) + 1}
+            row |= {"source": source, "policy": policy, "at": now()}
+            # where another process has taken this number since we looked, the loop looks again
+            with suppress(IntegrityError):
+                self._insert(WEIGHTS, row)
 
     def knows(self, model: str, policy: str) -> bool:
         """Return whether weights of a policy became a version of a model."""
-        mine = _weights.c.model == model, _weights.c.policy == policy, _weights.c.version != ""
+        of_policy = WEIGHTS.c.model == model, WEIGHTS.c.policy == policy, WEIGHTS.c.version != ""
         with self._connected() as connection:
-            return connection.scalar(select(_weights.c.version).where(*mine)) is not None
+            return connection.scalar(select(WEIGHTS.c.version).where(*of_policy)) is not None
 
     def note_logged(self, model: str, source: str, policy: str) -> None:
-        """Note whose weights lie where, before they become a version: whoever may write to MLflow can edit its tags."""
+        """Note where a policy's weights lie before they become a version.
+
+        A tag in MLflow says so too, but everyone who may write to MLflow can edit it.
+        """
         self.registered(model, "", source, policy)
 
     def logged(self, model: str) -> dict[str, str]:
         """Return address → digest of the policies that were logged, to become versions of a model."""
-        mine = _weights.c.model == model
+        of_model = WEIGHTS.c.model == model
         with self._connected() as connection:
-            rows = connection.execute(select(_weights.c.source, _weights.c.policy).where(mine).order_by(_weights.c.at))
+            # oldest first: where an address was noted twice, the last note stays in the dict
+            rows = connection.execute(select(WEIGHTS.c.source, WEIGHTS.c.policy).where(of_model).order_by(WEIGHTS.c.at))
             return {row.source: row.policy for row in rows}
 
-    def _registered(self, model: str, version: str) -> list[tuple[str, str]]:
-        mine = _weights.c.model == model, _weights.c.version == version
+    def _weights(self, model: str, version: str) -> list[tuple[str, str]]:
+        """Return (address, digest of the policy) of every note about a version, oldest first."""
+        of_version = WEIGHTS.c.model == model, WEIGHTS.c.version == version
         with self._connected() as connection:
             rows = connection.execute(
-                select(_weights.c.source, _weights.c.policy).where(*mine).order_by(_weights.c.number)
+                select(WEIGHTS.c.source, WEIGHTS.c.policy).where(*of_version).order_by(WEIGHTS.c.number)
             )
             return [(row.source, row.policy) for row in rows]
 
     def last_decision(self, model: str, digest: str) -> dict[str, str] | None:
-        """Return when an attempt on the same data, recipe and base was decided, and how it ended."""
+        """Return when an attempt on the same data, recipe and base was decided (`at`), and how it ended (`outcome`)."""
         with self._connected() as connection:
             row = connection.execute(
-                select(_attempts.c.outcome, _attempts.c.at).where(
-                    _attempts.c.model == model, _attempts.c.digest == digest
-                )
+                select(ATTEMPTS.c.outcome, ATTEMPTS.c.at).where(ATTEMPTS.c.model == model, ATTEMPTS.c.digest == digest)
             ).first()
         return {"outcome": row.outcome, "at": row.at} if row else None
 
     def attempted(self, model: str, digest: str, outcome: str) -> None:
         """Note that an attempt was decided; the first note stays."""
         with suppress(IntegrityError):
-            self._insert(_attempts, {"model": model, "digest": digest, "outcome": outcome, "at": now()})
+            self._insert(ATTEMPTS, {"model": model, "digest": digest, "outcome": outcome, "at": now()})
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -305,11 +258,11 @@ class Ledger:
             with self._engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if isinstance(error, IntegrityError):
+            if isinstance(error, IntegrityError):  # a number was taken: the methods above know what follows from that
                 raise
-            raise _unusable(self._engine.url.render_as_string(), error) from error
+            raise ledger_tables.unusable(self._engine.url.render_as_string(), error) from error
 
-    def _insert(self, table: Table, row: Mapping[str, Any]) -> None:
+    def _insert(self, table: Table, row: Mapping[str, str | int]) -> None:
         with self._connected() as connection:
             connection.execute(insert(table).values(**row))
 
@@ -319,57 +272,11 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _read(tree: dict[str, Any]) -> "Verdict":
-    from models.gate.gate import Check, Verdict  # scipy takes a second, and who asks who serves needs no verdict
+def _verdict(text: str) -> "Verdict":
+    """Return the verdict that `decide` wrote as JSON."""
+    # imported here: it loads scipy, which takes a second, and most commands read no verdict
+    from models.gate.gate import Check, Verdict
 
-    checks = tuple(Check(**check) for check in tree.pop("checks"))
-    return Verdict(**tree | {"incidents": tuple(tree["incidents"]), "checks": checks})
-
-
-@cache
-def _engine(address: str) -> Engine:
-    """Return the engine with its tables made.
-
-    Raises:
-        BadPlace: the database does not answer.
-    """
-    try:
-        engine = create_engine(address, pool_pre_ping=True)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA busy_timeout = 30000"))
-            Path(engine.url.database or "").parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _make(engine)
-        except (OperationalError, IntegrityError):  # another process made them in the same moment
-            _make(engine)
-    except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
-        raise _unusable(address, error) from None  # the address may stand in the error, with its password
-    return engine
-
-
-def _make(engine: Engine) -> None:
-    """Make the tables that are not there; asked and made in one statement, since others may do the same."""
-    with engine.begin() as connection:
-        for table in _meta.sorted_tables:
-            connection.execute(CreateTable(table, if_not_exists=True))
-
-
-def secret(address: str) -> bool:
-    """Whether a password stands in an address of a database or a server; in one that cannot be read, it may."""
-    try:
-        url = make_url(address)
-    except (ArgumentError, ValueError):
-        return True
-    return bool(url.password or any("password" in name.lower() for name in url.query))
-
-
-def _unusable(address: str, error: Exception) -> BadPlace:
-    user, _, place = address.rpartition("@")
-    place = place.partition("?")[0]  # without user and password, which may stand in the query, and hold an @
-    if "?" in user:
-        scheme, mark, _ = address.partition("://")
-        place = f"{scheme}{mark}…" if mark else "…"
-    why = "" if isinstance(error, (ArgumentError, ValueError)) else f": {str(error).splitlines()[0]}"
-    return BadPlace(
-        f"SACPO_DATABASE at {place} cannot be used{why or '; give postgresql+psycopg://user@host:port/name'}"
-    )
+    fields = json.loads(text)
+    checks = tuple(Check(**check) for check in fields.pop("checks"))
+    return Verdict(**fields | {"incidents": tuple(fields["incidents"]), "checks": checks})

@@ -7,10 +7,14 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 from models.words import counted, first_line
 from tasks.work import terminal
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SILENT_SECONDS = 60.0
 """Seconds in which a server that failed is left alone."""
@@ -31,50 +35,52 @@ class Outbox:
         self._server = server
         self._queue = ThreadPoolExecutor(1)
         self._waiting: set[Future[Any]] = set()
-        self._silent = 0.0  # until then nothing is tried: the server failed a moment ago
+        self._silent_until = 0.0
+        """Nothing is tried before this moment (`time.monotonic`): the server has just failed."""
 
-    def send(self, what: str, call: Callable[..., Any], *given: Any) -> "Future[Any]":
+    def send(self, what: str, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> "Future[None]":
         """Queue a record that may be missed; `what` names it where it is."""
-        return self.submit(self._patiently, what, call, *given)
+        return self.submit(self._patiently, what, partial(call, *args, **kwargs))
 
-    def submit(self, call: Callable[..., Any], *given: Any) -> "Future[Any]":
+    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Queue a call whose failure the caller wants to hear of."""
-        record = self._queue.submit(call, *given)
+        record = self._queue.submit(call, *args, **kwargs)
         self._waiting.add(record)
         record.add_done_callback(self._waiting.discard)
         return record
 
-    def wait(self, record: "Future[Any]", seconds: float = math.inf) -> "Future[Any]":
+    def wait(self, record: "Future[T]", seconds: float = math.inf) -> "Future[T]":
         """Wait for a record, and say now and then that it is the server which is waited for."""
         end = time.monotonic() + seconds
         while not wait([record], max(0.0, min(SLOW, end - time.monotonic()))).done and time.monotonic() < end:
             terminal.say(f"{self._server} is slow: {_records(len(self._waiting))}", "dim")
         return record
 
-    def drop(self) -> None:
-        """Let only the record that is being sent be sent."""
-        self._silent = 0.0
+    def drop_waiting(self) -> None:
+        """Give up all records but the one that is being sent, so that the next one is sent at once."""
+        self._silent_until = 0.0  # the next one is tried even if the server has just failed
         for record in list(self._waiting):
-            self.missed |= record.cancel()
+            self.missed |= record.cancel()  # false for the one that is being sent
 
     def close(self, last: "Future[Any]", seconds: float) -> None:
-        """Wait for the last record, and for no longer; nothing is sent after it."""
+        """Wait for the last record for at most `seconds`; nothing is sent after it."""
         self.wait(last, seconds)
-        left = len(self._waiting)
+        unsent = len(self._waiting)
         self._queue.shutdown(wait=False, cancel_futures=True)
-        if left:
+        if unsent:
             self.missed = True
-            terminal.say(f"{self._server} is slow: {_records(left)} still; the next command sends what is missing")
+            terminal.say(f"{self._server} is slow: {_records(unsent)} still; the next command sends what is missing")
 
-    def _patiently(self, what: str, call: Callable[..., Any], *given: Any) -> None:
-        if time.monotonic() < self._silent:
+    def _patiently(self, what: str, call: Callable[[], object]) -> None:
+        """Send a record, or leave it out while the server is left alone."""
+        if time.monotonic() < self._silent_until:
             self.missed = True
             return
         try:
-            call(*given)
-        except Exception as error:  # nobody else reads what this thread raises
+            call()
+        except Exception as error:  # any error: what this thread raises would stay in a Future that is never read
             self.missed = True
-            self._silent = time.monotonic() + SILENT_SECONDS
+            self._silent_until = time.monotonic() + SILENT_SECONDS
             terminal.say(
                 f"{self._server} did not take {what} ({first_line(error)}); the next command sends what is missing"
             )
