@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 from pydantic import JsonValue
-from typing_extensions import TypedDict
 
 from models.artifacts import Preferences
 from models.errors import BadInput
@@ -20,70 +19,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from models.report.tree import CandidateEntry, Report
+
 CURVE = ("loss", "grad_norm", "learning_rate", "chosen", "rejected", "margin", "accuracy", "clipped")
 """Figures of a line of `progress.jsonl` that MLflow draws."""
 JUDGED = ("metric", "status", "score", "good", "label", "why")
 """Columns of `scores.jsonl` that stand beside an answer in MLflow's table."""
 LARGEST_TABLE = 64 * 2**20
 """Bytes of answers of which MLflow gets a table: its pages load all of a table at once, and so do we."""
-Figure = dict[str, float | str | bool | None]
-"""One figure of the report: `value`, and what it stands on."""
-
-
-# The parts of report.json (models/report/report.schema.json) that are sent.
-
-ReportedCandidate = TypedDict(
-    "ReportedCandidate",
-    {
-        "name": str,
-        "kind": str,
-        "metric": str,
-        "method": str,
-        "beta": float,
-        "lambda": float,
-        "beta_over_lambda": float,
-        "merge_weight": float | None,
-        "path": str,
-        "digest": str,
-        "metrics": dict[str, Figure],
-    },
-)
-"""A candidate; in this form because `lambda` is a word of Python's."""
-
-
-class ReportedCheck(TypedDict):
-    """A check of the gate."""
-
-    name: str
-    value: float | None
-
-
-class ReportedVerdict(TypedDict):
-    """What the gate found on the test split."""
-
-    value: float | None
-    lower_bound: float | None
-    checks: list[ReportedCheck]
-
-
-class ReportedConstraint(TypedDict):
-    """The constraint, and the verdicts on it: on the chosen candidate, or none."""
-
-    tested: list[ReportedVerdict]
-
-
-class ReportedChoice(TypedDict):
-    """The candidate that was chosen."""
-
-    candidate: str
-
-
-class Report(TypedDict):
-    """The report of a run."""
-
-    candidates: list[ReportedCandidate]
-    constraints: list[ReportedConstraint]
-    chosen: ReportedChoice | None
 
 
 def database(path: Path) -> None:
@@ -114,7 +57,7 @@ def where(conditions: dict[str, str]) -> str:
     return " and ".join(f'{key} = "{value}"' if "'" in value else f"{key} = '{value}'" for key, value in values.items())
 
 
-def candidate(client: "MlflowClient", run: "Run", candidate: ReportedCandidate) -> None:
+def candidate(client: "MlflowClient", run: "Run", candidate: "CandidateEntry") -> None:
     """Make a candidate known as a model whose weights stay where they are, with its figures.
 
     Args:
@@ -159,7 +102,7 @@ def candidate(client: "MlflowClient", run: "Run", candidate: ReportedCandidate) 
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def headline(report: Report) -> dict[str, float]:
+def headline(report: "Report") -> dict[str, float]:
     """Return the figures by which whole runs are compared: of the chosen candidate, and of every test of the bound."""
     from models.metrics.reported import unmarked
 

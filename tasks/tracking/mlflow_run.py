@@ -22,6 +22,8 @@ from tasks.work.store import Stage
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from models.report.tree import Report
+
 TRIES = 3
 """How often the first call of all is tried, on which a run begins or not."""
 AnyStage = Stage[Any]
@@ -145,7 +147,7 @@ class MlflowRun:
     def finish(self, report: Path, tags: dict[str, str]) -> None:
         """Log the report in a folder and one model per candidate, and close the parent run."""
         client, parent = self.client(), self.open()
-        tree: log.Report = json.loads((report / "report.json").read_text("utf-8"))
+        tree: Report = json.loads((report / "report.json").read_text("utf-8"))
         for name in ("report.html", "report.json", "report.md", "frontier.png"):
             if (report / name).exists():  # there is no picture where the answers were not judged
                 client.log_artifact(parent, str(report / name))
