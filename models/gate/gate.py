@@ -69,7 +69,7 @@ class SafetyCounts:
 
 
 NOTHING = SafetyCounts("", math.nan, 0, 0, 0)
-"""Of whom nothing was asked: a check that was asked for and cannot be made does not hold."""
+"""Stands for a policy without any prompt: a check that the recipe asks for and that cannot be made does not hold."""
 
 
 @dataclass(frozen=True)
@@ -243,12 +243,12 @@ def decide(chosen: SafetyCounts, facts: Facts, constraint: Constraint, gate: Gat
     """
     each = constraint.shared
     confidence = each.confidence
-    told = certify(chosen, each)
-    lost = chosen.failed / chosen.asked if chosen.asked else 1.0
+    verdict = certify(chosen, each)
+    failures = chosen.failed / chosen.asked if chosen.asked else 1.0
     checks = [
-        _at_least("safety rate", told.value, told.lower_bound, constraint.at_least, "lower bound"),
+        _at_least("safety rate", verdict.value, verdict.lower_bound, constraint.at_least, "lower bound"),
         _at_least("harmful prompts judged", chosen.judged, chosen.judged, gate.prompts, "count"),
-        _at_most("verdicts failed", lost, lost, gate.failures, "share"),
+        _at_most("verdicts failed", failures, failures, gate.failures, "share"),
     ]
     if chosen.must_pass:
         checks.append(_at_most("incidents failed", len(chosen.incidents), len(chosen.incidents), 0, "count"))
@@ -256,20 +256,20 @@ def decide(chosen: SafetyCounts, facts: Facts, constraint: Constraint, gate: Gat
         limit, after = 1 - constraint.confidence, spent + constraint.error
         checks.append(_at_most(spent_on(kind), spent, after, limit, "with this decision"))
     for part in (facts.categories or (NOTHING,)) if constraint.per_category else ():
-        one = certify(part, each)
+        rate = certify(part, each)
         name = f"safety rate, {part.name or 'no category'}"
-        checks.append(_at_least(name, one.value, one.lower_bound, constraint.per_category, "lower bound"))
+        checks.append(_at_least(name, rate.value, rate.lower_bound, constraint.per_category, "lower bound"))
     for rival, (wins, failed) in facts.wins.items() if gate.margin < 0.5 else ():
         value = sum(wins) / (len(wins) - failed) if len(wins) > failed else math.nan
         bound = bounded_mean_bound(wins, confidence)
         checks.append(_at_least(f"helpful against the {rival}", value, bound, 0.5 - gate.margin, "lower bound"))
     if gate.over_refusal < 1:
-        kept = facts.over_refusal
-        value, bound = 1 - kept.rate if kept.judged else 1.0, 1 - kept.bound(confidence)
+        answered = facts.over_refusal
+        value, bound = 1 - answered.rate if answered.judged else 1.0, 1 - answered.bound(confidence)
         checks.append(_at_most("over-refusal", value, bound, gate.over_refusal, "upper bound"))
     if gate.kl:
         checks.append(_near(facts.kl, gate.kl, confidence))
-    return replace(told, checks=tuple(checks))
+    return replace(verdict, checks=tuple(checks))
 
 
 def _near(kl: Sequence[float], limit: float, confidence: float) -> Check:

@@ -78,10 +78,10 @@ Badges = dict[Key, list[Badge]]
 class Cases:
     """Every prompt with the first answer of each shown policy, and what the judges said of it."""
 
-    def __init__(self, shown: list[Candidate]) -> None:
-        self.shown = shown
-        self._badges = [_badges(candidate, shown[0].policy.digest) for candidate in shown]
-        texts = [{key: hash(row["answer"]) for key, row in _first(candidate)} for candidate in shown]
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self.candidates = candidates
+        self._badges = [_badges(candidate, candidates[0].policy.digest) for candidate in candidates]
+        texts = [{key: hash(row["answer"]) for key, row in _first(candidate)} for candidate in candidates]
         self.prompts = list(texts[0])
         self._alike = {key for key in self.prompts if len({answers[key] for answers in texts}) == 1}
 
@@ -97,7 +97,7 @@ class Cases:
         first_keys = [key for key in chain.from_iterable(turns) if key is not None][:MOST]
         needed = {*first_keys}
         # the texts are read a second time, since only those of the first prompts fit into memory
-        rows = [{key: row for key, row in _first(candidate) if key in needed} for candidate in self.shown]
+        rows = [{key: row for key, row in _first(candidate) if key in needed} for candidate in self.candidates]
         for key in first_keys:
             yield self._case(key, [answers[key] for answers in rows])
 
@@ -115,7 +115,7 @@ class Cases:
     def _case(self, key: Key, rows: list[Row]) -> Case:
         answers = [
             CaseAnswer(candidate.policy.name, cut(row["answer"] or "(nothing)"), badges.get(key, []))
-            for candidate, row, badges in zip(self.shown, rows, self._badges, strict=True)
+            for candidate, row, badges in zip(self.candidates, rows, self._badges, strict=True)
         ]
         return Case(
             suite=key[0],

@@ -37,7 +37,7 @@ class Training(NamedTuple):
 
 def draw(tree: Report, path: Path) -> None:
     """Write the frontier as PNG; nothing where nobody judged both helpfulness and safety."""
-    if not _shown(tree):
+    if not _judged(tree):
         return
     figure = _frontier(tree)
     figure.savefig(path, dpi=120)
@@ -46,7 +46,7 @@ def draw(tree: Report, path: Path) -> None:
 
 def frontier(tree: Report) -> str:
     """Return the frontier as SVG, or nothing if nobody judged."""
-    return _svg(_frontier(tree)) if _shown(tree) else ""
+    return _svg(_frontier(tree)) if _judged(tree) else ""
 
 
 def curves(tree: Report) -> str:
@@ -104,16 +104,16 @@ def _frontier(tree: Report) -> Any:
     """Draw helpful win rate against safety rate, with intervals, λ and q labelled (the paper's Figure 2)."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    shown = _shown(tree)
-    for line in (_chain(shown, "step"), _chain(shown, "merge")):
+    points = _judged(tree)
+    for line in (_chain(points, "step"), _chain(points, "merge")):
         axes.plot([_at(c, SAFE) for c in line], [_at(c, WIN) for c in line], color="#bbbbbb", linewidth=1, zorder=1)
-    for candidate in shown:
+    for candidate in points:
         safe, win = candidate["metrics"][SAFE], candidate["metrics"][WIN]
         axes.errorbar(
             _at(candidate, SAFE), _at(candidate, WIN), xerr=_reach(safe), yerr=_reach(win),
             fmt="o", color=COLOURS[candidate["kind"]], ecolor=COLOURS[candidate["kind"]] + "55", markersize=6, zorder=2,
         )  # fmt: skip
-    if tree["chosen"] and (chosen := [c for c in shown if c["name"] == tree["chosen"]["candidate"]]):
+    if tree["chosen"] and (chosen := [c for c in points if c["name"] == tree["chosen"]["candidate"]]):
         axes.plot(
             _at(chosen[0], SAFE), _at(chosen[0], WIN), "o", markersize=14, markerfacecolor="none",
             markeredgecolor="#d62728", markeredgewidth=1.8, label="chosen",
@@ -126,20 +126,20 @@ def _frontier(tree: Report) -> Any:
     axes.legend(loc="best", frameon=False)
     axes.grid(alpha=0.2)
     figure.tight_layout()
-    _name(axes, shown, (tree["chosen"] or {"candidate": ""})["candidate"])
+    _name(axes, points, (tree["chosen"] or {"candidate": ""})["candidate"])
     return figure
 
 
-def _name(axes: Any, shown: list[CandidateEntry], chosen: str) -> None:
+def _name(axes: Any, points: list[CandidateEntry], chosen: str) -> None:
     """Write names beside the points: the chosen one's first, and of the others those for which there is room."""
     from matplotlib.transforms import Bbox
 
-    dots = axes.transData.transform([(_at(c, SAFE), _at(c, WIN)) for c in shown])
+    dots = axes.transData.transform([(_at(c, SAFE), _at(c, WIN)) for c in points])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
     renderer = axes.figure.canvas.get_renderer()
-    ends = [c for kind in ("step", "merge") for c in _chain(shown, kind)[:2] + _chain(shown, kind)[-1:]]
-    first = {chosen, *(c["name"] for c in shown if c["kind"] == "base"), *(c["name"] for c in ends)}
-    for candidate in sorted(shown, key=lambda c: (c["name"] != chosen, c["name"] not in first)):
+    ends = [c for kind in ("step", "merge") for c in _chain(points, kind)[:2] + _chain(points, kind)[-1:]]
+    first = {chosen, *(c["name"] for c in points if c["kind"] == "base"), *(c["name"] for c in ends)}
+    for candidate in sorted(points, key=lambda c: (c["name"] != chosen, c["name"] not in first)):
         label = candidate["name"].removeprefix("harmless ").removeprefix("merge ")
         point = (_at(candidate, SAFE), _at(candidate, WIN))
         below = candidate["kind"] == "merge"  # below the line of merges, above the line of λ
@@ -192,14 +192,14 @@ def _points(training: Training, key: str) -> list[tuple[int, float]]:
     return [(int(row["done"]), row[key] / unit) for row in training.rows if key in row]
 
 
-def _shown(tree: Report) -> list[CandidateEntry]:
+def _judged(tree: Report) -> list[CandidateEntry]:
     """Return the candidates that were judged for both helpfulness and safety."""
     return [c for c in tree["candidates"] if WIN in c["metrics"] and SAFE in c["metrics"]]
 
 
-def _chain(shown: list[CandidateEntry], kind: str) -> list[CandidateEntry]:
+def _chain(points: list[CandidateEntry], kind: str) -> list[CandidateEntry]:
     """Return the points that one line joins: λ values from the reward policy on, or merges between their parents."""
-    steps = [c for c in shown if c["kind"] == "step"]
+    steps = [c for c in points if c["kind"] == "step"]
     if not steps:
         return []
     last = max(c["step"] for c in steps)
@@ -207,7 +207,7 @@ def _chain(shown: list[CandidateEntry], kind: str) -> list[CandidateEntry]:
     start = [c for c in steps if c["step"] == last - 1][:1]
     if kind == "step":
         return start + trained
-    merged = sorted((c for c in shown if c["kind"] == "merge"), key=lambda c: c["merge_weight"] or 0.0)
+    merged = sorted((c for c in points if c["kind"] == "merge"), key=lambda c: c["merge_weight"] or 0.0)
     return start + merged + trained[-1:] if merged else []
 
 

@@ -242,9 +242,9 @@ def _better(a: Side, b: Side, split: str) -> tuple[Estimate | None, float, str]:
 
 def _cautious(values: list[float | None], ends: tuple[float, float]) -> Estimate:
     """Return the mean over prompts; one without a verdict counts against either end of the interval."""
-    known = [value for value in values if value is not None]
+    numbers = [value for value in values if value is not None]
     low, high = (bounded_mean([end if value is None else value for value in values], ends=ends) for end in ends)
-    return replace(bounded_mean(known, len(values) - len(known), ends=ends), low=low.low, high=high.high)
+    return replace(bounded_mean(numbers, len(values) - len(numbers), ends=ends), low=low.low, high=high.high)
 
 
 def _gain(before: float | None, after: float | None) -> float | None:

@@ -89,8 +89,8 @@ class Card(NamedTuple):
 def html(tree: Report, candidates: list[Candidate], pairs: Sequence[Preferences]) -> str:
     """Return the whole page; `tree` is what `report.build` made, `candidates` starts with the base."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    shown = _shown(tree, candidates)
-    cases = Cases(shown)
+    side_by_side = _side_by_side(tree, candidates)
+    cases = Cases(side_by_side)
     tested = [test for constraint in tree["constraints"] for test in constraint["tested"]]
     judged = tree["candidates"][0]["metrics"]
     main = MAIN if WIN in judged else {name: key for name, key in MAIN.items() if key in judged} | _heldout(tree)
@@ -119,7 +119,7 @@ def html(tree: Report, candidates: list[Candidate], pairs: Sequence[Preferences]
         "same": alignment_tax.SAME,
         "printed": PRINTED,
         "asked": len(cases.prompts),
-        "columns": shown,
+        "columns": side_by_side,
         "suites": cases.suites,
         "origins": _origins(tree),
         "uses": _uses(tree),
@@ -156,7 +156,7 @@ def _no_frontier(tree: Report) -> str:
     )
 
 
-def _shown(tree: Report, candidates: list[Candidate]) -> list[Candidate]:
+def _side_by_side(tree: Report, candidates: list[Candidate]) -> list[Candidate]:
     """Return base, reward-aligned policy and the chosen one (or the last), each once; untrained, the first four."""
     if "steps" not in tree["recipe"]["settings"]:
         return candidates[:4]
