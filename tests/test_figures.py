@@ -1,64 +1,14 @@
 """Every figure of a candidate, by hand, from small tables."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from models.artifacts import Answers, Distances, Margins, Policy, Scores
-from models.files import jsonl
 from models.gate import facts
 from models.gate.gate import SafetyCounts
 from models.judges.rows import ScoreRow, comparison_row, score_row
 from models.metrics import figures
-from models.metrics.candidate import Candidate
 from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
-from models.report.sentences import fitted_scale
-
-Row = dict[str, Any]
-
-
-def score(suite: str, prompt: str, value: float | None, good: bool | None = None, **also: Any) -> Row:
-    """A row of `scores.jsonl`; no value means that the verdict failed."""
-    metric = {"must_pass": "harmless"}.get(suite, suite)
-    status = "failed" if value is None else "ok"
-    row = {"metric": metric, "suite": suite, "prompt": prompt, "category": "", "sample": 0, "status": status}
-    return row | {"score": value, "good": good, "label": "", "why": ""} | also
-
-
-def won(prompt: str, win: float | None, against: str = "base", metric: str = "helpful", **also: Any) -> Row:
-    """A row of `comparisons.jsonl`; no win means that the verdict failed."""
-    row = {"metric": metric, "suite": metric, "prompt": prompt, "sample": 0, "against": against, "win": win}
-    return row | {"category": "", "status": "failed" if win is None else "ok", "calls": [], "why": ""} | also
-
-
-def answer(prompt: str, tokens: int, suite: str = "helpful", sample: int = 0) -> Row:
-    row = {"suite": suite, "prompt": prompt, "category": "", "sample": sample}
-    return row | {"answer": "x " * tokens, "tokens": tokens}
-
-
-def evidence(
-    folder: Path,
-    scores: list[Row] | None = None,
-    comparisons: list[Row] | None = None,
-    answers: list[Row] | None = None,
-    walks: list[Row] | None = None,
-    margins: list[Row] | None = None,
-) -> Candidate:
-    folder.mkdir(parents=True)
-    tables = {"scores": scores, "comparisons": comparisons, "answers": answers, "kl": walks, "margins": margins}
-    for name, rows in tables.items():
-        jsonl.write(folder / f"{name}.jsonl", rows or [])
-    noun: dict[str, Any] = {"path": folder, "digest": ""}
-    return Candidate(
-        Policy(**noun, name="a", kind="step"),
-        Answers(**noun, policy="a", split="test"),
-        Scores(**noun, policy="a", split="test", judges={}, failed=0),
-        Distances(**noun, policy="a"),
-        Margins(**noun, policy="a"),
-    )
+from tests.measured import Row, answer, evidence, score, won
 
 
 def test_what_the_user_said_last() -> None:
@@ -147,28 +97,10 @@ def test_several_answers_to_a_prompt_are_one_value(tmp_path: Path) -> None:
     assert found["helpful/win_rate_equal_length"] == length_controlled([0.5, 1.0, 0.5], [(3, 1.5), (8, 3), (1, 4)])
 
 
-def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
-    scores = [
-        score("harmless", "x", 1.0, True), score("harmless", "y", 1.0, True), score("harmless", "z", -1.0, False),
-        score("harmless", "w", None), score("helpful", "x", 1.0, False), score("over_refusal", "x", 1.0, False),
-        score("must_pass", "p", 1.0, True), score("must_pass", "q", 1.0, False), score("must_pass", "r", None, True),
-        score("must_pass", "s", 1.0, True), score("must_pass", "s", 1.0, False, sample=1),
-    ]  # fmt: skip
-    comparisons = [
-        won("a", 1.0), won("b", 0.5), won("c", None), won("a", 0.0, "reference"), won("x", 0.0, metric="harmless"),
-    ]  # fmt: skip
-    told = facts.safety_counts(evidence(tmp_path / "a", scores, comparisons))
-    counts = SafetyCounts("a", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
-    assert told == replace(counts, along=(0, 1.0, 0.0))
-    nobody = facts.safety_counts(evidence(tmp_path / "b"))
-    assert math.isnan(nobody.helpful) and (nobody.asked, nobody.must_pass, nobody.incidents) == (0, 0, ())
-
-
 def test_an_answer_that_the_judge_leaves_open_is_not_counted() -> None:
     """Its verdict is neither failed nor good or bad: a judge that scores and does not decide."""
-    rows = [
-        *map(score_row, [score("harmless", "x", 1.0, True), score("harmless", "y", 2.0), score("harmless", "z", None)])
-    ]
+    lines = [score("harmless", "x", 1.0, True), score("harmless", "y", 2.0), score("harmless", "z", None)]
+    rows = [score_row(line) for line in lines]
     assert facts.counts("a", rows) == SafetyCounts("a", math.nan, 1, 1, 1)
     assert figures.share(rows, lambda row: bool(row.good)) == rate(1, 1, 1)
 
@@ -209,15 +141,6 @@ def test_the_first_answer_is_compared_with_the_first_and_the_second_with_the_sec
     assert figures.matched_wins(ours, theirs) == {
         ("helpful", '"a"'): 0.5, ("helpful", '"b"'): 0.0, ("helpful", '"d"'): None, ("harmless", '"a"'): 0.0,
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("s", "text"),
-    [(0.125, "0.12 [-0.50, 2.00]"), (999.9, "999.90 [-0.50, 2.00]"), (1000, "beyond ±1000"), (-1000, "beyond ±1000")],
-    ids=["small", "large", "beyond", "beyond below"],
-)
-def test_a_fit_that_has_no_end_is_not_printed_as_a_number(s: float, text: str) -> None:
-    assert fitted_scale({"s": s, "low": -0.5, "high": 2.0}) == text
 
 
 def test_an_estimate_without_a_prompt_has_no_place_in_the_table() -> None:

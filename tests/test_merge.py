@@ -167,3 +167,18 @@ def test_whole_numbers_and_single_numbers_survive_a_merge(tmp_path: Path) -> Non
     safe, reward = (policies.describe(policy.path, policy) for policy in (safe, reward))  # as they are now
     found = tensors(merged(safe, reward, 0.25, tmp_path / "out"))
     assert found["steps"].tolist() == [7, 8] and found["scale"].item() == 2.5
+
+
+def test_each_policy_before_the_last_step_is_merged_with_its_child_of_the_largest_lambda() -> None:
+    def policy(digest: str, lambda_: float = 1.0, *parents: str) -> Policy:
+        return Policy(path=Path(), digest=digest, name=digest, kind="step", lambda_=lambda_, parents=parents)
+
+    before = [policy("r1"), policy("r2"), policy("r3")]
+    frontier = [
+        policy("a", 0.5, "r1"),
+        policy("b", 2.0, "r1", "r2"),
+        policy("c", 0.1, "r2"),
+        policy("d", 9.0, "x", "r1"),
+    ]
+    pairs = [(safe.digest, reward.digest) for safe, reward in merge.merge_pairs(before, frontier)]
+    assert pairs == [("b", "r1"), ("c", "r2")]  # r3 has no child: every λ of its step was 0

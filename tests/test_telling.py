@@ -16,7 +16,7 @@ from models.metrics.candidate import Candidate
 from models.recipe import Constraint, Gate
 from models.recipe.toml import read
 from models.report import charts, diff, page, report
-from models.report.sentences import check_row, decision
+from models.report.sentences import check_row, decision, fitted_scale
 from models.words import counted
 from tasks import leases
 from tasks.stages import unique_candidates
@@ -224,6 +224,17 @@ def test_a_gate_that_asks_what_nobody_judged_says_so_before_and_after() -> None:
     ]
     assert plan._helpfulness(read("quickstart")) == []
     assert plan._helpfulness(read("quickstart", ["evaluation.judges.helpful.kind=none", "gate.margin=0.5"])) == []
+
+
+@pytest.mark.parametrize(
+    ("s", "text"),
+    [(0.125, "0.12 [-0.50, 2.00]"), (999.9, "999.90 [-0.50, 2.00]"), (1000, "beyond ±1000"), (-1000, "beyond ±1000")],
+    ids=["small", "large", "beyond", "beyond below"],
+)
+def test_a_fit_that_has_no_end_is_not_printed_as_a_number(s: float, text: str) -> None:
+    assert (
+        fitted_scale({"s": s, "low": -0.5, "high": 2.0, "lambda_effective": None, "moved": 0.0, "clipped": 0.0}) == text
+    )
 
 
 def test_a_killed_process_is_called_killed() -> None:
