@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models.alignment.batching import order
 from models.alignment.rows import ScoredPair, read
-from models.alignment.trainer import Scored, adapter, arguments, finish, fit, start
+from models.alignment.trainer import adapter, arguments, finish, fit, scored, start
 from models.artifacts import Policy, Reference
 from models.policy.shared_prompt import tokens
 from models.recipe import Compute, Method, Objective, PreferenceTraining
@@ -48,15 +48,12 @@ def train(
 
     from models.alignment.curve import TrainingMonitor
 
-    class StepDPO(Scored, DPOTrainer):  # type: ignore[misc]
-        """DPO on rows that already hold token ids and the reference's log-probs."""
-
     rows = read(reference, ScoredPair)
     model, tokenizer = start(policy, reference, objective, rows, compute)
     lengths = [tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
     places = order(lengths, training, seed)
     curve = TrainingMonitor(out, training)
-    trainer = StepDPO(
+    trainer = scored(DPOTrainer)(
         model=model,
         args=DPOConfig(
             **arguments(training, f"{objective.metric} step", len(places), seed, compute, out),

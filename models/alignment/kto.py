@@ -15,7 +15,7 @@ from models.alignment.reference import (
     too_long,
 )
 from models.alignment.rows import ScoredAnswer, TokenAnswer, read
-from models.alignment.trainer import Scored, adapter, arguments, finish, fit, start
+from models.alignment.trainer import adapter, arguments, finish, fit, scored, start
 from models.artifacts import Policy, Preferences, Reference
 from models.data.dialogue import encode_each
 from models.data.preferences import TRAIN, judged, refuse_one_kind
@@ -79,11 +79,11 @@ def score(
     # the answer of another prompt of the batch stands beside each: (place of the row, ids of the other answer)
     crossings = [(i, rows[places[j]]["completion_ids"]) for i, j in zip(places, other, strict=True)]
     crossed = logps(model, [(rows[i]["prompt_ids"], ids) for i, ids in crossings], pad)
-    scored: list[ScoredAnswer] = [
+    training_rows: list[ScoredAnswer] = [
         {**rows[i], "ref_logps": own[i], "KL_completion_ids": ids, "ref_KL_logps": logp}
         for (i, ids), logp in zip(crossings, crossed, strict=True)
     ]
-    jsonl.write(out / "train.jsonl", scored)
+    jsonl.write(out / "train.jsonl", training_rows)
     counts = Counter(train=len(rows), dropped=len(left_out) + len(unwritable), desirable=sum(labels))
     lengths = {
         "prompt": histogram(len(row["prompt_ids"]) for row in every),
@@ -115,14 +115,11 @@ def train(
 
     from models.alignment.curve import TrainingMonitor
 
-    class StepKTO(Scored, KTOTrainer):  # type: ignore[misc]
-        """KTO on rows that already hold token ids and the reference's log-probs."""
-
     rows = read(reference, ScoredAnswer)
     model, tokenizer = start(policy, reference, objective, rows, compute)
     desirable = sum(row["label"] for row in rows) / len(rows)
     curve = TrainingMonitor(out, training)
-    trainer = StepKTO(
+    trainer = scored(KTOTrainer)(
         model=model,
         args=KTOConfig(
             **arguments(training, f"{objective.metric} step", len(rows), seed, compute, out),

@@ -25,14 +25,19 @@ PROBES = 4
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
 
 
-class Scored:
-    """A trainer whose rows already hold token ids and the reference's log-probs: TRL has nothing to prepare."""
+class _Scored:
+    """What a trainer does whose rows already hold token ids and the reference's log-probs: TRL prepares nothing."""
 
     def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
         return dataset
 
     def _precompute_ref_logps(self, dataset: "Dataset", *_: Any) -> "Dataset":
         return dataset
+
+
+def scored(trainer: type[Any]) -> type[Any]:
+    """Return a trainer of TRL for rows that already hold token ids and the reference's log-probs."""
+    return type(f"Scored{trainer.__name__}", (_Scored, trainer), {})
 
 
 def start(
