@@ -30,17 +30,17 @@ def score(
         BadData: no row fits into `data.max_tokens`, or all rows have one label.
     """
     model, tokenizer = load(policy, compute)
-    found = list(judged(preferences.path / "train.jsonl"))
-    encoded = encode_each(tokenizer, [(row.prompt, [row.answer]) for row in found])
+    answers = list(judged(preferences.path / "train.jsonl"))
+    encoded = encode_each(tokenizer, [(row.prompt, [row.answer]) for row in answers])
     every: list[Row] = []
     rows: list[Row] = []
     left_out: list[Row] = []
     unwritable: list[Row] = []
-    for line, (answer, one) in enumerate(zip(found, encoded, strict=True), 1):
-        if isinstance(one, BadPolicy):
-            unwritable.append({"split": TRAIN[0], **refused_row(line, one, answer.prompt)})
+    for line, (answer, tokens) in enumerate(zip(answers, encoded, strict=True), 1):
+        if isinstance(tokens, BadPolicy):
+            unwritable.append({"split": TRAIN[0], **refused_row(line, tokens, answer.prompt)})
             continue
-        prompt, (completion,) = one
+        prompt, (completion,) = tokens
         every.append({"prompt_ids": prompt, "completion_ids": completion, "label": answer.desirable})
         size = len(prompt) + len(completion)
         if size <= data.max_tokens:
@@ -61,6 +61,7 @@ def score(
         )
     ]
     places = stratified(labels, step, seed)
+    # Within the micro-batch, since that is what TRL sees at once when it estimates the KL
     other = mismatched([rows[i]["prompt_ids"] for i in places], step.micro_batch or step.batch)
     ordered = [
         {**scored[i], "KL_completion_ids": rows[places[j]]["completion_ids"]}

@@ -71,21 +71,21 @@ def tokenise(
 
     A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and named.
     """
-    found = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
+    dialogues = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
     fit: list[Row] = []
     long: list[Row] = []
     refused: list[Row] = []
-    for line, one in enumerate(encode_each(tokenizer, found), 1):
-        if isinstance(one, BadPolicy):
-            refused.append(refused_row(line, one, found[line - 1][0]))
+    for line, tokens in enumerate(encode_each(tokenizer, dialogues), 1):
+        if isinstance(tokens, BadPolicy):
+            refused.append(refused_row(line, tokens, dialogues[line - 1][0]))
             continue
-        prompt, (chosen, rejected) = one
+        prompt, (chosen, rejected) = tokens
         row = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
         size = len(prompt) + max(len(chosen), len(rejected))
         if size <= max_tokens:
             fit.append(row)
         else:
-            long.append(row | named_row(line, size, found[line - 1][0]))
+            long.append(row | named_row(line, size, dialogues[line - 1][0]))
     return fit, long, refused
 
 
