@@ -132,4 +132,4 @@ def _refuse_redirect_and_packing(reply: httpx2.Response) -> None:
         raise Redirected(f"status {reply.status_code} sends us to another address, which is not followed")
     packing = reply.headers.get("content-encoding", "identity")
     if packing != "identity":
-        raise TooMuch(f"the reply is packed ({packing[:20]}), which nobody asked for")
+        raise TooMuch(f"the reply is packed ({packing[:20]}), which the request ruled out")

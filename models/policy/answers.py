@@ -37,12 +37,12 @@ def answer(
     Writes `answers.jsonl`, whose rows are `AnswerRow`s: what was asked, the number of the sample, and the answer.
     """
     prompt_rows = cast(Iterator[PromptRow], jsonl.read(prompts.path / f"{ALL}.jsonl"))
-    asked = [(row, sample) for row in prompt_rows for sample in range(decoding.answers)]
-    turns = [(messages(row["prompt"]), sample) for row, sample in asked]
+    numbered_rows = [(row, sample) for row in prompt_rows for sample in range(decoding.answers)]
+    turns = [(messages(row["prompt"]), sample) for row, sample in numbered_rows]
     answers = answered(policy, own_model(policy, decoding, compute), turns, decoding, compute, memory, out)
     rows: list[AnswerRow] = [
         {**row, "sample": sample, "answer": answer.text, "tokens": len(answer.ids), "tie": answer.tie}
-        for (row, sample), answer in zip(asked, answers, strict=True)
+        for (row, sample), answer in zip(numbered_rows, answers, strict=True)
     ]
     jsonl.write(out / ANSWERS, rows)
     return Answers(path=out, digest=file_digest(out / ANSWERS), policy=policy.digest, split=prompts.split)

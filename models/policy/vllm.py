@@ -101,7 +101,7 @@ def answer(
     }
     prompts = [{"index": i, "ids": ids[i], "seed": noise_seed(seed, ask)} for i, ask in enumerate(asks)]
     child = subprocess.Popen(
-        [interpreter(), "-I", str(WORKER)],  # -I: the worker's folder is ours, and must not be searched for modules
+        [interpreter(), "-I", str(WORKER)],  # -I: else Python also looks for vLLM's imports in this folder
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=QUIET | os.environ | ALONE,
     )  # fmt: skip
     assert child.stdin and child.stdout
