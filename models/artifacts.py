@@ -14,6 +14,7 @@ from typing import Any, Self
 SETTLED = 2.0
 """Seconds after which a file that is written again has another time of change, on every file system."""
 _digests: dict[tuple[str, int, int, int, int], str] = {}
+"""(path, size, mtime, ctime, inode) → sha256, as this process read it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,8 @@ class Noun:
         """Return the same noun in another folder."""
         return replace(self, path=path)
 
-    def identity(self) -> Any:
-        """Return what changes iff a stage that is given this noun would make something else of it."""
+    def identity(self) -> object:
+        """Return a JSON value that changes iff a stage would make something else of this noun."""
         return self.digest
 
     def facts(self) -> dict[str, Any]:
@@ -53,8 +54,8 @@ class Sources(Noun):
 
     def suites(self, split: str) -> dict[str, Path]:
         """Return role → file of prompts, for `validation` or `test`."""
-        kept = [role.split("/") for role in self.files if role.startswith("suite/")]
-        return {role: self.file(f"suite/{role}/{s}") for _, role, s in kept if s == split}
+        parts = [role.split("/") for role in self.files if role.startswith("suite/")]
+        return {suite: self.file(f"suite/{suite}/{part}") for _, suite, part in parts if part == split}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Preferences(Noun):
     splits: dict[str, str] = field(default_factory=dict)
     """Split → digest of its rows."""
 
-    def identity(self) -> Any:
-        """Return the content, and the metric, which results copy."""
+    def identity(self) -> object:
+        """Return the digest and the metric, which results copy."""
         return {"digest": self.digest, "metric": self.metric}
 
     def of(self, *splits: str) -> Self:
@@ -104,8 +105,9 @@ class Policy(Noun):
         """How far along the method it is: its step, the weight of the safe policy in it, and λ."""
         return self.step, self.merge_weight if self.kind == "merge" else 1.0, self.lambda_
 
-    def identity(self) -> Any:
-        """Return the weights and how they came to be, which results copy."""
+    def identity(self) -> object:
+        """Return the digest of the weights and how they came to be, which results copy."""
+        # Results copy neither of these two; the digest covers the vocabulary
         return {key: value for key, value in self.facts().items() if key not in ("rows", "vocabulary")}
 
 
@@ -129,8 +131,8 @@ class Prompts(Noun):
     digests: dict[str, str]
     """Table → digest of its rows."""
 
-    def identity(self) -> Any:
-        """Return the content, and the split, which results copy."""
+    def identity(self) -> object:
+        """Return the digest and the split, which results copy."""
         return {"digest": self.digest, "split": self.split}
 
     def of(self, table: str) -> Self:
@@ -157,7 +159,7 @@ class Distances(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Noun):
-    """What judges said of one policy's answers: `scores.jsonl` and `comparisons.jsonl`."""
+    """The verdicts of judges on one policy's answers: `scores.jsonl` and `comparisons.jsonl`."""
 
     policy: str
     """Digest of the policy that answered."""
@@ -188,7 +190,7 @@ class Benchmarks(Noun):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Noun):
-    """What judges said of answers that people had judged: `METRIC.jsonl`, one row per answer."""
+    """The verdicts of judges on answers that people had judged: `METRIC.jsonl`, one row per answer."""
 
     metrics: tuple[str, ...]
 
@@ -200,7 +202,7 @@ class Memory:
     path: Path
 
 
-def content_digest(value: Any) -> str:
+def content_digest(value: object) -> str:
     """Return the sha256 of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
@@ -209,15 +211,15 @@ def tree_digest(path: Path, files: Iterable[Path] | None = None) -> str:
     """Return the sha256 of a file, or one over the files of a folder, by name.
 
     Args:
-        files: those of the folder; all of them if none are given.
+        files: of the folder; without them, all that it holds.
 
     Raises:
         OSError: there is nothing at this path.
     """
     if not path.is_dir():
         return file_digest(path)
-    held = files if files is not None else (file for file in path.rglob("*") if file.is_file())
-    return content_digest({str(file.relative_to(path)): file_digest(file) for file in held})
+    files = files if files is not None else (file for file in path.rglob("*") if file.is_file())
+    return content_digest({str(file.relative_to(path)): file_digest(file) for file in files})
 
 
 def file_digest(path: Path) -> str:
@@ -227,11 +229,12 @@ def file_digest(path: Path) -> str:
         OSError: there is no such file, or the disk cannot read it.
     """
     before = path.stat()
-    same = (str(path.absolute()), before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
-    if same not in _digests:
+    key = (str(path.absolute()), before.st_size, before.st_mtime_ns, before.st_ctime_ns, before.st_ino)
+    if key not in _digests:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if time.time() - before.st_mtime < SETTLED:  # written a moment ago, and perhaps again with the same time
+        # A file that was written a moment ago may be written again within the same tick of the file system's clock
+        if time.time() - before.st_mtime < SETTLED:
             return digest
-        _digests[same] = digest
-    return _digests[same]
+        _digests[key] = digest
+    return _digests[key]

@@ -12,11 +12,14 @@ from models.preflight import made_here
 from models.recipe import Compute, Evaluation
 
 
-def talk(folder: str, temperature: float, longest: int, kept: Path) -> None:
+def talk(folder: str, temperature: float, longest: int, store: Path) -> None:
     """Read turns from standard input until an empty line, and print the policy's answers.
 
     Args:
-        kept: folder of the store; a policy from elsewhere is looked at before it is loaded.
+        folder: of the policy.
+        temperature: 0 is greedy.
+        longest: most tokens of an answer.
+        store: folder of the runs' results; a policy from elsewhere is examined before it is loaded.
 
     Raises:
         BadPolicy: the folder holds no policy, a damaged one, or one that cannot be used.
@@ -26,22 +29,23 @@ def talk(folder: str, temperature: float, longest: int, kept: Path) -> None:
     path = Path(folder).expanduser()
     if not list(path.glob("*.safetensors")):
         raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
-    headers.tensors(path)
-    if not made_here(folder, "policy", kept):
-        probe.look([probe.Subject(f"policy {folder!r}", str(path))], kept)
+    headers.tensors(path)  # refuses weights that are cut off
+    if not made_here(folder, "policy", store):
+        probe.look([probe.Subject(f"policy {folder!r}", str(path))], store)
     logging.disable_progress_bar()
     model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
     config = Evaluation(temperature=temperature, max_new_tokens=longest)
-    said: list[Message] = []
-    while turn := _asked():
-        said.append(Message(role="user", content=turn))
-        (text,) = prompt_texts(tokenizer, [said])
-        ((_, answer),) = generate.answer(model, tokenizer, [Ask(text)], config, seed=len(said))
+    dialogue: list[Message] = []
+    while turn := _turn():
+        dialogue.append(Message(role="user", content=turn))
+        (text,) = prompt_texts(tokenizer, [dialogue])
+        ((_, answer),) = generate.answer(model, tokenizer, [Ask(text)], config, seed=len(dialogue))
         print(answer.text, flush=True)
-        said.append(Message(role="assistant", content=answer.text))
+        dialogue.append(Message(role="assistant", content=answer.text))
 
 
-def _asked() -> str:
+def _turn() -> str:
+    """Return a line of the user; empty at the end of the input."""
     try:
         return input("> ").strip()
     except EOFError:

@@ -1,7 +1,7 @@
-"""Every way to fail that we know of; each is one sentence with a remedy.
+"""The errors that sacpo raises by itself; the message of each is one sentence with a remedy.
 
 SacpoError                    exit code 1
-├── BadInput                  exit code 2: something the user gave cannot be used; nothing was written
+├── BadInput                  exit code 2: an input of the user cannot be used; nothing was written
 │   ├── BadRecipe             unknown key, value out of range
 │   ├── BadData               missing, empty, cut off, wrong format, too many bad rows
 │   ├── BadPolicy             no such base, unknown architecture, vocabulary or template changed
@@ -23,7 +23,7 @@ class SacpoError(Exception):
 
 
 class BadInput(SacpoError):
-    """Something the user gave cannot be used."""
+    """An input of the user cannot be used."""
 
     exit_code = 2
 
@@ -60,7 +60,8 @@ class Damaged(BrokenInvariant):
     """A policy's files are not the ones that its digest names."""
 
     def __init__(self, folder: Path, found: str, digest: str) -> None:
-        super().__init__(folder, found, digest)  # so that it comes whole from a worker
+        # All three, not the sentence: a worker process pickles the error, and these are what it is made of again
+        super().__init__(folder, found, digest)
         self.folder, self.found, self.digest = folder, found, digest
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Text that others wrote, put into Markdown as text: prompts, answers, names, reasons, error messages.
 
-Prefect and MLflow render Markdown in the browser of whoever opens a page. An image in an answer would be fetched, and a
-link would be clickable, so nothing of a foreign text may be read as Markdown, whatever dialect the page speaks.
+Prefect and MLflow render Markdown in the browser of the person who opens a page. There an image in an answer would be
+fetched, and a link could be clicked, so nothing in such a text may be read as Markdown, in any dialect.
 """
 
 import html

@@ -1,7 +1,7 @@
-"""What makes a plain function a stage: the name and the version under which its results are kept.
+"""A stage is a plain function with a mark: the name and the version under which its results are stored.
 
-A stage takes an empty folder, and whatever else it needs as nouns, records of the recipe and plain values; it writes
-into the folder and returns the noun that lies there. How it is run and remembered is told in `tasks/work/`.
+A stage takes an empty folder, and its other inputs as nouns, records of the recipe and plain values. It writes into the
+folder and returns the noun that lies there. `tasks/work/` runs stages and finds their results again.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Noun])
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known of a stage without running it."""
+    """Name and version of a stage."""
 
     name: str
     """`alignment.dpo`: part of every result's name, so it stays when the function moves or is renamed."""
@@ -37,7 +37,7 @@ def mark_of(function: Callable[..., Noun]) -> Mark:
     """Return the mark of a stage.
 
     Raises:
-        TypeError: the function is none.
+        TypeError: the function has no mark.
     """
     mark = getattr(function, "mark", None)
     if not isinstance(mark, Mark):
@@ -46,6 +46,7 @@ def mark_of(function: Callable[..., Noun]) -> Mark:
 
 
 def hints_of(function: Callable[..., Noun]) -> dict[str, Any]:
-    """Return name → type of a stage's arguments but the folder, and `return` → the noun that it makes."""
+    """Return name → type of a stage's arguments without the folder, and `return` → the noun that it makes."""
+    # The first argument is the folder, under whatever name
     folder, *_ = function.__code__.co_varnames
     return {name: hint for name, hint in get_type_hints(function).items() if name != folder}

@@ -1,4 +1,4 @@
-"""A first recipe for the data that somebody has: what can be seen is filled in, what only they know is a comment."""
+"""A first recipe for a user's data: what the files show is filled in, and what only the user knows is a comment."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from models.recipe.places import is_local
 from models.words import counted
 
 SEEN = 200
-"""Rows that are looked at; `sacpo check` reads all."""
+"""Rows of a file that are read here; `sacpo check` reads all."""
 PLACEHOLDERS = {"base": "my-model", "helpful": "helpful.jsonl", "harmless": "harmless.jsonl"}
 REFERENCE = ("reference = base, KL weight β", "reference = the policy of the step before, KL weight β/λ")
 LAMBDA = """\
@@ -78,7 +78,7 @@ confidence = 0.95
 
 
 class Seen(NamedTuple):
-    """What the first rows of a file tell."""
+    """What the first rows of a file show."""
 
     words: str
     """The format, for people."""
@@ -92,9 +92,9 @@ def write(path: Path, base: str, helpful: str, harmless: str) -> list[str]:
 
     Args:
         path: where the recipe goes; must not exist.
-        base: as in a recipe, seen from where the command was started; empty leaves a placeholder.
-        helpful: file or hub id of comparisons for helpfulness; empty leaves the step out, or a placeholder if no data
-            are given at all.
+        base: as in a recipe, but relative to the working directory; empty leaves a placeholder.
+        helpful: file or hub id of comparisons for helpfulness; empty leaves the step out, or a placeholder if
+            `harmless` is empty too.
         harmless: the same for harmlessness.
 
     Raises:
@@ -111,7 +111,7 @@ def write(path: Path, base: str, helpful: str, harmless: str) -> list[str]:
     seen = {metric: looked_at(metric, place) for metric, place in data.items()}
     text = _recipe(path, base, data or {metric: "" for metric in ("helpful", "harmless")}, seen)
     _put(path, text)
-    return [f"{metric}: {data[metric]}: {told.words}; {told.method.upper()}" for metric, told in seen.items()]
+    return [f"{metric}: {data[metric]}: {look.words}; {look.method.upper()}" for metric, look in seen.items()]
 
 
 def looked_at(metric: str, place: str) -> Seen:
@@ -127,19 +127,20 @@ def looked_at(metric: str, place: str) -> Seen:
     usable = [row for row in first if not isinstance(row, Unusable)]
     if not usable:
         raise BadInput(f"{path}: none of the first {counted(len(first), 'row')} can be read: {first[0]}")
-    known = format_of(Fields(usable[0], {}, metric, ""), str(path))
-    method = "kto" if known.unpaired else "dpo"
-    reasons = [reason for row in usable if (reason := _unusable(row, known, metric))]
+    layout = format_of(Fields(usable[0], {}, metric, ""), str(path))
+    method = "kto" if layout.unpaired else "dpo"
+    reasons = [reason for row in usable if (reason := _unusable(row, layout, metric))]
     if len(reasons) < len(usable):
-        return Seen(f"{known.name}: one answer per row, good or bad" if known.unpaired else known.name, method)
+        return Seen(f"{layout.name}: one answer per row, good or bad" if layout.unpaired else layout.name, method)
+    # No row can be used as it is, mostly since the column of the label has another name: the recipe gets a line for it
     columns = ", ".join(sorted(usable[0]))
     return Seen(f"not usable yet: {reasons[0]}", label=f'# label = "…"                          # one of: {columns}\n')
 
 
-def _unusable(row: Row, known: Format, metric: str) -> str:
+def _unusable(row: Row, layout: Format, metric: str) -> str:
     """Return why a row gives no pair; empty if it does."""
     try:
-        example(Fields(row, {}, metric, ""), known, not known.unpaired)
+        example(Fields(row, {}, metric, ""), layout, not layout.unpaired)
     except Unusable as reason:
         return str(reason)
     return ""
@@ -148,14 +149,14 @@ def _unusable(row: Row, known: Format, metric: str) -> str:
 def _recipe(path: Path, base: str, data: dict[str, str], seen: dict[str, Seen]) -> str:
     steps = ""
     for number, (metric, place) in enumerate(data.items()):
-        told = seen.get(metric, Seen("← name your file of comparisons here"))
+        look = seen.get(metric, Seen("← name your file of comparisons here"))
         steps += STEP.format(
             reference=REFERENCE[bool(number)],
             metric=metric,
-            method=told.method,
+            method=look.method,
             data=_toml(place or PLACEHOLDERS[metric], path),
-            seen=f"  # {told.words}",
-            label=told.label,
+            seen=f"  # {look.words}",
+            label=look.label,
             grid=LAMBDA if metric == "harmless" else "",
         )
     bound = Constraint().shared
@@ -184,7 +185,7 @@ def _put(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         new.write_text(text, "utf-8")
-        os.link(new, path)
+        os.link(new, path)  # unlike a rename, it fails if the name was taken since `write` looked
     except FileExistsError as error:
         raise BadPlace(f"{path}: is there already and stays as it is; give another name") from error
     except OSError as error:

@@ -82,15 +82,15 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     def found(one: probe.Subject) -> probe.Found:
         try:
             if one.judge:
-                return probe.Found(**examination.judge(one.place, one.judge, one.shapes))
-            return probe.Found(**examination.examine(one.place, one.template, one.shapes))
+                return examination.judge(one.place, one.judge, one.shapes)
+            return examination.examine(one.place, one.template, one.shapes)
         except BadPolicy as error:
             raise probe.refused(" ".join(str(error).split()), one.name) from error
 
     def asked(wanted: list[probe.Subject]) -> list[probe.Found]:
         return [found(one) for one in wanted]
 
-    monkeypatch.setattr(probe, "_asked", asked)
+    monkeypatch.setattr(probe, "_examined", asked)
 
 
 def check(recipe: str, changes: list[str]) -> None:
@@ -163,7 +163,7 @@ def test_another_process_looks_once_and_what_it_found_is_kept(
         check(recipe, [])
     kept, _ = sorted(runs.rglob("probe-*.json"), key=lambda path: -len(path.read_text()))  # base, judge
     assert sealed.read(kept, probe.Found) == probe.Found(town.PARAMETERS, 0.0)
-    monkeypatch.setattr(probe, "_asked", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(probe, "_examined", lambda *_: pytest.fail("asked again"))
     check(recipe, [])
     whole = kept.read_text()
     kept.write_text("half a f")  # damaged is as good as gone

@@ -30,7 +30,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Looked:
         asked.extend(one.place for one in wanted)
         raise probe.refused(WHY, wanted[0].name)
 
-    monkeypatch.setattr(probe, "_asked", refuses)
+    monkeypatch.setattr(probe, "_examined", refuses)
     monkeypatch.setattr(weights, "load", lambda *_: pytest.fail("loaded"))
     monkeypatch.setattr(chat, "load", lambda *_: pytest.fail("loaded"))
     return lambda: asked

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from after a kill: which is whole, and when none is needed any more."""
+"""The checkpoints from which a killed training goes on: which of them is whole, and their removal at the end."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ COMPLETE = "complete.json"
 
 def complete(folder: Path) -> None:
     """Mark a checkpoint as complete once all of it is on the disk; a kill before leaves one without the mark."""
+    # The content of each file first, then the mark: after a power cut a mark must not stand beside half a file
     sizes = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
@@ -24,11 +25,11 @@ def newest(out: Path) -> str | None:
     best: tuple[int, str] | None = None
     for folder in out.glob("checkpoint-*"):
         mark = folder / COMPLETE
-        sizes = sealed.read(mark, dict[str, int]) or {"": -1}
+        sizes = sealed.read(mark, dict[str, int]) or {"": -1}  # without a mark, a size that no file has
         if any(not (folder / name).exists() or (folder / name).stat().st_size != size for name, size in sizes.items()):
             shutil.rmtree(folder)
             continue
-        best = max(best or (0, ""), (int(folder.name.split("-")[1]), str(folder)))
+        best = max(best or (0, ""), (int(folder.name.split("-")[1]), str(folder)))  # by number: 1000 is after 999
     return best[1] if best else None
 
 

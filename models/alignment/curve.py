@@ -1,4 +1,7 @@
-"""What a training writes while it runs: one line per update, and when it stops. Imported by those who train alone."""
+"""What a training writes while it runs, one line per update, and when it stops early.
+
+It imports transformers, so the files that train import it inside their functions.
+"""
 
 import json
 import math
@@ -21,7 +24,7 @@ from models.recipe import Training
 
 PROGRESS = "progress.jsonl"
 """One line per update, while the training runs and afterwards: `done`, `of`, and the numbers of SHOWN."""
-SHOWN = {
+SHOWN = {  # the trainer's name of a number → ours
     "loss": "loss",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
@@ -35,7 +38,7 @@ SHOWN = {
 class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     """Writes one line per update to `progress.jsonl`, marks checkpoints as complete, and stops at the first NaN.
 
-    A process that is told to end (SIGTERM) ends after the update that it is in, and leaves a checkpoint of it.
+    After SIGTERM the process finishes the update that it is in, leaves a checkpoint of it, and ends.
     """
 
     def __init__(self, out: Path, config: Training) -> None:
@@ -48,7 +51,8 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def defer_sigterm(self) -> Iterator[None]:
-        """Put SIGTERM off until a checkpoint is written, or this ends; only a main thread is told of signals."""
+        """Put SIGTERM off until a checkpoint is written, or until this block ends."""
+        # Python lets only the main thread handle signals; elsewhere SIGTERM ends the process at once
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -63,29 +67,30 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self.terminated = True
 
     def _raise_sigterm(self) -> None:
-        if self.terminated:  # from here on it is the signal that it would have been
+        # Sent again without our handler, so that the parent sees a process that SIGTERM ended
+        if self.terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint now, if this process was told to end."""
+        """Ask for a checkpoint now, if SIGTERM came."""
         control.should_save |= self.terminated
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         """Write the numbers of one update; raise if one of them is not finite."""
-        shown = {ours: float(logs[theirs]) for theirs, ours in SHOWN.items() if theirs in logs}
-        if "loss" not in shown:  # the summary at the end
+        figures = {name: float(logs[key]) for key, name in SHOWN.items() if key in logs}
+        if "loss" not in figures:  # TRL's summary of the whole training, which is no update
             return
-        broken = [name for name, value in shown.items() if not math.isfinite(value)]
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
         if broken:
             raise BrokenInvariant(
                 f"update {state.global_step}: {', '.join(broken)} is not finite; lower learning_rate or max_grad_norm"
             )
-        learns(state.global_step, shown.get("grad_norm", math.nan))
-        shown["clipped"] = float(shown.get("grad_norm", 0.0) > self.config.max_grad_norm)
-        line = {"done": state.global_step, "of": state.max_steps, **shown, "time": time.time()}
+        learns(state.global_step, figures.get("grad_norm", math.nan))
+        figures["clipped"] = float(figures.get("grad_norm", 0.0) > self.config.max_grad_norm)
+        line = {"done": state.global_step, "of": state.max_steps, **figures, "time": time.time()}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
 
@@ -95,8 +100,9 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self._raise_sigterm()
 
     def finish(self) -> None:
-        """Leave one line per update, in order; a resumed run wrote some twice."""
+        """Leave one line per update, in order."""
         self.file.close()
+        # A run that was killed goes on from its last checkpoint and writes the updates after it again; the later count
         rows = {row["done"]: row for row in jsonl.whole(self.path)}
         tidy = self.path.with_suffix(".new")
         jsonl.write(tidy, (rows[done] for done in sorted(rows)))

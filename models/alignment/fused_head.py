@@ -31,9 +31,10 @@ def add(model: "PreTrainedModel") -> None:
         mask = targets != -100
         pairs = comparisons(labels, **kwargs) if shared_prompt.supports(self) else []
         if pairs:
-            told = shared_prompt.states(self, pairs, 0)
-            figures = per_token(project(self, told.hidden), told.targets)
-            row = told.owner // 2 + told.owner % 2 * len(pairs)  # TRL's rows: all chosen answers, then all rejected
+            predicting = shared_prompt.states(self, pairs, 0)
+            figures = per_token(project(self, predicting.hidden), predicting.targets)
+            # Here the answers come pair by pair; TRL's rows are all chosen answers, then all rejected ones
+            row = predicting.owner // 2 + predicting.owner % 2 * len(pairs)
             figures = tuple(value[row.argsort(stable=True)] for value in figures)
         else:
             hidden = self.base_model(*args, **kwargs | {"use_cache": False}).last_hidden_state[:, :-1]
@@ -57,13 +58,13 @@ def comparisons(
     import torch
 
     rows = []
-    every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    for ids, attended, label in zip(input_ids, every.bool(), labels, strict=True):
-        kept, answered = ids[attended], (label != -100)[attended]
-        start = len(kept) - int(answered.sum())
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    for ids, attended, label in zip(input_ids, mask.bool(), labels, strict=True):
+        tokens, answered = ids[attended], (label != -100)[attended]
+        start = len(tokens) - int(answered.sum())
         if not start or not answered[start:].all():
-            return []  # something is asked for inside the prompt
-        rows.append((kept[:start].tolist(), kept[start:].tolist()))
+            return []  # no prompt, or a label inside of it: the answer is not what stands at the end
+        rows.append((tokens[:start].tolist(), tokens[start:].tolist()))
     upper, lower = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     if [prompt for prompt, _ in upper] != [prompt for prompt, _ in lower]:
         return []
@@ -77,8 +78,8 @@ def per_token(logits: "torch.Tensor", targets: "torch.Tensor") -> "tuple[torch.T
     """
     import torch
 
-    every = logits.log_softmax(-1)
-    log_probs = every.gather(-1, targets[:, None])[:, 0]
+    all_log_probs = logits.log_softmax(-1)
+    log_probs = all_log_probs.gather(-1, targets[:, None])[:, 0]
     with torch.no_grad():
-        entropy = -torch.einsum("nv,nv->n", every.exp(), every)
+        entropy = -torch.einsum("nv,nv->n", all_log_probs.exp(), all_log_probs)
         return log_probs, entropy, logits.mean(-1), logits.argmax(-1) == targets

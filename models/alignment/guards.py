@@ -70,15 +70,13 @@ def reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None
     path = policy.path / PROBE
     if path.exists():
         probe = json.loads(path.read_text())
-        ours = logps(model, [(prompt, answer) for prompt, answer in probe["answers"]], pad)
-        agree(ours, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
+        values = logps(model, [(prompt, answer) for prompt, answer in probe["answers"]], pad)
+        agree(values, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
 
 
 def write_probe(probes: list[Tokens], found: list[float], out: Path) -> None:
-    """Store the log-probs by which the next step will recognise this policy.
-
-    They must be numbers: the loss of the last update was computed before that update.
-    """
+    """Store the log-probs by which the next step will recognise this policy."""
+    # The loss of the last update was computed before that update, so it does not show weights that became NaN in it
     if not all(math.isfinite(value) for value in found):
         raise BrokenInvariant("after training log-probs are not finite; lower learning_rate or max_grad_norm")
     (out / PROBE).write_text(json.dumps({"answers": probes, "logps": found}))
@@ -87,6 +85,6 @@ def write_probe(probes: list[Tokens], found: list[float], out: Path) -> None:
 def agree(ours: Iterable[float], theirs: Iterable[float], what: str) -> None:
     """Raise BrokenInvariant unless two lists of log-probs agree within TOLERANCE nats."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    gap = max((g for g in gaps if g == g), default=math.nan)
-    if not all(g <= TOLERANCE for g in gaps):  # NaN fails this comparison
+    gap = max((g for g in gaps if not math.isnan(g)), default=math.nan)
+    if not all(g <= TOLERANCE for g in gaps):  # not `any(g > …)`: NaN is neither, and must not pass
         raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")

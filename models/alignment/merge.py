@@ -42,20 +42,23 @@ def interpolate(out: Path, safe: Policy, reward: Policy, q: float) -> Policy:
         header, start = _header(safe.path / name)
         if header != _header(reward.path / name)[0]:
             raise BadPolicy(f"merge: {name} of {safe.path} and {reward.path} hold different tensors or shapes")
+        # In the order in which the header places them: it is copied, and the tensors are written one after the other
         places = sorted(((t["data_offsets"][0], key) for key, t in header.items() if key != "__metadata__"))
         with (
-            safe_open(safe.path / name, "pt") as ours,
-            safe_open(reward.path / name, "pt") as theirs,
+            safe_open(safe.path / name, "pt") as safe_file,
+            safe_open(reward.path / name, "pt") as reward_file,
             (out / name).open("wb") as file,
         ):
             with (safe.path / name).open("rb") as head:
                 file.write(head.read(start))
             for _, key in places:
-                a, b = ours.get_tensor(key), theirs.get_tensor(key)
+                a, b = safe_file.get_tensor(key), reward_file.get_tensor(key)
+                # Not computed for q = 0 and 1: 1·a + 0·b is NaN where b is infinite, and integers have no mean
                 if q in (0, 1) or not a.is_floating_point():
                     mixed = b if q == 0 else a
                 else:
                     mixed = (q * a.float() + (1 - q) * b.float()).to(a.dtype)
+                # As bytes, since numpy has no bfloat16
                 file.write(mixed.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     merged = replace(
         safe,

@@ -1,4 +1,4 @@
-"""What every training has in common, whatever its loss: how it starts, how TRL is told, and how it ends."""
+"""What every training has in common, whatever its loss: how it starts, TRL's arguments, and how it ends."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,7 +134,7 @@ def fit(trainer: Any, curve: "TrainingMonitor", compute: Compute, out: Path) -> 
     """Train from the newest checkpoint, if a killed run left one."""
     from transformers import PrinterCallback
 
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)  # prints each update to stdout, where `progress.jsonl` has it already
     if device_kind(compute.device) == "cpu":
         fused_head.add(inner(trainer.model))
     with curve.defer_sigterm():
@@ -158,7 +158,7 @@ def adapter(training: PreferenceTraining) -> Any:
 
 
 def _merged(model: Any, probes: list[Tokens], pad: int) -> "tuple[PreTrainedModel, list[float]]":
-    """Fold an adapter into the float32 weights, and return the probes' log-probs, which must stay what they were."""
+    """Fold an adapter into the float32 weights, and return the probes' log-probs, which must stay as they were."""
     if not hasattr(model, "peft_config"):
         return model, logps(model, probes, pad)  # full fine-tuning
     before = logps(inner(model), probes, pad)

@@ -1,4 +1,4 @@
-"""A folder of data that somebody else made is read inside: nothing in it may lead to other files of who reads it."""
+"""A folder of data from elsewhere is read inside that folder only: its links may not lead to the reader's own files."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from models.errors import BadData
 
 
 def refuse_way_out(folder: Path, file: Path) -> None:
-    """Refuse a file of a folder that lies elsewhere, except in the hub's cache, whose snapshots are links to blobs.
+    """Refuse a file of a folder whose content lies elsewhere.
 
     Raises:
-        BadData: it does.
+        BadData: the file is a link that leads out of the folder.
     """
     if _leads_out(folder, file):
         raise BadData(
@@ -26,12 +26,13 @@ def refuse_ways_out_of_datasets(folder: Path) -> None:
         BadData: it is such a folder.
         OSError, ValueError, KeyError, TypeError: it cannot be read, or holds something else.
     """
+    # `save_to_disk` writes these two files for a single split, and dataset_dict.json above the folders of several
     whole = all((folder / name).exists() for name in ("dataset_info.json", "state.json"))
     if not whole and (folder / "dataset_dict.json").exists():
         splits = json.loads((folder / "dataset_dict.json").read_text("utf-8"))["splits"]
         raise BadData(f"{folder}: holds several splits ({', '.join(splits)}); give the folder of one")
-    for held in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]:
-        name = held["filename"]
+    for data_file in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]:
+        name = data_file["filename"]
         if ".." in Path(name).parts or _leads_out(folder, folder / name):
             raise BadData(
                 f"{folder}: its state.json names {name!r}, which leads out of the folder; save the data again in one"
@@ -40,5 +41,6 @@ def refuse_ways_out_of_datasets(folder: Path) -> None:
 
 def _leads_out(folder: Path, file: Path) -> bool:
     real = file.resolve()
+    # The hub's cache is no way out: its snapshots are folders of links to the folder `blobs` beside them
     is_blob = real.parent.name == "blobs" and (real.parent.parent / "snapshots").is_dir()
     return not (real.is_relative_to(folder.resolve()) or is_blob)

@@ -19,12 +19,14 @@ ROWS = ["*.jsonl", "*.jsonl.gz", "*.jsonl.xz", "*.json", "*.csv", "*.parquet"]
 def is_name(place: str, folder: Path = Path()) -> bool:
     """Return whether this names a hub repository (`owner/name@revision:folder`) and nothing on this disk.
 
-    The revision is the newest where none is named, and the folder the whole repository.
+    Without a revision the newest is meant, without a folder the whole repository.
 
     Args:
         folder: where a relative path begins.
     """
     repository = place.partition(":")[0]
+    # `data/pairs.jsonl` and `my-models/tiny` look like owner/name: the ending of a file, or a folder `my-models` that
+    # is there, tells that a place on this disk is meant, even if nothing lies there yet
     of_a_file = repository.endswith(FILES) or (folder / Path(repository).expanduser()).parent.is_dir()
     return NAME.fullmatch(place) is not None and not of_a_file
 
@@ -38,19 +40,19 @@ def local(place: str, kind: str) -> Path:
     Raises:
         BadInput: no such repository, revision or folder in it, or no network.
     """
-    named = NAME.fullmatch(place)
-    if named is None or not is_name(place):
+    match = NAME.fullmatch(place)
+    if match is None or not is_name(place):
         return Path(place).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name, revision, part = named.groups()
+    name, revision, part = match.groups()
     patterns = WEIGHTS if kind == "model" else ROWS
     if part:
         patterns = [part, *(f"{part}/{pattern}" for pattern in patterns)]
     try:
         offline = bool(os.environ.get("HF_HUB_OFFLINE"))
-        found = snapshot_download(
+        snapshot = snapshot_download(
             name,
             repo_type=kind,
             revision=revision,
@@ -60,6 +62,6 @@ def local(place: str, kind: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BadInput(f"{kind} {place!r}: neither on this disk nor to be had from the hub ({why})") from error
-    if part and not (Path(found) / part).exists():
+    if part and not (Path(snapshot) / part).exists():
         raise BadInput(f"{kind} {place!r}: the repository holds no {part}, or nothing in it that is read here")
-    return Path(found) / (part or "")
+    return Path(snapshot) / (part or "")

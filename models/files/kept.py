@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 
 
 class Kept(StrEnum):
-    """What the runs folder holds beside the reports of each recipe. Nothing else is made there."""
+    """Names of files and folders in the runs folder. Nothing else is made there beside the reports of each recipe."""
 
     store = "store"
     registered = "registered"
@@ -36,8 +36,9 @@ def reserved(name: str) -> bool:
 
     A database has files of its own beside it (`mlflow.db-wal`), a run has a lock and perhaps a question.
     """
-    beside = any(name.startswith((f"{kept}-", f"{kept}.")) for kept in Kept if "." in kept)
-    return name in {*Kept} or beside or _OF_ONE_RUN.fullmatch(name) is not None
+    # Of names with a dot only: a recipe may well be called `store-2`
+    beside_a_file = any(name.startswith((f"{entry}-", f"{entry}.")) for entry in Kept if "." in entry)
+    return name in {*Kept} or beside_a_file or _OF_ONE_RUN.fullmatch(name) is not None
 
 
 def _own(name: str) -> str:

@@ -4,9 +4,12 @@ import gzip
 import lzma
 from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from models.errors import BadData
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAGIC = {".gz": ("gzip", b"\x1f\x8b"), ".xz": ("xz", b"\xfd7zXZ\x00")}
 EXPANDS = 200
@@ -24,22 +27,28 @@ class _Unpacked(RawIOBase):
     """What a compressed file expands to, up to a bound: 4 GiB fit into 600 kB."""
 
     def __init__(self, source: Path) -> None:
-        unpack: Any = {".gz": gzip.open, ".xz": lzma.open}[source.suffix]
-        self.source, self.inner = source, cast(IO[bytes], unpack(source, "rb"))
-        self.left = most(source)
+        self.source = source
+        self.inner: gzip.GzipFile | lzma.LZMAFile
+        if source.suffix == ".gz":
+            self.inner = gzip.GzipFile(source, "rb")
+        else:
+            self.inner = lzma.LZMAFile(source, "rb")  # noqa: SIM115  # closed by `close`, as the other
+        self.remaining = most(source)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        data = self.inner.read(len(buffer))
-        self.left -= len(data)
-        if self.left < 0:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        # Counted while it expands, block by block: the size that a gzip file names at its end can be wrong
+        target = memoryview(buffer)
+        data = self.inner.read(target.nbytes)
+        self.remaining -= len(data)
+        if self.remaining < 0:
             raise BadData(
                 f"{self.source}: expands to more than {EXPANDS} times its size; if that is right, unpack it and give "
                 "the unpacked file"
             )
-        buffer[: len(data)] = data
+        target[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
@@ -55,6 +64,7 @@ def opened(source: Path) -> IO[bytes]:
     """
     with source.open("rb") as file:
         start = file.read(8)
+    # An empty file has no magic number, and passes: what is wrong with it is told by its reader
     for ending, (name, magic) in MAGIC.items():
         if start and start.startswith(magic) != (source.suffix == ending):
             raise BadData(

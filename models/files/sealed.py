@@ -1,7 +1,8 @@
 """Small files of ours: one JSON object each, sealed by a digest of its content, written whole or not at all.
 
-A disk that flips a bit and a kill that cuts a file leave something that no reader should trust, or die of. So there is
-one reader: what is missing, cut, garbled, changed or of another shape is not there, and its owner makes it again.
+A disk that flips a bit, or a kill that cuts a file, leaves something that no reader may trust or crash on. So there is
+one reader, for which a file that is missing, cut, garbled, changed or of another shape is not there; the code that owns
+the file makes it again.
 """
 
 import json
@@ -32,19 +33,19 @@ def read(path: Path, kind: type[T]) -> T | None:
     try:
         if not path.is_file():
             return None
-        text = path.read_bytes()
-        record = json.loads(text)
+        record = json.loads(path.read_bytes())
         if not isinstance(record, dict) or record.pop(SEAL, None) not in (None, content_digest(record)):
             return None
-        found: T = _adapter(cast(Any, kind)).validate_json(json.dumps(record), strict=True)
-        return found
+        # As JSON, since pydantic's strict mode takes a list for a tuple there, and not from a Python value
+        content: T = _adapter(cast(Any, kind)).validate_json(json.dumps(record), strict=True)
+        return content
     except (OSError, ValueError, RecursionError):  # pydantic's and Unicode's errors are ValueErrors
         return None
 
 
-def write(path: Path, record: Mapping[str, Any]) -> None:
+def write(path: Path, record: Mapping[str, object]) -> None:
     """Write a small file with its seal."""
-    plain = json.loads(json.dumps(record))  # the seal is over what a reader will find
+    plain = json.loads(json.dumps(record))  # the seal is over what a reader will see: lists for tuples, text keys
     plain.pop(SEAL, None)
     write_text(path, json.dumps({**plain, SEAL: content_digest(plain)}, indent=1, ensure_ascii=False))
 
@@ -54,9 +55,10 @@ def write_text(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
+        # The content must be on the disk before the name is: after a power cut the rename alone may have survived
         file.flush()
         os.fsync(file.fileno())
-    if path.is_dir():
+    if path.is_dir():  # a rename replaces a file, never a folder
         aside(path)
     new.rename(path)
 

@@ -1,4 +1,4 @@
-"""Is a sqlite file whole? Asked of sqlite itself, before anybody relies on what the file holds.
+"""Whether a sqlite file is whole, as sqlite itself tells, before a run relies on what the file holds.
 
 Sqlite keeps no checksums, so rows of ours carry a seal: a digest of their columns.
 """
@@ -12,15 +12,16 @@ from pathlib import Path
 from filelock import FileLock
 
 from models.artifacts import content_digest
-from models.files import sealed as small
+from models.files.sealed import aside
 
 SECONDS = 5.0
-"""For one file; in a very large one, what was looked at until then is enough."""
+"""Time for checking one file. Of a very large file only a part is checked in it, and that is accepted."""
 STEPS = 10_000
 """Instructions of sqlite's machine between two looks at the clock."""
 WAIT = 5.0
-"""Seconds for one who holds the file."""
+"""Seconds to wait for another process that has locked the file."""
 BUSY = ("locked", "interrupted", "busy")
+"""Words in sqlite's errors that say nothing against the file: it is in use, or our clock ended the check."""
 
 
 def fault(path: Path, seconds: float = SECONDS) -> str:
@@ -34,23 +35,25 @@ def fault(path: Path, seconds: float = SECONDS) -> str:
         return "it is a folder"
     end = time.monotonic() + seconds
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", WAIT, uri=True)) as table:
-            table.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            table.set_progress_handler(lambda: time.monotonic() > end, STEPS)
-            told = [str(row[0]) for row in table.execute("PRAGMA quick_check(1)")]
+        # mode=rw: sqlite would make a file that is not there, and a read-only one cannot replay a journal
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", WAIT, uri=True)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)
+            faults = [str(row[0]) for row in connection.execute("PRAGMA quick_check(1)")]
     except sqlite3.Error as error:
         return "" if any(word in str(error) for word in BUSY) else str(error)
-    return "" if told == ["ok"] else told[0].splitlines()[-1]
+    return "" if faults == ["ok"] else faults[0].splitlines()[-1]
 
 
 def begin_anew(path: Path) -> bool:
-    """Set a file that sqlite cannot read aside; return whether it was so. Of several processes one does it."""
+    """Set a file aside if sqlite cannot read it; return whether this was so. Of several processes one does it."""
     with FileLock(path.with_name(path.name + ".lock")):
-        if not fault(path):
+        if not fault(path):  # another process that waited for the lock before us has done it
             return False
-        small.aside(path)
-        for rest in ("-wal", "-shm", "-journal"):  # of the damaged file
-            path.with_name(path.name + rest).unlink(missing_ok=True)
+        aside(path)
+        # What sqlite keeps beside the damaged file would be replayed into the new one
+        for ending in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
         return True
 
 
@@ -59,17 +62,18 @@ def connect(path: Path, tables: str, sealed: str) -> sqlite3.Connection:
 
     Args:
         tables: statements that make them where they are not there.
-        sealed: name of the table whose rows carry a seal; an older file's gets the column, empty.
+        sealed: name of the table whose rows carry a seal. The column is added to a table of an older version, where
+            it is empty.
     """
-    table = sqlite3.connect(path, timeout=120)
-    table.executescript(tables)
-    if "seal" not in [row[1] for row in table.execute(f"PRAGMA table_info({sealed})")]:
+    connection = sqlite3.connect(path, timeout=120)
+    connection.executescript(tables)
+    if "seal" not in [row[1] for row in connection.execute(f"PRAGMA table_info({sealed})")]:
         try:
-            table.execute(f"ALTER TABLE {sealed} ADD COLUMN seal TEXT")
+            connection.execute(f"ALTER TABLE {sealed} ADD COLUMN seal TEXT")
         except sqlite3.OperationalError as error:
             if "duplicate column" not in str(error):  # else another process has just added it
                 raise
-    return table
+    return connection
 
 
 def seal(row: Sequence[object]) -> str:

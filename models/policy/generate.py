@@ -8,7 +8,7 @@ with the same luck: common random numbers make the differences between candidate
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from models.artifacts import content_digest
 from models.data.dialogue import messages, rendered
@@ -26,7 +26,7 @@ ANSWER = "Hi"
 
 
 class Ask(NamedTuple):
-    """One answer that is wanted."""
+    """One answer that a policy is to give."""
 
     prompt: str
     """Rendered text (see `dialogue.prompt_texts`)."""
@@ -44,25 +44,26 @@ class Answer(NamedTuple):
     """First token at which the two largest logits nearly tied; −1 if none."""
 
 
-def decoding(config: Answering, seed: int, compute: Any) -> str:
+def decoding(config: Answering, seed: int, compute: str) -> str:
     """Return what names the answers of one policy beside the prompt: every setting that can change a token.
 
     Args:
-        compute: what computes: device, dtype, versions of the libraries.
+        compute: device, dtype and versions of the libraries.
     """
+    # The size of a batch is left out: it changes no token (but after a near tie, which is stored)
     settings = config.model_dump(mode="json", include={"max_new_tokens", "temperature", "stop", "engine"})
     return content_digest({"settings": settings, "seed": seed if config.temperature else 0, "compute": compute})
 
 
 def libraries() -> str:
-    """Return what generates: a library of another version may say another token."""
+    """Return the libraries that generate, with their versions: another version may give another token."""
     return " ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
 
 
 def answer(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    asked: Sequence[Ask],
+    asks: Sequence[Ask],
     config: Answering,
     seed: int,
 ) -> Iterator[tuple[int, Answer]]:
@@ -74,12 +75,14 @@ def answer(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    if not asked:
+    if not asks:
         return
-    ids = tokenizer([ask.prompt for ask in asked], add_special_tokens=False)["input_ids"]
-    order = sorted(range(len(asked)), key=lambda i: (len(ids[i]), asked[i]))
+    ids = tokenizer([ask.prompt for ask in asks], add_special_tokens=False)["input_ids"]
+    # By length, so that little is padded; then by content, so that the batches do not depend on the order of the asks
+    order = sorted(range(len(asks)), key=lambda i: (len(ids[i]), asks[i]))
     pad, last = tokenizer.pad_token_id, ends(tokenizer, model.generation_config.eos_token_id, config.stop)
-    own, model.generation_config = model.generation_config, GenerationConfig()  # nothing that the base came with
+    # A base may come with settings of its own (a repetition penalty, top-k) and would be decoded otherwise than others
+    own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with frozen(model):
             for start in range(0, len(order), config.batch):
@@ -89,33 +92,33 @@ def answer(
                 attended = torch.tensor(
                     [[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in block], device=model.device
                 )
-                pick = _pick([noise_seed(seed, asked[i]) for i in block], config.temperature)
-                written = model.generate(
+                noise = NoisyArgmax([noise_seed(seed, asks[i]) for i in block], config.temperature)
+                stops = [StopStrings(tokenizer, config.stop, width)] if config.stop else []
+                generated = model.generate(
                     input_ids=padded,
                     attention_mask=attended,
                     max_new_tokens=config.max_new_tokens,
-                    do_sample=False,
-                    logits_processor=LogitsProcessorList([pick]),
-                    stopping_criteria=StoppingCriteriaList(
-                        [_stops(tokenizer, config.stop, width)] if config.stop else []
-                    ),
+                    do_sample=False,  # the noise is in the logits, so that the largest is the draw
+                    logits_processor=LogitsProcessorList([noise]),
+                    stopping_criteria=StoppingCriteriaList(stops),
                     pad_token_id=pad,
                     eos_token_id=last,
                 )[:, width:].tolist()
-                near = torch.stack(pick.near, dim=1).tolist()
-                for i, row, ties in zip(block, written, near, strict=True):
-                    text, kept = ended(tokenizer, row, config.stop, last)
-                    yield i, Answer(text, kept, next((t for t, close in enumerate(ties[: len(kept)]) if close), -1))
-    finally:  # also where the caller stops asking, or a batch fails
+                near_ties = torch.stack(noise.near_ties, dim=1).tolist()
+                for i, row, ties in zip(block, generated, near_ties, strict=True):
+                    text, answer_ids = ended(tokenizer, row, config.stop, last)
+                    tie = next((step for step, close in enumerate(ties[: len(answer_ids)]) if close), -1)
+                    yield i, Answer(text, answer_ids, tie)
+    finally:  # also where the caller leaves this generator early, or a batch fails
         model.generation_config = own
 
 
 def ends(tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop: list[str]) -> list[int]:
     """Return the ids that end an answer, EOS first.
 
-    Of some models another token than EOS ends a turn (Gemma, Phi). It stands in their generation config, or right after
-    an answer as the template writes it. An aligned policy learnt to write EOS after it; the base and others did not,
-    and would go on with the next turns.
+    In some models another token than EOS ends a turn (Gemma, Phi). It stands in their generation config, or right after
+    an answer as the template writes it. A policy that was aligned here has learnt to write EOS after that token. The
+    base has not, and would go on with the next turns.
 
     Args:
         own: `eos_token_id` of the model's generation config.
@@ -126,62 +129,75 @@ def ends(tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop
     after = tokenizer(whole.rpartition(ANSWER)[2].strip(), add_special_tokens=False)["input_ids"][:1]
     configured = own if isinstance(own, list) else [own] if own is not None else []
     written = [i for i in after if i in special.values()]
-    stops = [special[one] for one in stop if one in special]
+    stops = [special[string] for string in stop if string in special]
     return list(dict.fromkeys([tokenizer.eos_token_id, *configured, *written, *stops]))
 
 
 def noise_seed(seed: int, ask: Ask) -> int:
-    """Return the seed of the noise of one answer."""
+    """Return the seed of the noise of one answer, a number of 56 bits."""
+    # Sample 0 has the seed that it had before there were several samples, so that stored answers stay valid
     text = f"{seed}\n{ask.prompt}" if ask.sample == 0 else f"{seed}.{ask.sample}\n{ask.prompt}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
-def _pick(seeds: list[int], temperature: float) -> Any:
-    """Return a processor of logits that adds each row's own noise, and remembers where the largest two nearly tie."""
-    import torch
-    from transformers import LogitsProcessor
+class NoisyArgmax:
+    """Adds each row's own noise to the logits, and remembers where the two largest nearly tie.
 
-    class Pick(LogitsProcessor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.near: list[torch.Tensor] = []
-            self.generators = [torch.Generator().manual_seed(number) for number in seeds] if temperature else []
+    It is used as a `LogitsProcessor`, of which transformers only calls `__call__`, and is no subclass of it, so that
+    importing this module imports no transformers.
+    """
 
-        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-            if self.generators:
-                waits = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
-                scores = scores / temperature - waits.log().to(scores.device)  # −log of Exp(1) is Gumbel
-            first, second = scores.topk(2, dim=1).values.unbind(1)
-            self.near.append((first - second < NEAR_TIE).cpu())
-            return scores
+    def __init__(self, seeds: list[int], temperature: float) -> None:
+        import torch
 
-    return Pick()
+        self.temperature = temperature
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds] if temperature else []
+        self.near_ties: list[torch.Tensor] = []
+        """One tensor per step: whether the row nearly tied, shape (rows,)."""
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        """Return the logits of one step with noise, shape (rows, vocabulary)."""
+        import torch
+
+        if self.generators:
+            # −log of Exp(1) is Gumbel noise. It is drawn on the CPU and row by row: a GPU's generator draws other
+            # numbers, and one generator for all rows would make an answer depend on its place in the batch
+            waits = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self.generators])
+            scores = scores / self.temperature - waits.log().to(scores.device)
+        first, second = scores.topk(2, dim=1).values.unbind(1)
+        self.near_ties.append((first - second < NEAR_TIE).cpu())
+        return scores
 
 
-def _stops(tokenizer: "PreTrainedTokenizerBase", stop: list[str], width: int) -> Any:
-    """Return a criterion that ends a row when a stop string was written; works with every tokenizer."""
-    import torch
-    from transformers import StoppingCriteria
+class StopStrings:
+    """Ends a row when one of some strings was written, with any tokenizer; used as a `StoppingCriteria`."""
 
-    longest = max(len(string.encode()) for string in stop) + 1  # a token holds at least one byte
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", strings: list[str], width: int) -> None:
+        self.tokenizer, self.strings, self.width = tokenizer, strings, width
+        # A token holds at least one byte, so the last so many tokens hold any string that the newest one completes
+        self.longest = max(len(string.encode()) for string in strings) + 1
 
-    class Stops(StoppingCriteria):  # type: ignore[misc]
-        def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: Any) -> "torch.Tensor":
-            tails = tokenizer.batch_decode(input_ids[:, width:][:, -longest:], skip_special_tokens=True)
-            ended = [any(string in tail for string in stop) for tail in tails]
-            return torch.tensor(ended, device=input_ids.device)
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: object) -> "torch.Tensor":
+        """Return for each row whether it ended; `input_ids` has shape (rows, width of the prompts + steps)."""
+        import torch
 
-    return Stops()
+        tails = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -self.longest :], skip_special_tokens=True)
+        has_ended = [any(string in tail for string in self.strings) for tail in tails]
+        return torch.tensor(has_ended, device=input_ids.device)
 
 
 def ended(
     tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str], last: list[int]
 ) -> tuple[str, list[int]]:
-    """Return the text and the ids of one answer, without what padded it and without the string that stopped it.
+    """Return the text and the ids of one answer, without its padding and without the string that stopped it.
 
     Args:
-        last: the ids that end an answer.
+        row: ids that were generated.
+        stop: strings that end an answer.
+        last: ids that end an answer.
     """
     end = next((place for place, token in enumerate(row) if token in last), len(row))
+    # A row that a string ended is padded while others go on, without an id that ends it
     while stop and end and row[end - 1] == tokenizer.pad_token_id:
         end -= 1
     text = tokenizer.decode(row[:end], skip_special_tokens=True)

@@ -21,6 +21,8 @@ LARGEST_SETTINGS = 32 * 2**20
 """Bytes; the largest is the index of a model of many tensors."""
 GGUF_VERSIONS = (2, 3)
 AGAIN = "copy or download it again"
+Settings = dict[str, Any]
+"""The JSON object of a config file: each architecture has keys of its own."""
 
 
 class Tensor(NamedTuple):
@@ -38,15 +40,15 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         BadPolicy: a file is empty, cut, or no safetensors; more tensors are named than any model has; a file that the
             index names is missing.
     """
-    found: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for file in weights(folder):
-        found |= _header(file)
-        _countable(folder, len(found))
+        named |= _header(file)
+        _refuse_too_many(folder, len(named))
     if (folder / INDEX).exists():
         missing = next((name for name in _indexed(folder) if not (folder / name).is_file()), None)
         if missing is not None:
             raise BadPolicy(f"{folder / INDEX}: names the file {missing!r}, which is not there; {AGAIN}")
-    return found
+    return named
 
 
 def weights(folder: Path) -> list[Path]:
@@ -59,6 +61,7 @@ def weights(folder: Path) -> list[Path]:
         BadPolicy: the index cannot be read.
     """
     whole, files = folder / "model.safetensors", sorted(folder.glob(WEIGHTS))
+    # transformers looks for this file first, also where an index lies beside it
     if whole in files:
         return [whole]
     indexed = _indexed(folder) if (folder / INDEX).exists() else []
@@ -66,11 +69,12 @@ def weights(folder: Path) -> list[Path]:
 
 
 def _indexed(folder: Path) -> list[str]:
-    named = settings(folder / INDEX).get("weight_map")
-    return sorted({*map(str, named.values())}) if isinstance(named, dict) else [""]
+    """Return the names of the files that the index names; one empty name, which no file has, if it is no index."""
+    weight_map = settings(folder / INDEX).get("weight_map")
+    return sorted({*map(str, weight_map.values())}) if isinstance(weight_map, dict) else [""]
 
 
-def settings(file: Path) -> dict[str, Any]:
+def settings(file: Path) -> Settings:
     """Return the JSON object in a file.
 
     Raises:
@@ -79,21 +83,21 @@ def settings(file: Path) -> dict[str, Any]:
     try:
         if regular(file).stat().st_size > LARGEST_SETTINGS:
             raise BadPolicy(f"{file}: is larger than {LARGEST_SETTINGS:,} bytes, which no settings are; {AGAIN}")
-        told = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise BadPolicy(f"{file}: cannot be read ({error.strerror}); {AGAIN}") from error
     except (ValueError, RecursionError) as error:
         raise BadPolicy(f"{file}: is no JSON ({error}); {AGAIN}") from error
-    if not isinstance(told, dict):
-        raise BadPolicy(f"{file}: holds a {type(told).__name__} where settings are meant; {AGAIN}")
-    return told
+    if not isinstance(content, dict):
+        raise BadPolicy(f"{file}: holds a {type(content).__name__} where settings are meant; {AGAIN}")
+    return content
 
 
 def regular(file: Path) -> Path:
     """Return the file, unless it is a folder, or a device or pipe that may never end.
 
     Raises:
-        BadPolicy: it is none.
+        BadPolicy: it is one of these.
     """
     if file.exists() and not file.is_file():
         raise BadPolicy(f"{file}: is a {'folder' if file.is_dir() else 'pipe or device'}, not a file; {AGAIN}")
@@ -107,7 +111,7 @@ def gguf(file: Path) -> None:
         BadPolicy: it is empty, something else, or of a version that does not exist.
     """
     with regular(file).open("rb") as stream:
-        start = stream.read(24)
+        start = stream.read(24)  # the fixed part: `GGUF`, version, number of tensors, number of settings
     version = int.from_bytes(start[4:8], "little")
     if not start.startswith(b"GGUF"):
         raise BadPolicy(f"{file}: is {'empty' if not start else 'no GGUF file'}; {AGAIN}")
@@ -117,17 +121,19 @@ def gguf(file: Path) -> None:
         raise BadPolicy(f"{file}: is GGUF of version {version}; versions 2 and 3 can be read: convert the model again")
 
 
-def _countable(where: Path, tensors: int) -> None:
+def _refuse_too_many(where: Path, tensors: int) -> None:
     if tensors > TENSORS:
         raise BadPolicy(f"{where}: names more than {TENSORS:,} tensors, which no model has; {AGAIN}")
 
 
 def _header(file: Path) -> dict[str, Tensor]:
+    """Return name → type and shape of the tensors of one safetensors file, whose size must fit what it names."""
     size = regular(file).stat().st_size
     if size < 8:
         raise BadPolicy(f"{file}: is {'empty' if not size else 'cut off'}; {AGAIN}")
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
+        # Eight bytes of any other file, read as a number, are nearly always larger than that file and our limit
         if length > size - 8 and length > LARGEST_HEADER:
             raise BadPolicy(f"{file}: is no safetensors file; {AGAIN}")
         if length > LARGEST_HEADER:
@@ -135,13 +141,15 @@ def _header(file: Path) -> dict[str, Tensor]:
         text = stream.read(length)
     if len(text) < length:
         raise BadPolicy(f"{file}: is cut off; {AGAIN}")
-    _countable(file, (text.count(b"{") + text.count(b"[")) // 3)  # before they are made objects: one and two a tensor
+    # Counted before JSON makes objects of them, which took 760 MB for a million tensors. A tensor has three brackets:
+    # its own, that of its shape and that of its place
+    _refuse_too_many(file, (text.count(b"{") + text.count(b"[")) // 3)
     try:
-        told = json.loads(text)
-        found = {n: Tensor(t["dtype"], tuple(map(int, t["shape"]))) for n, t in told.items() if n != "__metadata__"}
-        end = max((int(t["data_offsets"][1]) for n, t in told.items() if n != "__metadata__"), default=0)
+        entries = [(name, entry) for name, entry in json.loads(text).items() if name != "__metadata__"]
+        named = {name: Tensor(entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries}
+        end = max((int(entry["data_offsets"][1]) for _, entry in entries), default=0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise BadPolicy(f"{file}: is no safetensors file; {AGAIN}") from error
     if size - 8 - length != end:
         raise BadPolicy(f"{file}: holds {size - 8 - length:,} bytes of weights where {end:,} are named; {AGAIN}")
-    return found
+    return named

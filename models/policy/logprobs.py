@@ -56,9 +56,9 @@ def _logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> list[
     values: list[list[float]] = [[] for _ in groups]
     with frozen(model):
         for block in _blocks(sorted(range(len(groups)), key=lengths.__getitem__), lengths):
-            found = iter(answer_logps(model, [groups[i] for i in block], pad).tolist())
+            block_values = iter(answer_logps(model, [groups[i] for i in block], pad).tolist())
             for i in block:
-                values[i] = [next(found) for _ in groups[i][1]]
+                values[i] = [next(block_values) for _ in groups[i][1]]
     return values
 
 
@@ -70,11 +70,12 @@ def answer_logps(model: "PreTrainedModel", groups: Sequence[Group], pad: int) ->
     import torch
     from torch.nn.functional import cross_entropy
 
-    told = states(model, groups, pad)
-    nats = cross_entropy(project(model, told.hidden), told.targets, reduction="none").neg().double()
+    predicting = states(model, groups, pad)
+    nats = cross_entropy(project(model, predicting.hidden), predicting.targets, reduction="none").neg()
     # float64: in float32 the order of 500 summands alone moves a log-prob by a thousandth of a nat
+    nats = nats.double()
     count = sum(len(answers) for _, answers in groups)
-    return torch.zeros(count, dtype=nats.dtype, device=nats.device).index_add(0, told.owner, nats)
+    return torch.zeros(count, dtype=nats.dtype, device=nats.device).index_add(0, predicting.owner, nats)
 
 
 def _blocks(order: list[int], lengths: list[int]) -> Iterator[list[int]]:

@@ -1,6 +1,6 @@
-"""Ask a process of its own whether a base can be trained, once per content; this process imports no torch.
+"""Let a process of its own examine whether a base can be trained, once per content; this process imports no torch.
 
-What was found of a usable base is kept, so that the next `check` or `run` only reads a small file.
+The findings on a usable base are stored, so that the next `check` or `run` only reads a small file.
 """
 
 import hashlib
@@ -26,26 +26,26 @@ from models.recipe.places import TOWN
 
 CHECKOUT = Path(__file__).parents[2]
 VERSION = 2
-"""Raised when more, or something else, is looked at."""
+"""To be raised when the examination changes: stored findings of another version are not used."""
 SECONDS = 240
 """Wall-clock time after which the process is killed: importing torch alone may take a minute on a busy machine."""
 CPU = 40
 """Seconds of CPU time that the process may use for the first place, importing the libraries (about 4) included."""
-MORE = 15
+CPU_OF_NEXT = 15
 """Seconds of CPU time for each further place."""
 HEAD = 64 * 2**20
-"""Bytes at the start of a GGUF file that name it here: its settings, vocabulary and list of tensors."""
+"""Bytes at the start of a GGUF file that stand for all of it: its settings, vocabulary and list of tensors."""
 SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files beside the weights from which a tokenizer may be made."""
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "AUTH")
-"""Words in the names of environment variables that the process has no use for."""
+"""Words in the names of environment variables that are withheld from the process."""
 
 
 class Subject(NamedTuple):
-    """A base, or a judge, to be looked at."""
+    """A base, or a judge, to be examined."""
 
     name: str
-    """How the sentence about a wrong one calls it."""
+    """What it is called in the sentence that says what is wrong with it."""
     place: str
     """`town`, a folder, a `.gguf` file, or a hub id that is on this disk."""
     template: str = ""
@@ -66,65 +66,65 @@ class Found:
     """Share of the town's words that its tokenizer does not know."""
 
 
-def look(wanted: Sequence[Subject], kept: Path) -> list[Found]:
-    """Return what is known of each: config, tokenizer, names and shapes of the weights, chat template.
+def look(subjects: Sequence[Subject], folder: Path) -> list[Found]:
+    """Return the findings on each subject: on config, tokenizer, names and shapes of the weights, chat template.
 
-    All that is not known yet is looked at by one process.
+    All subjects without stored findings are examined by one process.
 
     Args:
-        kept: folder in which findings are kept.
+        folder: where findings are stored.
 
     Raises:
         BadPolicy: one cannot be used; one sentence with the file and what to do.
     """
-    places = [_memory(one, kept) for one in wanted]
-    told = {place: found for place in places if (found := _known(place))}
-    missing = {place: one for place, one in zip(places, wanted, strict=True) if place not in told}
+    files = [_file(subject, folder) for subject in subjects]
+    findings = {file: stored for file in files if (stored := sealed.read(file, Found))}
+    missing = {file: subject for file, subject in zip(files, subjects, strict=True) if file not in findings}
     if missing:
-        told |= dict(zip(missing, _asked(list(missing.values())), strict=True))
-        with suppress(OSError):  # where nothing can be written, it is looked at again
-            for place in missing:
-                _keep(place, told[place])
-    return [told[place] for place in places]
+        findings |= dict(zip(missing, _examined(list(missing.values())), strict=True))
+        with suppress(OSError):  # where nothing can be written, the next command examines them again
+            for file in missing:
+                _store(file, findings[file])
+    return [findings[file] for file in files]
 
 
-def _memory(one: Subject, kept: Path) -> Path:
-    """Return where is kept what was found."""
+def _file(subject: Subject, folder: Path) -> Path:
+    """Return where the findings on a subject are stored."""
     try:
-        return kept / f"probe-{_digest(one)[:32]}.json"
+        return folder / f"probe-{_digest(subject)[:32]}.json"
     except BadPolicy as error:
-        raise BadPolicy(f"{one.name}: {error}") from error
+        raise BadPolicy(f"{subject.name}: {error}") from error
 
 
-def _known(memory: Path) -> Found | None:
-    return sealed.read(memory, Found)
+def _store(file: Path, findings: Found) -> None:
+    # The runs folder, for its owner only, and the store in it: `check` may be the first command that writes there
+    file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file.parent.mkdir(exist_ok=True)
+    sealed.write(file, asdict(findings))
 
 
-def _keep(memory: Path, found: Found) -> None:
-    memory.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    memory.parent.mkdir(exist_ok=True)
-    sealed.write(memory, asdict(found))
-
-
-def _digest(one: Subject) -> str:
-    """Return what changes iff another answer may follow: the small files, the headers of the weights, the libraries."""
-    libraries = {name: version(name) for name in ("torch", "transformers", "jinja2")}
-    told: dict[str, object] = {"version": VERSION, "libraries": libraries, "template": one.template, "judge": one.judge}
-    told["shapes"] = one.shapes
-    place = Path(_here(one.place))
-    if one.place == TOWN:
-        pass
-    elif place.suffix == ".gguf":
+def _digest(subject: Subject) -> str:
+    """Return what changes iff the findings may change: the small files, the headers of the weights, the libraries."""
+    content = {
+        "version": VERSION,
+        "libraries": {name: version(name) for name in ("torch", "transformers", "jinja2")},
+        "template": subject.template,
+        "judge": subject.judge,
+        "shapes": subject.shapes,
+    }
+    place = Path(_here(subject.place))
+    if subject.place == TOWN:
+        return content_digest(content)
+    if place.suffix == ".gguf":
         headers.gguf(place)
         with place.open("rb") as file:
-            told["head"] = [place.stat().st_size, hashlib.sha256(file.read(HEAD)).hexdigest()]
-    else:
-        told["tensors"] = headers.tensors(place)
-        names = {*CONFIGS, *TOKENIZER, headers.INDEX} | {f.name for pattern in SMALL for f in place.glob(pattern)}
-        for name in sorted(names):
-            if (place / name).exists():
-                told[name] = file_digest(headers.regular(place / name))
-    return content_digest(told)
+            head = hashlib.sha256(file.read(HEAD)).hexdigest()
+        return content_digest({**content, "head": [place.stat().st_size, head]})
+    names = {*CONFIGS, *TOKENIZER, headers.INDEX} | {f.name for pattern in SMALL for f in place.glob(pattern)}
+    # Headers instead of weights: the examination reads names and shapes only, and weights may be many gigabytes
+    tensors = headers.tensors(place)
+    digests = {name: file_digest(headers.regular(place / name)) for name in sorted(names) if (place / name).exists()}
+    return content_digest({**content, "tensors": tensors, **digests})
 
 
 def refused(why: str, name: str) -> BadPolicy:
@@ -132,21 +132,24 @@ def refused(why: str, name: str) -> BadPolicy:
     return BadPolicy(why if why.startswith("template: ") else f"{name}: {why}")
 
 
-def _asked(wanted: Sequence[Subject]) -> list[Found]:
-    """Start the process, and return what it found of each, or raise what it says of the first that is wrong."""
-    cpu = CPU + MORE * (len(wanted) - 1)
-    what = [one._asdict() | {"place": _here(one.place)} for one in wanted]
-    out, err = _answer(json.dumps({"cpu": cpu, "wanted": what}))
+def _examined(subjects: Sequence[Subject]) -> list[Found]:
+    """Start the process, and return its findings on each, or raise what it says of the first that is wrong."""
+    cpu = CPU + CPU_OF_NEXT * (len(subjects) - 1)
+    local_subjects = [subject._asdict() | {"place": _here(subject.place)} for subject in subjects]
+    out, end = _run(json.dumps({"cpu": cpu, "subjects": local_subjects}))
+    # Lines without a brace are what libraries print by themselves
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    found = [Found(**line) for line in lines if "parameters" in line]
-    if len(found) == len(wanted):
-        return found
-    one, last = wanted[len(found)], lines[-1] if lines else {}
+    findings = [Found(**line) for line in lines if "parameters" in line]
+    if len(findings) == len(subjects):
+        return findings
+    # Subjects are examined in order, so the process ended in the first one without findings. A process that a limit
+    # killed says nothing more; its last line says at which file it was
+    subject, last = subjects[len(findings)], lines[-1] if lines else {}
     if "bad" in last:
-        raise refused(last["bad"], one.name)
+        raise refused(last["bad"], subject.name)
     raise BadPolicy(
-        f"{one.name}: {last.get('at', one.place)}: cannot be looked at within {cpu} s and 4 GiB ({err}); look for "
-        "impossible sizes there, or give another"
+        f"{subject.name}: {last.get('at', subject.place)}: cannot be looked at within {cpu} s and 4 GiB ({end}); look "
+        "for impossible sizes there, or give another"
     )
 
 
@@ -154,8 +157,13 @@ def _here(place: str) -> str:
     return place if place == TOWN else str(local(place, "model").resolve())
 
 
-def _answer(question: str) -> tuple[str, str]:
-    """Return what the process prints, and the end of what it says of its end; it is killed after SECONDS."""
+def _run(request: str) -> tuple[str, str]:
+    """Return what the process prints, and the last line of its errors, or the signal that ended it.
+
+    The process is killed after SECONDS.
+    """
+    # The process reads files of others, so it gets no secrets, and it asks neither the hub nor a GPU. It gets one
+    # thread, since the time of all threads counts against its CPU time
     environment = {name: value for name, value in os.environ.items() if not any(word in name for word in SECRET)}
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -163,11 +171,12 @@ def _answer(question: str) -> tuple[str, str]:
         stderr=subprocess.PIPE, env=environment, text=True, cwd=CHECKOUT, start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            out, err = process.communicate(question, SECONDS)
+            out, errors = process.communicate(request, SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
+            out, errors = process.communicate()
         finally:
+            # After Ctrl-C too: the process has a session of its own, so the terminal's signal does not reach it
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    return out, (err.strip().splitlines() or [f"signal {-process.returncode}"])[-1][:200]
+    return out, (errors.strip().splitlines() or [f"signal {-process.returncode}"])[-1][:200]

@@ -5,8 +5,8 @@
     r₁ attends to p₀ p₁ p₂ r₀ r₁, not to c₀ c₁
 
 Attention with a mask and rotary positions make this exact (Wang et al. 2024, "Accelerating Direct Preference
-Optimization with Prefix Sharing", pack whole batches so). Architectures that do not take both as given get one row per
-answer, with the same results.
+Optimization with Prefix Sharing", pack whole batches so). For architectures that accept no mask or no positions, each
+answer gets a row of its own, with the same results.
 """
 
 from collections.abc import Sequence
@@ -24,19 +24,21 @@ Group = tuple[list[int], list[list[int]]]
 
 
 class States(NamedTuple):
-    """What predicts each answer token; n tokens over all answers, in the order of groups, answers and tokens."""
+    """The states that predict each answer token; n tokens over all answers, in order of groups, answers and tokens."""
 
     hidden: "torch.Tensor"
     """Last hidden state at the place before the token, shape (n, hidden size)."""
     targets: "torch.Tensor"
     """The token, shape (n,)."""
     owner: "torch.Tensor"
-    """Index of the answer that it belongs to, counted over all groups, shape (n,)."""
+    """Index of the answer that the token belongs to, counted over all groups, shape (n,)."""
 
 
 def supports(model: "PreTrainedModel") -> bool:
     """Return whether several answers may stand in one row of this model."""
     config = model.config.get_text_config()
+    # A window or a layer without full attention would count the tokens of the other answer as distance, and the flash
+    # kernels read no mask of this form: sdpa does
     return (
         config.model_type in ARCHITECTURES
         and getattr(config, "sliding_window", None) is None
@@ -51,7 +53,7 @@ def tokens(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> int:
 
 
 def states(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> States:
-    """Run the model without its output layer, and return what predicts each answer token."""
+    """Run the model without its output layer, and return the states that predict each answer token."""
     import torch
 
     if not supports(model):
@@ -59,7 +61,7 @@ def states(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> State
     width = max(tokens(*group) for group in groups)
     ids = torch.full((len(groups), width), pad)
     position = torch.zeros_like(ids)
-    part = torch.zeros_like(ids)  # 0: prompt, or padding, which nobody asks; a + 1: answer a
+    part = torch.zeros_like(ids)  # 0: prompt, or padding, whose states are not read; a + 1: answer a
     attended = torch.zeros_like(ids)
     rows: list[int] = []
     places: list[int] = []
@@ -68,26 +70,28 @@ def states(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> State
     for i, (prompt, answers) in enumerate(groups):
         ids[i, : len(prompt)] = torch.tensor(prompt)
         position[i, : len(prompt)] = torch.arange(len(prompt))
-        end, asked = len(prompt), len(owner)
+        end, earlier_answers = len(prompt), len(owner)
         for a, answer in enumerate(answers):
             here = slice(end, end + len(answer))
             ids[i, here] = torch.tensor(answer)
             position[i, here] = torch.arange(len(prompt), len(prompt) + len(answer))
             part[i, here] = a + 1
+            # The first token is predicted at the end of the prompt, each other one at the token before it
             places += [len(prompt) - 1, *range(end, end + len(answer) - 1)][: len(answer)]
             targets += answer
             owner.append(len(answer))
             end += len(answer)
         attended[i, :end] = 1
-        rows += [i] * sum(owner[asked:])
+        rows += [i] * sum(owner[earlier_answers:])
     device = model.device
     if any(len(answers) > 1 for _, answers in groups):
         earlier = torch.ones(width, width, dtype=torch.bool).tril()
-        same = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-        seen = {"attention_mask": (earlier & same)[:, None].to(device), "position_ids": position.to(device)}
+        same_part = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
+        attention = {"attention_mask": (earlier & same_part)[:, None].to(device), "position_ids": position.to(device)}
     else:
-        seen = {"attention_mask": attended.to(device)}
-    hidden = model.base_model(input_ids=ids.to(device), use_cache=False, **seen).last_hidden_state
+        # An ordinary batch, padded on the right, so that the positions which a model counts by itself are right
+        attention = {"attention_mask": attended.to(device)}
+    hidden = model.base_model(input_ids=ids.to(device), use_cache=False, **attention).last_hidden_state
     return States(
         hidden[torch.tensor(rows, device=device), torch.tensor(places, device=device)],
         torch.tensor(targets, device=device),

@@ -1,7 +1,7 @@
-"""A chat template is tried before anything is trained: it must write what is asked and what is answered.
+"""A chat template is tried before anything is trained: it must write the prompt and the answer.
 
-transformers renders in jinja's sandbox. What the sandbox does not do is watched here: a template may never end, may
-lose a turn, may throw dice, and may reach for what it must not have, which jinja prints as nothing.
+transformers renders in jinja's sandbox. Here it is checked what the sandbox allows: a template may never end, may lose
+a turn, may draw random numbers, and may ask for names that it must not have, which jinja prints as nothing.
 """
 
 import random
@@ -9,10 +9,9 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from models.data import dialogue as tokens
-from models.data.dialogue import Message
+from models.data.dialogue import Message, prompt_texts, rendered
 from models.errors import BadPolicy
 from models.words import first_line
 
@@ -47,11 +46,11 @@ def try_out(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]
     if not tokenizer.chat_template:
         raise BadPolicy(f"{where}: holds no chat template; give one as `template` in the recipe")
     with _in_time(where):
-        why = _reaches(tokenizer.chat_template) or _loses(tokenizer) or _varies(tokenizer)
+        fault = _forbidden(tokenizer.chat_template) or _lost_turns(tokenizer) or _variation(tokenizer)
         for shape in shapes:
-            why = why or _asks(tokenizer, shape)
-    if why:
-        raise BadPolicy(f"{where}: the chat template {why}; mend it, or give another as `template` in the recipe")
+            fault = fault or _fault_in_prompt(tokenizer, shape)
+    if fault:
+        raise BadPolicy(f"{where}: the chat template {fault}; mend it, or give another as `template` in the recipe")
 
 
 def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]] = ()) -> None:
@@ -67,22 +66,25 @@ def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]]
     if not tokenizer.chat_template:
         raise BadPolicy(f"{where}: holds no chat template; say in `text` how prompt and answer are written")
     with _in_time(where):
-        why = _reaches(tokenizer.chat_template)
+        fault = _forbidden(tokenizer.chat_template)
         for shape in (ROLES[:1], *shapes):
-            why = why or _asks(tokenizer, shape, TURNS[1])
-    if why:
-        raise BadPolicy(f"{where}: the chat template {why}; say in `text` what the judge reads")
+            fault = fault or _fault_in_prompt(tokenizer, shape, TURNS[1])
+    if fault:
+        raise BadPolicy(f"{where}: the chat template {fault}; say in `text` what the judge reads")
 
 
-def _asks(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str], answer: str = "") -> str:
-    """Say what is wrong with a prompt of this shape, or with it and its answer, as written."""
+# Each of the following returns what is wrong, as the end of a sentence that begins with "the chat template"; or nothing
+
+
+def _fault_in_prompt(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str], answer: str = "") -> str:
+    """Say what is wrong with a prompt of this shape, and with the answer to it if there is one, as written."""
     turns = [
         Message(role=role, content=SYSTEM if role == "system" else f"{TURNS[0]} {number}")
         for number, role in enumerate(shape)
     ]
     answered = [Message(role="assistant", content=answer)] if answer else []
     try:
-        (text,) = tokens.prompt_texts(tokenizer, [[*turns, *answered]])
+        (text,) = prompt_texts(tokenizer, [[*turns, *answered]])
     except _TooSlow:
         raise
     except BadPolicy as error:
@@ -93,64 +95,77 @@ def _asks(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str], answer: st
     return f"drops the {lost} turn of a prompt of the turns {', '.join(shape)}" if lost else ""
 
 
-def _reaches(template: str) -> str:
-    """Say what does not parse, or reaches out of the sandbox, which jinja may print as nothing."""
+def _forbidden(template: str) -> str:
+    """Say whether the template does not parse, or names something outside of the sandbox."""
     from jinja2 import TemplateError, meta, nodes
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    # Parsed, not rendered: the sandbox prints a forbidden attribute as nothing, so the text would not show it
     try:
         tree = _compile_jinja_template(template).environment.parse(template)
     except (TemplateError, RecursionError) as error:
         return f"is no Jinja ({(str(error).splitlines() or ['nested too deeply'])[0]})"
     names = {node.attr for node in tree.find_all(nodes.Getattr)}
     names |= {str(node.arg.value) for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
-    reached = {name for name in names if name.startswith("__")} | (meta.find_undeclared_variables(tree) & OUTSIDE)
-    return f"reaches for {min(reached)}" if reached else ""
+    forbidden = {name for name in names if name.startswith("__")} | (meta.find_undeclared_variables(tree) & OUTSIDE)
+    return f"reaches for {min(forbidden)}" if forbidden else ""
 
 
-def _loses(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Say what becomes of the turns. A template may refuse more than one, or a system message, but swallow none."""
+def _lost_turns(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Say what is wrong with a question and a longer dialogue as written.
+
+    A template may refuse a longer dialogue, or a system message, with an error. It may not leave a turn out.
+    """
     turns = [Message(role=role, content=text) for role, text in zip(ROLES, TURNS, strict=True)]
-    why = _misplaced(tokens.rendered(tokenizer, turns[:1], TURNS[1]), TURNS[:1], TURNS[1])
+    fault = _misplaced(rendered(tokenizer, turns[:1], TURNS[1]), TURNS[:1], TURNS[1])
     for dialogue in ([Message(role="system", content=SYSTEM), *turns[:3]], turns[:3]):
         try:
-            texts = tokens.rendered(tokenizer, dialogue, TURNS[3])
+            texts = rendered(tokenizer, dialogue, TURNS[3])
         except _TooSlow:
             raise
         except BadPolicy:
             continue
-        return why or _misplaced(texts, TURNS[:3], TURNS[3])
-    return why
+        return fault or _misplaced(texts, TURNS[:3], TURNS[3])
+    return fault
 
 
-def _misplaced(texts: tuple[str, str, str], asked: Sequence[str], answer: str) -> str:
-    """Say what is wrong with a dialogue as written: the prompt, all of it, and what is trained on."""
+def _misplaced(texts: tuple[str, str, str], turns: Sequence[str], answer: str) -> str:
+    """Say what is wrong with a dialogue as written.
+
+    Args:
+        texts: the prompt, prompt and answer, and what is trained on, as `rendered` returns them.
+        turns: of the prompt.
+        answer: to it.
+    """
     prompt, whole, taught = texts
-    lost = next((text for text in asked if prompt.count(text) != 1), "")
+    lost = next((text for text in turns if prompt.count(text) != 1), "")
     if lost:
         return f"writes a turn of the prompt {prompt.count(lost)} times instead of once"
     if whole.count(answer) != 1:
         return f"writes the answer {whole.count(answer)} times instead of once"
-    places = [whole.find(text) for text in (*asked, answer)]
+    places = [whole.find(text) for text in (*turns, answer)]
     if -1 in places or places != sorted(places):
         return "writes prompt and answer in another order"
     return "" if answer in taught else "ends the turn before the answer"
 
 
-def _varies(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Say whether the same messages are written differently each time: by dice, or by the second."""
-    seen = set()
+def _variation(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Say whether the same messages are written differently each time, by chance or by the clock."""
+    texts = set()
     for seed in range(DRAWS):
-        random.seed(seed)
-        seen.add(tokens.rendered(tokenizer, [Message(role="user", content=TURNS[0])], TURNS[1]))
+        random.seed(seed)  # jinja's filter `random` draws from the module's generator
+        texts.add(rendered(tokenizer, [Message(role="user", content=TURNS[0])], TURNS[1]))
+        # A date may stand in a template, since it changes once a day; a second may not
         if seed == 0 and "strftime_now" in tokenizer.chat_template:
             time.sleep(1.1)
-    return "writes the same messages differently each time" if len(seen) > 1 else ""
+    return "writes the same messages differently each time" if len(texts) > 1 else ""
 
 
 @contextmanager
 def _in_time(where: str) -> Iterator[None]:
-    def stop(*_: Any) -> None:
+    """End a block after SECONDS of CPU time, not of wall time: a busy machine makes no template bad."""
+
+    def stop(*_: object) -> None:
         raise _TooSlow(f"{where}: the chat template does not end within {SECONDS} s; give another as `template`")
 
     before = signal.signal(signal.SIGVTALRM, stop)

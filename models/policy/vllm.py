@@ -1,7 +1,7 @@
 """Answers from vLLM, which runs in an interpreter of its own.
 
-vLLM and what sacpo needs cannot share one environment (vLLM 0.33: torch 2.14, fastapi below 0.137; Prefect 3.8 as it is
-pinned here: fastapi from 0.139). A child process also gives all memory back when the answers are there.
+vLLM and the libraries of sacpo cannot share one environment (vLLM 0.33: torch 2.14, fastapi below 0.137; Prefect 3.8 as
+it is pinned here: fastapi from 0.139). A child process also gives all memory back when the answers are there.
 """
 
 import json
@@ -31,9 +31,9 @@ QUIET = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCH_COMPILE_DISABLE": "1",  # 20 s for a few small functions
 }
-"""What the user may set otherwise."""
+"""Defaults: a variable that the user has set stays as it is."""
 SHARE = 0.9
-"""Of the GPU memory that is free: weights and cache."""
+"""Share of the free GPU memory that vLLM may take for weights and cache."""
 
 
 def interpreter() -> str:
@@ -43,19 +43,20 @@ def interpreter() -> str:
 
 def libraries() -> str:
     """Return the versions of what generates; empty where there is no vLLM."""
-    look = "from importlib.metadata import version; print('vllm', version('vllm'), 'torch', version('torch'))"
+    code = "from importlib.metadata import version; print('vllm', version('vllm'), 'torch', version('torch'))"
     with suppress(OSError):
         return subprocess.run(
-            [interpreter(), "-I", "-c", look], capture_output=True, check=False, text=True
+            [interpreter(), "-I", "-c", code], capture_output=True, check=False, text=True
         ).stdout.strip()
     return ""
 
 
 def problem() -> str:
     """Return why vLLM cannot be run, and what to do, in one sentence; empty if it can."""
-    look = "import sys, importlib.util; sys.exit(not importlib.util.find_spec('vllm'))"
+    # Found, not imported: importing vllm takes many seconds
+    code = "import sys, importlib.util; sys.exit(not importlib.util.find_spec('vllm'))"
     with suppress(OSError):
-        if subprocess.run([interpreter(), "-I", "-c", look], capture_output=True, check=False).returncode == 0:
+        if subprocess.run([interpreter(), "-I", "-c", code], capture_output=True, check=False).returncode == 0:
             return ""
     return (
         f"{interpreter()!r} holds no vllm; install it in an environment of its own (python -m venv vllm; "
@@ -66,7 +67,7 @@ def problem() -> str:
 def answer(
     folder: Path,
     tokenizer: "PreTrainedTokenizerBase",
-    asked: Sequence[Ask],
+    asks: Sequence[Ask],
     config: Answering,
     seed: int,
     device: str,
@@ -77,17 +78,19 @@ def answer(
     does not tell the noise, so their `tie` is −1; and an answer is also cut where the model's window ends.
 
     Args:
-        folder: the policy's, whose tokenizer is given too.
-        device: `cpu` or `cuda`; what vLLM was built for must be the same.
+        folder: of the policy.
+        tokenizer: of the policy.
+        device: `cpu` or `cuda`; vLLM must have been built for the same.
 
     Raises:
         BadPolicy: vLLM cannot run this policy; says why.
         SacpoError: its process was killed.
     """
-    if not asked:
+    if not asks:
         return
-    ids = tokenizer([ask.prompt for ask in asked], add_special_tokens=False)["input_ids"]
+    ids = tokenizer([ask.prompt for ask in asks], add_special_tokens=False)["input_ids"]
     last = ends(tokenizer, own_end(folder), config.stop)
+    # The keys of `Settings` and `Prompt` in vllm_worker.py, which runs in another interpreter
     settings = {
         "model": str(folder),
         "device": device,
@@ -96,35 +99,36 @@ def answer(
         "ends": last,
         **config.model_dump(include={"batch", "max_new_tokens", "temperature", "stop"}),
     }
-    rows = [{"index": i, "ids": ids[i], "seed": noise_seed(seed, ask)} for i, ask in enumerate(asked)]
+    prompts = [{"index": i, "ids": ids[i], "seed": noise_seed(seed, ask)} for i, ask in enumerate(asks)]
     child = subprocess.Popen(
-        [interpreter(), "-I", str(WORKER)],  # -I: the worker's folder is ours, and must not be searched for modules
+        [interpreter(), "-I", str(WORKER)],  # -I: else Python also looks for vLLM's imports in this folder
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=QUIET | os.environ | ALONE,
     )  # fmt: skip
     assert child.stdin and child.stdout
-    told = 0
+    replies = 0
     try:
+        # A child that has ended already does not read; why it ended is told below, by its error or its exit code
         with suppress(BrokenPipeError), child.stdin:
-            child.stdin.writelines(json.dumps(row) + "\n" for row in [settings, *rows])
+            child.stdin.writelines(json.dumps(line) + "\n" for line in [settings, *prompts])
         for line in child.stdout:
-            row = json.loads(line)
-            if "error" in row:
-                raise BadPolicy(f"{folder}: vLLM cannot answer with it: {(row['error'].splitlines() or ['?'])[0]}")
-            text, kept = ended(tokenizer, row["ids"], config.stop, last)
-            ties = (t for t, gap in enumerate(row["gaps"][: len(kept)]) if gap < NEAR_TIE)
-            told += 1
-            yield row["index"], Answer(text, kept, next(ties, -1))
-        if told < len(asked):
+            reply = json.loads(line)
+            if "error" in reply:
+                raise BadPolicy(f"{folder}: vLLM cannot answer with it: {(reply['error'].splitlines() or ['?'])[0]}")
+            text, answer_ids = ended(tokenizer, reply["ids"], config.stop, last)
+            ties = (step for step, gap in enumerate(reply["gaps"][: len(answer_ids)]) if gap < NEAR_TIE)
+            replies += 1
+            yield reply["index"], Answer(text, answer_ids, next(ties, -1))
+        if replies < len(asks):
             raise SacpoError(f"{folder}: vLLM's process ended with {child.wait()}; the same command goes on")
     finally:
         child.kill()
         child.wait()
 
 
-def _window(folder: Path, wanted: int) -> int:
-    """Return for how many tokens vLLM must have room: no more than the model knows positions for."""
+def _window(folder: Path, needed: int) -> int:
+    """Return the number of tokens that vLLM must have room for: those needed, or as many as the model has positions."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    return min(wanted, config.get("text_config", config).get("max_position_embeddings") or wanted)
+    return min(needed, config.get("text_config", config).get("max_position_embeddings") or needed)
 
 
 def _free_memory(device: str) -> float:
@@ -133,6 +137,7 @@ def _free_memory(device: str) -> float:
         return SHARE
     import torch
 
+    # vLLM is told a share of all memory, and this process may still hold blocks that it does not use
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return SHARE * free / total

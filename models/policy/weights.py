@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic reads no TypedDict of typing before Python 3.12
 
 from models.artifacts import Policy, content_digest, file_digest
 from models.data import town
@@ -18,6 +18,7 @@ from models.errors import BadPolicy, Damaged
 from models.files import sealed
 from models.files.hub import is_name, local
 from models.policy import headers
+from models.policy.failures import bad_policy_if_it_fails
 from models.policy.headers import WEIGHTS
 from models.recipe import Compute, Device
 from models.recipe.places import TOWN
@@ -33,25 +34,32 @@ VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "dtype", "t
 """Settings that say who wrote the file, not what the policy is."""
 
 
-class Made(TypedDict):
-    """What of a manifest tells the name of a policy."""
+class _Named(TypedDict):
+    """What is read here of the noun in a manifest."""
 
-    noun: dict[str, Any]
+    name: NotRequired[str]
 
 
-def device_kind(wanted: Device) -> str:
+class _Manifest(TypedDict):
+    """What is read here of the manifest of a result."""
+
+    noun: _Named
+
+
+def device_kind(device: Device) -> str:
     """Return `cpu` or `cuda`.
 
     Raises:
-        BadPolicy: cuda was asked for and there is none.
+        BadPolicy: the recipe names cuda and there is none.
     """
-    if wanted is Device.cpu or (wanted is Device.auto and not _has_driver()):
-        return "cpu"  # known without the seconds that importing torch takes
+    # Importing torch takes seconds, which a command that only looks at a recipe should not wait
+    if device is Device.cpu or (device is Device.auto and not _has_driver()):
+        return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
-    if wanted is Device.cuda:
+    if device is Device.cuda:
         raise BadPolicy("compute.device is cuda, and torch finds no CUDA device; use auto or cpu")
     return "cpu"
 
@@ -92,6 +100,7 @@ def base(out: Path, base: str, template: str, seed: int, sha256: str) -> Policy:
         _dequantise(place, out)
     else:
         _link(place.resolve(), out)
+    # After the files were read, so that a change during the reading is found as well
     if base != TOWN and base_digest(base) != sha256:
         raise BadPolicy(f"base {base!r} changed while the run was starting; start again")
     if template:
@@ -102,10 +111,9 @@ def base(out: Path, base: str, template: str, seed: int, sha256: str) -> Policy:
 
 def called(place: str) -> str:
     """Return what a person would call a policy: the name in its manifest if it was made here, else its place."""
-    made = sealed.read(Path(place).expanduser() / "manifest.json", Made)
-    name = made["noun"].get("name") if made else None
-    if name:
-        return str(name)
+    manifest = sealed.read(Path(place).expanduser() / "manifest.json", _Manifest)
+    if manifest and (name := manifest["noun"].get("name")):
+        return name
     return place.removeprefix("models:/") if place.startswith("models:/") or is_name(place) else Path(place).name
 
 
@@ -158,9 +166,9 @@ def _link(folder: Path, out: Path) -> None:
     """Link the weights, which may be large, and write the tokenizer as every later step will write it."""
     from transformers import AutoTokenizer
 
-    held = headers.weights(folder)
+    weights = headers.weights(folder)
     for file in folder.iterdir():
-        if file in held or file.name in (*CONFIGS, "model.safetensors.index.json"):
+        if file in weights or file.name in (*CONFIGS, "model.safetensors.index.json"):
             (out / file.name).unlink(missing_ok=True)
             (out / file.name).symlink_to(file)
     try:
@@ -174,13 +182,11 @@ def _dequantise(file: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where = {"gguf_file": file.name, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **where)
-    except Exception as error:  # the reader of a broken file may fail anyhow
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadPolicy(f"base {str(file)!r}: transformers cannot read this GGUF file: {why}") from error
+    source = {"gguf_file": file.name, "local_files_only": True}
+    with bad_policy_if_it_fails(f"base {str(file)!r}: transformers cannot read this GGUF file"):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
+    # The weights are plain float32 by now; with these traces transformers would save and load them as quantised
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -188,10 +194,11 @@ def _dequantise(file: Path, out: Path) -> None:
 
 
 def own_end(folder: Path) -> int | list[int] | None:
-    """Return `eos_token_id` of a policy's generation config, else of its config, as transformers reads them."""
+    """Return `eos_token_id` of a policy's generation config, or of its config where it has no generation config."""
     for name in reversed(CONFIGS):
         if (folder / name).exists():
-            return json.loads((folder / name).read_text("utf-8")).get("eos_token_id")  # type: ignore[no-any-return]
+            end: int | list[int] | None = json.loads((folder / name).read_text("utf-8")).get("eos_token_id")
+            return end
     return None
 
 
@@ -233,17 +240,17 @@ def load_tokenizer(policy: Policy) -> "PreTrainedTokenizerBase":
 
 
 def intact(folder: Path, expected: str) -> None:
-    """Check that the files of a policy are the ones that its digest names; whoever reads weights asks this first.
+    """Check that the files of a policy are the ones that its digest names. To be called before weights are read.
 
     Raises:
         Damaged: they are not.
     """
     try:
-        found = digest(folder)
+        actual = digest(folder)
     except (OSError, ValueError, BadPolicy):  # no file, no JSON
-        found = "unreadable"
-    if found != expected:
-        raise Damaged(folder, found, expected)
+        actual = "unreadable"
+    if actual != expected:
+        raise Damaged(folder, actual, expected)
 
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> None:
@@ -259,12 +266,13 @@ def describe(path: Path, policy: Policy) -> Policy:
 
 def digest(path: Path) -> str:
     """Return one sha256 over weights, vocabulary, template and configuration of a folder."""
-    told: dict[str, object] = {**content(path)}
-    for name in (*CONFIGS, "tokenizer_config.json"):
-        if (path / name).exists():
-            settings = headers.settings(path / name)
-            told[name] = {key: value for key, value in settings.items() if key not in VOLATILE}
-    return content_digest(told)
+    # By value, not by bytes: a file that another version of transformers writes again is the same configuration
+    configuration = {
+        name: {key: value for key, value in headers.settings(path / name).items() if key not in VOLATILE}
+        for name in (*CONFIGS, "tokenizer_config.json")
+        if (path / name).exists()
+    }
+    return content_digest({**content(path), **configuration})
 
 
 def content(path: Path) -> dict[str, str]:
@@ -296,6 +304,7 @@ def project(model: "PreTrainedModel", hidden: "torch.Tensor") -> "torch.Tensor":
     if factor is not None:
         logits = logits * factor
     elif divisor is not None:
+        # HyperCLOVA X has the key of Granite, and multiplies
         logits = logits * divisor if config.model_type == "hyperclovax" else logits / divisor
     cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else (logits / cap).tanh() * cap
