@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from models.artifacts import Answers, Calibration, Memory, Scores, Sources, content_digest, file_digest
 from models.data.labels import labels
@@ -11,7 +11,9 @@ from models.files import jsonl
 from models.judges.classifier import Classifier
 from models.judges.llm import Llm
 from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal, win
+from models.judges.rows import comparison_line, score_line
 from models.judges.score_cache import ScoreCache
+from models.policy.answer_rows import AnswerRow, answer_rows
 from models.recipe import Compute, Judge, JudgeKind, Judges
 from models.stage import stage
 
@@ -19,7 +21,6 @@ SEES = {"helpful": ("helpful",), "harmless": ("harmless", "must_pass"), "over_re
 """Metric → the suites whose answers its judge sees."""
 COMPARED = ("helpful", "harmless")
 """Metrics for which answers of two policies are compared."""
-Row = dict[str, Any]
 Verdict = TypeVar("Verdict", Grade, Comparison)
 
 
@@ -45,10 +46,10 @@ def judge(
     Raises:
         NoVerdict: a judge failed on more answers than the recipe allows, or its budget does not reach.
     """
-    rows = list(jsonl.read(answers.path / "answers.jsonl"))
-    theirs = {name: list(jsonl.read(other.path / "answers.jsonl")) for name, other in others.items()}
-    scores: list[Row] = []
-    comparisons: list[Row] = []
+    rows = list(answer_rows(answers))
+    rivals = {name: list(answer_rows(other)) for name, other in others.items()}
+    scores: list[dict[str, object]] = []
+    comparisons: list[dict[str, object]] = []
     for metric, suites in SEES.items():
         judge: Judge = getattr(judges, metric)
         places = [i for i, row in enumerate(rows) if row["suite"] in suites]
@@ -60,10 +61,10 @@ def judge(
         comparer = _comparer(metric, judge, table)
         grades = _graded_all(grader, ours)
         graded = zip(places, grades, strict=True) if grader else ()
-        scores += [{"metric": metric, **_named(rows[i]), **_graded(grade)} for i, grade in graded]
+        scores += [score_line(metric, rows[i], grade) for i, grade in graded]
         _refuse_many_failures(metric, judge, [grade.failed for grade in grades])
         judged: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
-        for name, rival in theirs.items() if metric in COMPARED else ():
+        for name, rival in rivals.items() if metric in COMPARED else ():
             other, digest = [_asked(rival[i]) for i in places], others[name].digest
             if digest not in judged and comparer:
                 pairs = [(a, b.answer) for a, b in zip(ours, other, strict=True)]
@@ -74,7 +75,7 @@ def judge(
             elif digest not in judged:
                 judged[digest] = list(_by_score(grades, _graded_all(grader, other)))
             comparisons += [
-                {"metric": metric, **_named(rows[i]), "against": name, **_compared(comparison)}
+                comparison_line(metric, rows[i], name, comparison)
                 for i, comparison in zip(places, judged[digest], strict=True)
             ]
     jsonl.write(out / "scores.jsonl", scores)
@@ -85,7 +86,7 @@ def judge(
         policy=answers.policy,
         split=answers.split,
         judges=described,
-        failed=sum(row["status"] == "failed" for row in [*scores, *comparisons]),
+        failed=sum(line["status"] == "failed" for line in [*scores, *comparisons]),
     )
 
 
@@ -178,25 +179,8 @@ def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Compar
             yield Comparison(win(mine.score, its.score))
 
 
-def _asked(row: Row) -> Asked:
+def _asked(row: AnswerRow) -> Asked:
     return Asked(row["prompt"], row["answer"])
-
-
-def _named(row: Row) -> Row:
-    return {key: row[key] for key in ("suite", "prompt", "category", "sample")}
-
-
-def _graded(grade: Grade) -> Row:
-    if grade.failed:
-        return {"status": "failed", "score": None, "good": None, "label": "", "why": grade.failed}
-    return {"status": "ok", "score": grade.score, "good": grade.good, "label": grade.label, "why": ""}
-
-
-def _compared(comparison: Comparison) -> Row:
-    calls = [list(call) for call in comparison.calls]
-    if comparison.failed:
-        return {"status": "failed", "win": None, "calls": calls, "why": comparison.failed}
-    return {"status": "ok", "win": comparison.win, "calls": calls, "why": ""}
 
 
 def _refuse_many_failures(metric: str, judge: Judge, reasons: list[str]) -> None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from models.artifacts import Scores
 from models.files import jsonl
-from models.judges.protocol import Call
+from models.judges.protocol import Call, Comparison, Grade
+from models.policy.answer_rows import AnswerRow
 
 
 class ScoreRow(NamedTuple):
@@ -64,6 +65,30 @@ def comparisons(table: Scores) -> Iterator[ComparisonRow]:
     return map(comparison_row, jsonl.read(table.path / "comparisons.jsonl"))
 
 
+def score_line(metric: str, answer: AnswerRow, grade: Grade) -> dict[str, object]:
+    """Return the line of `scores.jsonl` that says what a judge said of an answer."""
+    failed = bool(grade.failed)
+    return _answer(metric, answer) | {
+        "status": "failed" if failed else "ok",
+        "score": None if failed else grade.score,
+        "good": None if failed else grade.good,
+        "label": "" if failed else grade.label,
+        "why": grade.failed,
+    }
+
+
+def comparison_line(metric: str, answer: AnswerRow, against: str, comparison: Comparison) -> dict[str, object]:
+    """Return the line of `comparisons.jsonl` that says what a judge said of an answer beside another's."""
+    failed = bool(comparison.failed)
+    return _answer(metric, answer) | {
+        "against": against,
+        "status": "failed" if failed else "ok",
+        "win": None if failed else comparison.win,
+        "calls": [list(call) for call in comparison.calls],
+        "why": comparison.failed,
+    }
+
+
 def score_row(row: Mapping[str, Any]) -> ScoreRow:
     """Return the record of one line of `scores.jsonl`; a report's table has more columns, which are left out.
 
@@ -91,6 +116,12 @@ def by_prompt(rows: Iterable[R]) -> dict[tuple[str, str], list[R]]:
     for row in rows:
         groups.setdefault((row.suite, row.key), []).append(row)
     return groups
+
+
+def _answer(metric: str, row: AnswerRow) -> dict[str, object]:
+    """Return what names an answer in both tables."""
+    named = {"suite": row["suite"], "prompt": row["prompt"], "category": row["category"], "sample": row["sample"]}
+    return {"metric": metric, **named}
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str, str, str, int]:

@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from models.artifacts import Answers, Distances, Margins, Noun, Policy, Scores
-from models.files import jsonl
 from models.judges import rows
 from models.judges.rows import ComparisonRow, ScoreRow
 from models.metrics import kl, margins
 from models.metrics.kl import DistanceRow
 from models.metrics.margins import MarginRow
+from models.policy.answer_rows import AnswerRow, answer_rows
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Candidate:
         """How the policy weighs each held-out pair."""
         return tuple(margins.table(self.margins))
 
-    def answer_rows(self) -> Iterator[dict[str, Any]]:
+    def answer_rows(self) -> Iterator[AnswerRow]:
         """Yield the rows of `answers.jsonl`: they are read anew each time, since the texts may be gigabytes."""
-        return jsonl.read(self.answers.path / "answers.jsonl")
+        return answer_rows(self.answers)
 
     def scored(self, metric: str, suite: str = "") -> list[ScoreRow]:
         """Return what the judge of one metric said, of all suites or of one."""

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from models.artifacts import Answers
 from models.data.dialogue import messages
-from models.files import jsonl
 from models.judges.protocol import win
 from models.judges.rows import ComparisonRow, ScoreRow, by_prompt
 from models.metrics import margins
 from models.metrics.candidate import Candidate
 from models.metrics.reported import EQUAL_LENGTH
 from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.policy.answer_rows import answer_rows
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
 REFUSAL_LABELS = ("full refusal", "partial refusal", "compliance")
@@ -147,7 +147,7 @@ def _distances(candidate: Candidate) -> dict[str, Estimate]:
 def _lengths(answers: Answers) -> Lengths:
     """Return (suite, prompt) → mean tokens of its answers."""
     tokens: dict[tuple[str, str], list[int]] = {}
-    for row in jsonl.read(answers.path / "answers.jsonl"):
+    for row in answer_rows(answers):
         tokens.setdefault((row["suite"], json.dumps(row["prompt"])), []).append(row["tokens"])
     return {key: average(counts) for key, counts in tokens.items()}
 

@@ -6,9 +6,9 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from models.data.dialogue import messages
-from models.files.jsonl import Row
 from models.judges.rows import ComparisonRow, by_prompt
 from models.metrics.candidate import Candidate
+from models.policy.answer_rows import AnswerRow
 
 Key = tuple[str, str]
 MOST = 1500
@@ -112,14 +112,14 @@ class Cases:
         words = [tuple(badge.text for badge in own.get(key, ()) if badge.text != "ties") for own in self._badges]
         return len({*words}) > 1
 
-    def _case(self, key: Key, rows: list[Row]) -> Case:
+    def _case(self, key: Key, rows: list[AnswerRow]) -> Case:
         answers = [
             CaseAnswer(candidate.policy.name, cut(row["answer"] or "(nothing)"), badges.get(key, []))
             for candidate, row, badges in zip(self.candidates, rows, self._badges, strict=True)
         ]
         return Case(
             suite=key[0],
-            category=rows[0].get("category", ""),
+            category=rows[0]["category"],
             prompt=cut(as_text(rows[0]["prompt"])),
             reference=cut(rows[0].get("reference", "")),
             answers=answers,
@@ -127,7 +127,7 @@ class Cases:
         )
 
 
-def _first(candidate: Candidate) -> Iterator[tuple[Key, Row]]:
+def _first(candidate: Candidate) -> Iterator[tuple[Key, AnswerRow]]:
     """Yield the first answer to each prompt."""
     return (((row["suite"], json.dumps(row["prompt"])), row) for row in candidate.answer_rows() if row["sample"] == 0)
 
