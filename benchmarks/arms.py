@@ -152,7 +152,7 @@ def ours(task: Task, watch: Stopwatch, folder: Path) -> tuple[int, Spent]:
     scored_at.mkdir()
     out.mkdir()
     with timed(reference, "pair_logps") as scoring:
-        scored = reference.score(scored_at, task.base, task.pairs, ["train"], task.data, task.compute)
+        scored = reference.score(scored_at, task.base, task.pairs, ["train"], task.data.max_tokens, task.compute)
     train = dpo.fit
 
     def watched(trainer: Any, *rest: Any) -> None:

@@ -98,7 +98,7 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
     given = task(folder, shape, adapter, updates=3)
     made = folder / f"scored-{adapter}"
     made.mkdir()
-    scored = reference.score(made, given.base, given.pairs, ["train"], given.data, given.compute)
+    scored = reference.score(made, given.base, given.pairs, ["train"], given.data.max_tokens, given.compute)
     own = dpo.arguments
     for name, half, exact in (("bf16, float32 reference: today's", True, True), ("float32", False, True),
                               ("bf16, reference by TRL's head in bf16", True, False)):  # fmt: skip

@@ -98,7 +98,7 @@ def score(here: Town, name: str, pairs: Preferences) -> Reference:
     """Score the training pairs with a policy."""
     from models.alignment import reference
 
-    return reference.score(here.out(), here.policies[name], pairs, ["train"], here.recipe.data, here.compute)
+    return reference.score(here.out(), here.policies[name], pairs, ["train"], here.recipe.data.max_tokens, here.compute)
 
 
 def dpo(here: Town, name: str, scored: Reference, step: Step, lambda_: float, facts: dict[str, Any]) -> Policy:
@@ -122,7 +122,7 @@ def kto(here: Town, pairs: Preferences, facts: dict[str, Any]) -> Policy:
         here.policies["helpful"],
         here.out(),
     )
-    scored = kto.score(here.out(), start, pairs, step.training, 0, here.recipe.data, here.compute)
+    scored = kto.score(here.out(), start, pairs, step.training, 0, here.recipe.data.max_tokens, here.compute)
     made = kto.train(out, start, scored, step.objective(here.recipe.beta, 1), step.training, 0, here.compute)
     facts |= curve(out)
     return made

@@ -109,7 +109,7 @@ def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
         "base · sft",
         policy=policy,
         sources=sources,
-        config=run.recipe.sft,
+        training=run.recipe.sft.training,
         data=run.recipe.data,
         seed=run.recipe.seed,
         compute=run.recipe.compute,
@@ -128,7 +128,7 @@ def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> R
             preferences=pairs.of(*TRAIN),
             training=step.training,
             seed=run.recipe.seed,
-            data=run.recipe.data,
+            max_tokens=run.recipe.data.max_tokens,
             compute=run.recipe.compute,
         )
     return _scored(run, title, policy, pairs, list(TRAIN))
@@ -148,7 +148,7 @@ def _scored(run: Run[Recipe], title: str, policy: Policy, pairs: Preferences, sp
         policy=policy,
         preferences=pairs.of(*splits),
         splits=splits,
-        data=run.recipe.data,
+        max_tokens=run.recipe.data.max_tokens,
         compute=run.recipe.compute,
     )
 

@@ -35,7 +35,7 @@ from models.data import preferences, town
 from models.files import jsonl
 from models.files import sealed as small_files
 from models.policy import weights as policies
-from models.recipe import Compute, Data
+from models.recipe import Compute
 from models.recipe.toml import read
 from tasks.run import Run
 from tasks.servers.environment import VERSION_PATHS
@@ -390,4 +390,4 @@ def make_reference(policy: Policy, dialogues: list[Dialogue], compute: Compute, 
     pairs = Preferences(
         path=given, digest=content_digest(dialogues), metric="harmless", counts={"train": len(dialogues)}
     )
-    return reference.score(out, policy, pairs, ["train"], Data(), compute)
+    return reference.score(out, policy, pairs, ["train"], 512, compute)

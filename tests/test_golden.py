@@ -122,6 +122,24 @@ def test_the_key_of_every_stage_is_what_it_was(asked: list[Stage[Any]]) -> None:
     assert {f"{work.name} · {work.title}": work.key[:16] for work in asked} == KEYS
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_the_same_rows_from_another_file_retrain_nothing(
+    method: str, asked: list[Stage[Any]], runs: Path, tmp_path: Path
+) -> None:
+    """A key sees the digest of the rows, never the file, the label, the names of columns or the limit behind them."""
+    moved = tmp_path / "moved.jsonl"
+    moved.write_text("{}\n")
+    keys = []
+    for changes in [
+        [], [f"steps.0.data={moved}"], ["steps.0.label=mine"], ["steps.0.pairs=7"], ["steps.0.columns.chosen=better"],
+        ["sft.data=town"], [f"sft.data={moved}"],
+    ]:  # fmt: skip
+        asked.clear()
+        follow(run_of(runs, recipe(f"steps.0.method={method}", *changes)))
+        keys.append({w.name: w.key for w in asked if w.name.startswith(("alignment.", "reference."))})
+    assert len(keys[0]) == (4 if method == "kto" else 3) and all(others == keys[0] for others in keys)
+
+
 def test_the_arguments_of_every_stage_pass_through_json(asked: list[Stage[Any]]) -> None:
     """A worker on another machine is told what to do in JSON."""
     for work in asked:

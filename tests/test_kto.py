@@ -48,7 +48,7 @@ def scored(policy: Policy, compute: Compute, folder: Path, config: Step, safe: f
         (folder / name).mkdir()
     data = Data(near_duplicates=1, validation=0, test=0.1)
     made = preferences.prepare(folder / "pairs", pku(folder, safe), "steps.0", "harmless", False, "", 0, data)
-    return kto.score(folder / "scored", policy, made, config.training, 0, data, compute)
+    return kto.score(folder / "scored", policy, made, config.training, 0, data.max_tokens, compute)
 
 
 def test_harmless_rows_of_pku_become_answers_by_their_own_safety_label(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_answers_of_one_kind_that_are_short_enough_are_no_kto_data(
         row["answer"] += "" if row["desirable"] else " get the brush" * 64
     jsonl.write(tmp_path / "pairs/train.jsonl", rows)
     with pytest.raises(BadData, match=r"all \d\d rows are desirable; KTO needs answers of both kinds"):
-        kto.score(tmp_path / "scored", policy, made, step().training, 0, data, compute)
+        kto.score(tmp_path / "scored", policy, made, step().training, 0, data.max_tokens, compute)
 
 
 def test_a_batch_below_eight_is_refused() -> None:

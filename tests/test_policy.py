@@ -141,5 +141,5 @@ def test_unpaired_rows_train_kto_and_hold_nothing_out(policy: Policy, compute: C
     )
     assert made.counts["train"] > 40 and made.counts["validation"] == made.counts["test"] == 0
     (tmp_path / "held").mkdir()
-    held = reference.score(tmp_path / "held", policy, made, ["validation", "test"], Data(), compute)
+    held = reference.score(tmp_path / "held", policy, made, ["validation", "test"], 512, compute)
     assert held.counts["test"] == 0

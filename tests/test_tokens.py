@@ -19,7 +19,7 @@ from models.files import jsonl
 from models.policy import generate, logprobs, shared_prompt
 from models.policy import weights as policies
 from models.policy.generate import Ask
-from models.recipe import Compute, Data, Step
+from models.recipe import Compute, Step
 from models.recipe import Evaluation as Decoding
 
 Dialogues = list[tuple[str, str, str]]
@@ -193,7 +193,7 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_named(
     tokens = [len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in
               jsonl.read(scored.path / "train.jsonl")]  # fmt: skip
     most = sorted(tokens)[len(tokens) // 2]
-    kept = reference.score(tmp_path, policy, pairs, ["train"], Data(max_tokens=most), compute)
+    kept = reference.score(tmp_path, policy, pairs, ["train"], most, compute)
     fit = sum(n <= most for n in tokens)
     assert kept.counts == {"train": fit, "dropped": len(tokens) - fit} and 0 < fit < len(tokens)
     prompts = [row["prompt"][-1]["content"] for row in jsonl.read(pairs.path / "train.jsonl")]
@@ -204,7 +204,7 @@ def test_a_pair_that_is_too_long_is_dropped_whole_and_named(
     ]
     assert all(row["chosen_ids"][-1] == row["rejected_ids"][-1] == 1 for row in jsonl.read(tmp_path / "train.jsonl"))
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8"):
-        reference.score(tmp_path, policy, pairs, ["train"], Data(max_tokens=8), compute)
+        reference.score(tmp_path, policy, pairs, ["train"], 8, compute)
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
@@ -232,9 +232,9 @@ def test_rows_that_a_template_refuses_are_left_out_and_named(
     (tmp_path / "out").mkdir()
     if method == "kto":
         step = Step(metric="harmless", method="kto", data="town", batch=8)
-        kept = kto.score(tmp_path / "out", policy, made, step.training, 0, Data(), compute)
+        kept = kto.score(tmp_path / "out", policy, made, step.training, 0, 512, compute)
     else:
-        kept = reference.score(tmp_path / "out", policy, made, ["train"], Data(), compute)
+        kept = reference.score(tmp_path / "out", policy, made, ["train"], 512, compute)
     assert kept.counts["train"] == len(rows) - 2 and kept.counts["dropped"] == 2
     named = list(jsonl.read(tmp_path / "out" / "unwritable.jsonl"))
     assert [(row["split"], row["line"]) for row in named] == [("train", 2), ("train", 5)]
@@ -251,7 +251,7 @@ def test_heldout_pairs_that_are_all_too_long_stop_a_run_before_it_trains(
     (tmp_path / "validation.jsonl").touch()
     (tmp_path / "out").mkdir()
     with pytest.raises(BadData, match=r"no pair of harmless fits into data.max_tokens = 8; raise it, or give shorter"):
-        reference.score(tmp_path / "out", policy, pairs, ["validation", "test"], Data(max_tokens=8), compute)
+        reference.score(tmp_path / "out", policy, pairs, ["validation", "test"], 8, compute)
 
 
 def test_the_card_tells_how_long_the_rows_are(policy: Policy, scored: Reference) -> None:

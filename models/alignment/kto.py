@@ -23,7 +23,7 @@ from models.errors import BadData, BadPolicy
 from models.files import jsonl
 from models.policy.logprobs import logps
 from models.policy.weights import load
-from models.recipe import Compute, Data, Method, Objective, PreferenceTraining
+from models.recipe import Compute, Method, Objective, PreferenceTraining
 from models.stage import stage
 
 CURVE = {"loss": "loss", "chosen": "desirable answers (nats)", "rejected": "undesirable answers (nats)"}
@@ -37,7 +37,7 @@ def score(
     preferences: Preferences,
     training: PreferenceTraining,
     seed: int,
-    data: Data,
+    max_tokens: int,
     compute: Compute,
 ) -> Reference:
     """Write `train.jsonl` in the order of a KTO training, with the log-probs of this policy.
@@ -46,7 +46,7 @@ def score(
     pairs (Ethayarajh et al. 2024, section 4.1), and both sides of that estimate need log-probs.
 
     Raises:
-        BadData: no row fits into `data.max_tokens`, or all rows have one label.
+        BadData: no row fits into `max_tokens`, or all rows have one label.
     """
     model, tokenizer = load(policy, compute)
     answers = list(judged(preferences.path / "train.jsonl"))
@@ -62,7 +62,7 @@ def score(
         prompt, (completion,) = ids
         every.append({"prompt_ids": prompt, "completion_ids": completion, "label": answer.desirable})
         size = len(prompt) + len(completion)
-        if size <= data.max_tokens:
+        if size <= max_tokens:
             rows.append(every[-1])
         else:
             left_out.append(long_row(TRAIN[0], line, size, answer.prompt))
@@ -70,7 +70,7 @@ def score(
     if unwritable and not every:
         raise BadPolicy(unwritable[0]["why"])
     if every and not rows:
-        raise BadData(too_long(preferences.metric, "answer", data))
+        raise BadData(too_long(preferences.metric, "answer", max_tokens))
     refuse_one_kind(preferences, labels)
     pad = tokenizer.pad_token_id
     own = logps(model, [(row["prompt_ids"], row["completion_ids"]) for row in rows], pad)
@@ -89,7 +89,7 @@ def score(
         "prompt": histogram(len(row["prompt_ids"]) for row in every),
         "completion": histogram(len(row["completion_ids"]) for row in every),
     }
-    card(out, preferences, data, {"train": lengths}, left_out, unwritable)
+    card(out, preferences, max_tokens, {"train": lengths}, left_out, unwritable)
     return described(policy, preferences, list(TRAIN), counts, out)
 
 

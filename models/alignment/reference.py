@@ -16,7 +16,7 @@ from models.errors import BadData, BadPolicy
 from models.files import jsonl
 from models.policy.logprobs import TokenPair, pair_logps
 from models.policy.weights import load
-from models.recipe import Compute, Data
+from models.recipe import Compute
 from models.stage import stage
 
 if TYPE_CHECKING:
@@ -45,16 +45,19 @@ class RefusedRow(TypedDict):
 
 @stage("reference.score", version=3)
 def score(
-    out: Path, policy: Policy, preferences: Preferences, splits: list[str], data: Data, compute: Compute
+    out: Path, policy: Policy, preferences: Preferences, splits: list[str], max_tokens: int, compute: Compute
 ) -> Reference:
     """Tokenise the pairs of these splits for this policy, add its log-probs, and write one JSONL per split.
 
     `card.json` says how many tokens the rows have, `too_long.jsonl` which were too long, and `unwritable.jsonl` which
     the chat template refuses.
 
+    Args:
+        max_tokens: of the longest pair that is used; the recipe's `data.max_tokens`.
+
     Raises:
         BadPolicy: the chat template refuses all rows.
-        BadData: no pair fits into `data.max_tokens`; held-out pairs are scored first, before anything is trained.
+        BadData: no pair fits into `max_tokens`; held-out pairs are scored first, before anything is trained.
     """
     model, tokenizer = load(policy, compute)
     counts: Counter[str] = Counter()
@@ -62,7 +65,7 @@ def score(
     left_out: list[LongRow] = []
     unwritable: list[RefusedRow] = []
     for split in splits:
-        rows, long, refused = tokenise(tokenizer, preferences.path / f"{split}.jsonl", data.max_tokens)
+        rows, long, refused = tokenise(tokenizer, preferences.path / f"{split}.jsonl", max_tokens)
         every = rows + [row for row, _ in long]
         unwritable += refused
         left_out += [name for _, name in long]
@@ -81,9 +84,9 @@ def score(
     if unwritable and not left_out and not sum(counts.values()):
         raise BadPolicy(unwritable[0]["why"])
     if left_out and not sum(counts.values()):
-        raise BadData(too_long(preferences.metric, "pair", data))
+        raise BadData(too_long(preferences.metric, "pair", max_tokens))
     counts["dropped"] = len(left_out) + len(unwritable)
-    card(out, preferences, data, lengths, left_out, unwritable)
+    card(out, preferences, max_tokens, lengths, left_out, unwritable)
     return described(policy, preferences, splits, counts, out)
 
 
@@ -119,9 +122,9 @@ def histogram(lengths: Iterable[int]) -> dict[str, int]:
     return {f"{2 ** (bits - 1) + 1 if bits else 0}–{2**bits}": bins[bits] for bits in sorted(bins)}
 
 
-def too_long(metric: str, unit: str, data: Data) -> str:
+def too_long(metric: str, unit: str, max_tokens: int) -> str:
     """Say that no row is left of those that were to be scored."""
-    return f"no {unit} of {metric} fits into data.max_tokens = {data.max_tokens}; raise it, or give shorter rows"
+    return f"no {unit} of {metric} fits into data.max_tokens = {max_tokens}; raise it, or give shorter rows"
 
 
 def long_row(split: str, line: int, size: int, prompt: list[Message]) -> LongRow:
@@ -137,13 +140,13 @@ def refused_row(split: str, line: int, why: BadPolicy, prompt: list[Message]) ->
 def card(
     out: Path,
     preferences: Preferences,
-    data: Data,
+    max_tokens: int,
     lengths: dict[str, dict[str, dict[str, int]]],
     left_out: list[LongRow],
     unwritable: list[RefusedRow],
 ) -> None:
     """Write how many tokens the rows have, and which were left out."""
-    card = {"metric": preferences.metric, "max_tokens": data.max_tokens, "tokens": lengths}
+    card = {"metric": preferences.metric, "max_tokens": max_tokens, "tokens": lengths}
     dropped = {"dropped_as_too_long": len(left_out), "dropped_as_unwritable": len(unwritable)}
     (out / "card.json").write_text(json.dumps(card | dropped, indent=1))
     jsonl.write(out / "too_long.jsonl", left_out)

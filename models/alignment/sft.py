@@ -12,12 +12,14 @@ from models.data import sft_corpus
 from models.policy import weights as policies
 from models.policy.logprobs import logps
 from models.policy.weights import load, save
-from models.recipe import Compute, Data, Sft
+from models.recipe import Compute, Data, Training
 from models.stage import stage
 
 
 @stage("alignment.sft", version=3)
-def train(out: Path, policy: Policy, sources: Sources, config: Sft, data: Data, seed: int, compute: Compute) -> Policy:
+def train(
+    out: Path, policy: Policy, sources: Sources, training: Training, data: Data, seed: int, compute: Compute
+) -> Policy:
     """Fine-tune on prompt and answer, with the loss on the answer only; returns the new base.
 
     Rows that stand in a suite, or that the chat template refuses, are left out and named in `left_out.jsonl`. Resumes
@@ -38,12 +40,12 @@ def train(out: Path, policy: Policy, sources: Sources, config: Sft, data: Data, 
     guards.answers_are_seen((answer for _, answer in encoded), "sft")
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
-    places = order([len(row["input_ids"]) for row in rows], config, seed)
-    curve = TrainingMonitor(out, config)
+    places = order([len(row["input_ids"]) for row in rows], training, seed)
+    curve = TrainingMonitor(out, training)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **arguments(config, "sft", len(places), seed, compute, out), max_length=None, completion_only_loss=True
+            **arguments(training, "sft", len(places), seed, compute, out), max_length=None, completion_only_loss=True
         ),
         train_dataset=Dataset.from_list([rows[i] for i in places]),
         processing_class=tokenizer,

@@ -92,6 +92,11 @@ class Sft(Training):
     learning_rate: float = Field(2e-5, gt=0, le=10, title="Learning rate")
     """Peak learning rate of AdamW, above 0, at most 10."""
 
+    @property
+    def training(self) -> Training:
+        """How the weights are moved, without the place of the data: what the training is told."""
+        return Training.model_construct(**{name: getattr(self, name) for name in Training.model_fields})
+
 
 class Columns(Record):
     """What the columns of a file are called that is in no known format; empty means: as here."""
