@@ -147,9 +147,9 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
     if options.starts_mlflow:
         listening(options.mlflow_port, "--mlflow-port").close()  # a check only: MLflow opens its port itself
     door = listening(options.prefect_port, "--prefect-port") if options.starts_prefect else None
-    is_ours = {"mlflow": options.starts_mlflow, "prefect": options.starts_prefect}
-    for name in (name for name, starts in is_ours.items() if not starts):
-        _check_version(name, options, environment, say)
+    for name, is_ours in (("mlflow", options.starts_mlflow), ("prefect", options.starts_prefect)):
+        if not is_ours:
+            _check_version(name, environment, say)
     say(f"starting; logs are in {root / Kept.logs}")
     started = []
     if options.starts_mlflow:
@@ -158,7 +158,7 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
         started.append(_prefect(root, options, environment, door))
     for child in started:
         _answering(child, options)
-        _check_version(child.name, options, environment, say)
+        _check_version(child.name, environment, say)
     # the pool comes first: the deployments name it, and the worker serves it
     _pool(environment)
     registration = _deploy(root, environment)
@@ -174,7 +174,7 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
     return started
 
 
-def _check_version(name: str, options: ServerOptions, environment: dict[str, str], say: Say) -> None:
+def _check_version(name: str, environment: dict[str, str], say: Say) -> None:
     """Ask a server for its version, with our password; warn of a minor version that was not tested.
 
     Args:
