@@ -168,7 +168,7 @@ def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
         return variables
     for name, own_address in running["password opens"].items():
         address = numbered(root, name, environment.get(name, "").rstrip("/"))
-        # a password that the user set is for a server of the user's, even at the address of ours
+        # where the user has set a password, ours is not sent, even to this address
         if address != own_address or any(map(environment.get, SET_BY_USER[name])):
             continue
         variables[name] = own_address

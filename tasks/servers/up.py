@@ -138,7 +138,7 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
     """
     if options.postgres:
         reachable(options)
-    # health.look leaves out the databases of servers that an address names; ours are on files unless on PostgreSQL
+    # health.look skips the files of a server whose address is set. Our servers have files, unless they use PostgreSQL.
     own_files = {} if options.postgres else {name: "" for name in options.started}
     for sentence in health.look(root, environment | own_files):
         say(sentence)

@@ -39,6 +39,7 @@ def look(root: Path, environment: Mapping[str, str]) -> list[str]:
     """
     for name in _own_databases(root, environment):
         fault = sqlite.fault(root / name)
+        # sqlite reads an empty file as a database without tables, which is no fault
         if name in NEVER_EMPTY and (root / name).is_file() and not (root / name).stat().st_size:
             fault = "it is empty"
         if fault:

@@ -138,7 +138,8 @@ def stop() -> None:
     """
     global _stopped
     _stopped = _pool is not None
-    # before Python 3.14 (`terminate_workers`) an executor has no public way to its processes; one of threads has none
+    # Before Python 3.14 (`terminate_workers`) an executor has no public way to its processes; one of threads has no
+    # processes. They are looked up before `shutdown`, which forgets them.
     processes = list((getattr(_pool, "_processes", None) or {}).values())
     if _pool is not None:
         _pool.shutdown(wait=False, cancel_futures=True)
