@@ -36,6 +36,7 @@ from tasks.tracking.ledger import Ledger
 from tasks.tracking.tracker import Tracker
 from tasks.work import health, store, terminal, workers
 from tasks.work.progress import Progress
+from tasks.work.progress_rows import ProgressRow
 from tasks.work.runs_folder import root
 from tasks.work.store import Stage, plain
 
@@ -92,8 +93,8 @@ class Run(Generic[R_co]):
 
         progress = Progress()
 
-        def moved(work: Stage[Any], line: dict[str, Any]) -> None:
-            progress(work, line)
+        def moved(work: Stage[Noun], row: ProgressRow) -> None:
+            progress(work, row)
             self.tracker.follow(work)
 
         noun = workers.run(self.root, work, moved)

@@ -1,9 +1,9 @@
-"""The password of the servers that we start: one for each runs folder, for Prefect and MLflow.
+"""The password of the servers that we start: one per runs folder, the same for Prefect and MLflow.
 
-Whoever reaches Prefect's API runs commands as the user of its worker, and every page in a browser reaches loopback. So
-every server that we start asks for a password, the temporary one of `sacpo run` too. The password lies in the runs
-folder, readable by its owner alone. It is sent only to servers of this folder that are up now: a server that the user
-names gets what the user set for it.
+A program that reaches Prefect's API can run commands as the user of its worker, and every page in a browser reaches
+loopback. So every server that we start asks for a password, also the temporary one of `sacpo run`. The password lies in
+the runs folder, readable by its owner alone. It is sent only to servers of this folder that run now; for another server
+the user sets the password in the environment.
 """
 
 import os
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
@@ -25,29 +25,30 @@ from tasks.work.processes import started as started_at
 
 USER = "admin"
 USABLE = re.compile(r"[!-9;-~]{12,72}")
-"""No space, no colon; MLflow takes no shorter ones, and its hash reads no longer ones."""
+"""A password: no space, no colon. MLflow accepts none below 12 characters, and its hash reads 72 at most."""
 SET_BY_USER = {
     "PREFECT_API_URL": ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"),
     "MLFLOW_TRACKING_URI": ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
 }
-"""Variables with which a user lets us into a server that an address names."""
+"""Variable that names a server → variables in which a user gives us a password or key for it."""
 CHOSEN = {
     "PREFECT_API_URL": ("PREFECT_SERVER_API_AUTH_STRING",),
     "MLFLOW_TRACKING_URI": ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_AUTH_CONFIG_PATH"),
 }
-"""Variables with which a user chooses the password of a server that we start."""
+"""Variable that names a server → variables in which a user chooses the password of the one that we start."""
 
 
 class Process(TypedDict):
-    """A process of this or another host; `started` tells it from others that have its number."""
+    """A process of this or another host."""
 
     host: str
     pid: int
     started: str
+    """When it was started, as `processes.started` returns it: a later process may get the same number."""
 
 
-Noted = TypedDict(
-    "Noted",
+RunningServers = TypedDict(  # the functional form, since two keys of the file are no names of Python
+    "RunningServers",
     {
         "addresses": dict[str, str],
         "password opens": dict[str, str],
@@ -55,11 +56,11 @@ Noted = TypedDict(
         "process": Process,
     },
 )
-"""What `sacpo up` notes while it runs."""
+"""What `servers.json` holds while `sacpo up` runs; addresses by the variables that name the servers."""
 
 
 class Login(NamedTuple):
-    """What a server of ours asks for."""
+    """User and password of MLflow's admin."""
 
     user: str
     password: str
@@ -69,122 +70,142 @@ class Login(NamedTuple):
 
 
 def password(root: Path) -> str:
-    """Return the password of a runs folder; it is made where there is none.
+    """Return the password of a runs folder; make one where there is none.
 
     Raises:
         BadPlace: the file holds nothing that can be a password, or cannot be read.
     """
-    place = root / Kept.password
-    if not place.exists():
+    file_path = root / Kept.password
+    if not file_path.exists():
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, new = tempfile.mkstemp(prefix=f".{Kept.password}-", dir=root)  # readable by its owner alone
+        # mkstemp makes a file that its owner alone can read
+        handle, new_path = tempfile.mkstemp(prefix=f".{Kept.password}-", dir=root)
         with open(handle, "w") as file:
             file.write(secrets.token_urlsafe(24) + "\n")
-        with suppress(FileExistsError):  # of several who make one, the first one's is used
-            os.link(new, place)
-        os.unlink(new)
+        # A link, unlike a rename, never replaces a file: of several processes that make a password at the same time
+        # all use the first one's.
+        with suppress(FileExistsError):
+            os.link(new_path, file_path)
+        os.unlink(new_path)
     try:
-        kept = place.read_text("utf-8").strip()
+        text = file_path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        kept = ""
-    if not USABLE.fullmatch(kept):
+        text = ""
+    if not USABLE.fullmatch(text):
         raise BadPlace(
-            f"{place}: holds no password (12 to 72 letters, digits or signs, no colon); delete the file, and the next "
-            "start makes a new one"
+            f"{file_path}: holds no password (12 to 72 letters, digits or signs, no colon); delete the file, and the "
+            "next start makes a new one"
         )
-    return kept
+    return text
 
 
 def prefect(root: Path, environment: Mapping[str, str]) -> str:
-    """Return what our Prefect asks for, as `user:password`; what the user set for it wins."""
+    """Return user and password of the Prefect server that we start, as `user:password`; the user's own choice wins."""
     return environment.get("PREFECT_SERVER_API_AUTH_STRING") or f"{USER}:{password(root)}"
 
 
 def mlflow(root: Path, environment: Mapping[str, str]) -> Login:
-    """Return what our MLflow asks for; what the user set for it wins."""
+    """Return user and password of the MLflow server that we start; the user's own choice wins."""
     user = environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     return Login(user, environment.get("MLFLOW_AUTH_ADMIN_PASSWORD") or password(root))
 
 
 def by_user(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the servers, by the variables that name them, whose password the user chose; ours does not open them."""
+    """Return the variables of the servers whose password the user chose: the password file does not open them."""
     return tuple(name for name, variables in CHOSEN.items() if any(map(environment.get, variables)))
 
 
 def note(root: Path, addresses: Mapping[str, str], started: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Write down where the servers of this `sacpo up` are, and which of them the file's password opens."""
-    ours = {name: address for name, address in addresses.items() if name in started}
-    opened = {name: address for name, address in ours.items() if name not in by_user(environment)}
-    process = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
-    user = environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
-    noted = {"addresses": dict(addresses), "password opens": opened, "MLflow's user": user, "process": process}
-    sealed.write(root / Kept.servers, noted)
+    """Write down where the servers of this `sacpo up` are, and which of them the file's password opens.
+
+    Args:
+        addresses: variable → address, of all that other terminals need.
+        started: the variables of the servers that this `sacpo up` started.
+    """
+    own_addresses = {name: address for name, address in addresses.items() if name in started}
+    chosen_by_user = by_user(environment)
+    record: RunningServers = {
+        "addresses": dict(addresses),
+        "password opens": {name: address for name, address in own_addresses.items() if name not in chosen_by_user},
+        "MLflow's user": environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER,
+        "process": {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())},
+    }
+    sealed.write(root / Kept.servers, record)
 
 
-def noted(root: Path) -> dict[str, Any]:
-    """Return what the `sacpo up` that runs now has noted, or nothing: what a dead one noted is no server of ours."""
-    tree = sealed.read(root / Kept.servers, Noted)
-    if tree is None:
-        return {}
-    process = tree["process"]
-    alive = process["host"] == socket.gethostname() and process["started"] == started_at(process["pid"])
-    return dict(tree) if alive else {}
+def noted(root: Path) -> RunningServers | None:
+    """Return what the `sacpo up` that runs now on this folder has noted; None where none runs."""
+    record = sealed.read(root / Kept.servers, RunningServers)
+    if record is None:
+        return None
+    # A killed `sacpo up` leaves its file behind. Another program may have its ports now, and must not get the password.
+    process = record["process"]
+    is_alive = process["host"] == socket.gethostname() and process["started"] == started_at(process["pid"])
+    return record if is_alive else None
 
 
 def numbered(root: Path, name: str, address: str) -> str:
-    """Return the address of a server of this folder that is up now by its number, another one as it is.
+    """Return the address of a server, with 127.0.0.1 for `localhost` where it is one of this folder that runs now.
 
     `localhost` may lead to another user's program on IPv6, while our servers listen on 127.0.0.1.
+
+    Args:
+        name: the variable that names the server.
     """
-    ours = noted(root).get("addresses", {}).get(name, "")
-    return ours if address.rstrip("/").replace("//localhost:", "//127.0.0.1:") == ours else address
+    running = noted(root)
+    own_address = running["addresses"].get(name, "") if running else ""
+    return own_address if address.rstrip("/").replace("//localhost:", "//127.0.0.1:") == own_address else address
 
 
 def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that let us into the servers which the environment names, as far as they are ours.
 
-    The address of such a server is among them, with its number.
+    The address of such a server is among them, by its number.
     """
-    tree = noted(root)
-    found: dict[str, str] = {}
-    for name, ours in tree.get("password opens", {}).items():
-        named = numbered(root, name, environment.get(name, "").rstrip("/"))
-        if named != ours or any(map(environment.get, SET_BY_USER[name])):
+    running = noted(root)
+    variables: dict[str, str] = {}
+    if running is None:
+        return variables
+    for name, own_address in running["password opens"].items():
+        address = numbered(root, name, environment.get(name, "").rstrip("/"))
+        # where the user has set a password, ours is not sent, even to this address
+        if address != own_address or any(map(environment.get, SET_BY_USER[name])):
             continue
-        found[name] = ours
+        variables[name] = own_address
         if name == "PREFECT_API_URL":
-            found["PREFECT_API_AUTH_STRING"] = f"{USER}:{password(root)}"
+            variables["PREFECT_API_AUTH_STRING"] = f"{USER}:{password(root)}"
         else:
-            found["MLFLOW_TRACKING_USERNAME"] = tree["MLflow's user"]
-            found["MLFLOW_TRACKING_PASSWORD"] = password(root)
-    return found
+            variables["MLFLOW_TRACKING_USERNAME"] = running["MLflow's user"]
+            variables["MLFLOW_TRACKING_PASSWORD"] = password(root)
+    return variables
 
 
 def temporary(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables under which Prefect starts its temporary server closed, and its client gets in.
+    """Return the variables under which Prefect's temporary server asks for a password, and its client sends it.
 
-    Its database is that of `sacpo up`: what a page could plant there a worker would run later. No browser knows this
-    password, so no token against forged requests is needed beside it.
+    The server's database is that of `sacpo up`: what a page could plant there a worker would run later. No browser
+    stores this password, so no token against forged requests is needed beside it.
     """
-    auth = prefect(root, environment)
+    login = prefect(root, environment)
     return {
-        "PREFECT_SERVER_API_AUTH_STRING": auth,
-        "PREFECT_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_API_AUTH_STRING": login,
+        # Prefect's default is `*`: the pages of every site may ask
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "http://127.0.0.1",
     }
 
 
 def to_type(root: Path, environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each page: what to type there; of a password that the user chose, where it was set."""
-    tree = noted(root)
-    opened = tree["password opens"] if tree else SET_BY_USER.keys() - {*by_user(environment)}
-    user = tree.get("MLflow's user") or environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
+    """Return a line for each server's page: the password to type there, or in which variable the user chose it."""
+    running = noted(root)
+    opened = running["password opens"].keys() if running else SET_BY_USER.keys() - {*by_user(environment)}
+    user = (running and running["MLflow's user"]) or environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     lines = {
         "PREFECT_API_URL": f"Prefect: {USER}:{password(root)}",
         "MLFLOW_TRACKING_URI": f"MLflow:  user {user}, password {password(root)}",
     }
-    yours = "what you set for it where `sacpo up` was started, in"
+    where_chosen = "what you set for it where `sacpo up` was started, in"
     return [
-        line if name in opened else f"{line.partition(':')[0]}: {yours} {' or '.join(CHOSEN[name])}"
+        line if name in opened else f"{line.partition(':')[0]}: {where_chosen} {' or '.join(CHOSEN[name])}"
         for name, line in lines.items()
     ]

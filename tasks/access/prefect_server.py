@@ -1,8 +1,8 @@
-"""Prefect's server as we start it: on a socket that was ours before any password was sent, and for its own pages only.
+"""Prefect's server as we start it: on a socket that was ours before any password was sent, for its own pages only.
 
-Prefect asks for passwords and closes itself to pages of other sites, but lets a page of another port of the same host
-show it in a frame, logged in, where a click on that page becomes a click on Prefect's; answers to any name; and its own
-page asks servers of others. Here no page frames it, it asks nobody but itself, and answers to its own names.
+Prefect itself asks for passwords and refuses pages of other sites. Three gaps are left, which are closed here. A page
+on another port of the same host may show Prefect's page in a frame, logged in, and turn clicks on itself into clicks on
+Prefect's. The server answers to any name. And Prefect's own page sends requests to servers of its makers.
 
     python -m tasks.access.prefect_server [--fd N | --host HOST --port PORT] [--temporary]
 """
@@ -21,11 +21,15 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer; Prefect's page is built of scripts and styles that stand in it."""
+"""Added to every answer. Prefect's page holds scripts and styles itself, which need the two `unsafe-` words."""
 
 
 def names(origins: str) -> set[str]:
-    """Return the names of this server: those of this machine, and of the pages that may ask it; none if all may."""
+    """Return the names to which this server answers; an empty set where it answers to every name.
+
+    Args:
+        origins: those whose pages may ask, divided by commas, or `*`. The server is known by their names too.
+    """
     pages = [origin.strip() for origin in origins.split(",")]
     return set() if "*" in pages else {*LOOPBACK, *(urlsplit(page).hostname or "" for page in pages)}
 
@@ -38,6 +42,7 @@ def serve() -> None:
     parser.add_argument("--port", type=int, default=4200)
     parser.add_argument("--temporary", action="store_true", help="no pages, and gone with the command that started it")
     options = parser.parse_args()
+    # the thread starts before the imports, which take seconds: the command may be gone by then
     if options.temporary:
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     import uvicorn
@@ -48,8 +53,8 @@ def serve() -> None:
     app = create_app(ephemeral=options.temporary, final=True)
     app.add_middleware(OwnPages, headers=HEADERS, hosts=names(settings.api.cors_allowed_origins))
     level = "error" if options.temporary else settings.logging_level.lower()
-    keep = settings.api.keepalive_timeout
-    config = uvicorn.Config(app, host=options.host, port=options.port, log_level=level, timeout_keep_alive=keep)
+    keep_alive = settings.api.keepalive_timeout
+    config = uvicorn.Config(app, host=options.host, port=options.port, log_level=level, timeout_keep_alive=keep_alive)
     uvicorn.Server(config).run(None if options.fd is None else [socket.socket(fileno=options.fd)])
 
 

@@ -1,6 +1,7 @@
-"""The databases of a runs folder, looked at before a server starts on them and before anything is trained.
+"""The databases of a runs folder, checked before a server starts on them and before anything is trained.
 
-One that holds what cannot be made again is named, with the remedy; what can be made again is set aside.
+A damaged one whose content cannot be made again is an error that names the remedy. One that can be made again is set
+aside.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,25 +17,34 @@ LOST = {
     Kept.mlflow: "MLflow's runs, figures and registered versions",
     f"{Kept.prefect}/prefect.db": "the history of flow runs, and schedules that were set by hand",
 }
-"""Database → what is gone without it."""
+"""Database → what is lost without it."""
 MADE_AGAIN = Kept.answers
+"""The database whose rows are generated again if need be."""
 NEVER_EMPTY = (Kept.mlflow,)
-"""Made under another name and renamed: an empty one is no beginning."""
+"""Databases that are made under another name and renamed when complete. An empty file of this name is damage; for the
+others it is a database that is about to be made."""
 
 
 def look(root: Path, environment: Mapping[str, str]) -> list[str]:
-    """Look at the databases that this process, or a server that it starts, will use; return what was set aside.
+    """Check the databases that this process, or a server that it starts, will use.
+
+    Args:
+        environment: says which databases these are: not those of servers that an address names.
+
+    Returns:
+        A sentence for each database that was set aside.
 
     Raises:
         BadPlace: one that cannot be made again is damaged.
     """
-    for name in _ours(root, environment):
-        why = sqlite.fault(root / name)
+    for name in _own_databases(root, environment):
+        fault = sqlite.fault(root / name)
+        # sqlite reads an empty file as a database without tables, which is no fault
         if name in NEVER_EMPTY and (root / name).is_file() and not (root / name).stat().st_size:
-            why = "it is empty"
-        if why:
+            fault = "it is empty"
+        if fault:
             raise BadPlace(
-                f"{root / name}: cannot be read ({why}); restore it from a backup (docs/operations.md), or move it "
+                f"{root / name}: cannot be read ({fault}); restore it from a backup (docs/operations.md), or move it "
                 f"away, which loses {LOST[name]}"
             )
     if sqlite.fault(root / MADE_AGAIN) and sqlite.begin_anew(root / MADE_AGAIN):
@@ -42,8 +52,8 @@ def look(root: Path, environment: Mapping[str, str]) -> list[str]:
     return []
 
 
-def _ours(root: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """Yield the databases that no server, which an address names, has to care for."""
+def _own_databases(root: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield the names of the databases in the runs folder that no server elsewhere takes the place of."""
     yield Kept.verdicts
     if environment.get("SACPO_DATABASE", "") in ("", f"sqlite:///{root / Kept.operations}"):
         yield Kept.operations

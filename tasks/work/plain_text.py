@@ -1,28 +1,28 @@
-"""What reaches the terminal: every text as a text, none as a command.
+"""Everything reaches the terminal as text, nothing as a command.
 
-Others write names of columns, files and models, answers, replies of judges, descriptions in a registry. A terminal
-obeys what stands in them: it paints over what was printed before, it fills the clipboard. So no printer has to think of
-it: after `guard`, everything that goes to stdout or stderr goes through `visible`.
+Names of columns, files and models, answers, replies of judges and descriptions in a registry are written by others. A
+terminal obeys control sequences in them: it overwrites what was printed before, or fills the clipboard. After `guard`,
+everything that goes to stdout or stderr goes through `visible`, so that no function that prints has to think of it.
 """
 
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 COMMANDS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, what turns the direction of writing, halves of characters."""
+"""Control characters except tab and line feed, characters that change the direction of writing, and lone surrogates."""
 MOVES = re.compile(r"\r|(?:\x1b\[A)+")
-"""How a bar of tqdm begins what it writes: at the start of its line, or in a line above."""
+"""What a bar of tqdm begins with: a move to the start of its line, or to a line above."""
 
 
 def visible(text: str) -> str:
-    """Return a text as a terminal may have it: what it would obey is spelled, as Python writes it in quotes."""
+    """Return a text in which each character that a terminal would obey is spelled as in a Python string."""
     return COMMANDS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def guard() -> None:
-    """Let nothing but text, and what rich and tqdm make of it, through stdout and stderr from now on."""
+    """Let only text through stdout and stderr from now on, and the control sequences that rich and tqdm write."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Guarded):
@@ -30,22 +30,24 @@ def guard() -> None:
 
 
 class _Guarded:
-    """A stream that shows what it is given, whoever gives it."""
+    """A stream that writes what it gets as text."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        shown = visible(text)
-        if shown != text:  # who writes decides, not what is written: nobody's text can claim to be a bar
+        safe_text = visible(text)
+        if safe_text != text:
+            # The calling module decides what may pass, not the text: a foreign text cannot pretend to be a bar.
             writer = sys._getframe(1).f_globals.get("__name__", "")
-            if writer == "rich.console":  # its segments have been shown one by one
-                shown = text
+            if writer == "rich.console":
+                safe_text = text  # _guard_rich has made its segments visible one by one
             elif writer.startswith("tqdm."):
-                moves = MOVES.match(text)
-                begins = moves[0] if moves else ""
-                shown = begins + visible(text.removeprefix(begins))
-        self._stream.write(shown)
+                match = MOVES.match(text)
+                moves = match[0] if match else ""
+                safe_text = moves + visible(text.removeprefix(moves))
+        self._stream.write(safe_text)
+        # a caller expects the length of what it passed, not of what was written
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -53,19 +55,28 @@ class _Guarded:
             self.write(line)
 
     @property
-    def rich_proxied_file(self) -> Any:
-        """Where rich writes. It asks before it renders anything, so here is the place to make it render text only."""
-        _guard_rich()
-        return getattr(self._stream, "rich_proxied_file", self)  # a bar that moves has put itself around stdout
+    def rich_proxied_file(self) -> object:
+        """The stream to which rich writes.
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("buffer", "detach"):  # ways around
+        rich reads this attribute before it renders anything, so rich is changed here, and only where it is used.
+        """
+        _guard_rich()
+        # while bars move, rich has put a stream of its own around stdout, which names the one below
+        return getattr(self._stream, "rich_proxied_file", self)
+
+    def __getattr__(self, name: str) -> object:
+        # bytes that are written to these would go past `write`
+        if name in ("buffer", "detach"):
             raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 def _guard_rich() -> None:
-    """Make every console of rich show the text of its segments; styles and movements are its own."""
+    """Make every console of rich write the text of its segments through `visible`.
+
+    Styles and movements are rich's own and stay. rich 15 has render hooks for single consoles only, and typer and
+    Prefect make consoles of their own; so a method of the class is replaced.
+    """
     from rich.console import Console
     from rich.segment import Segment
 
@@ -74,9 +85,10 @@ def _guard_rich() -> None:
         return
 
     def _render_buffer(console: Console, buffer: Iterable[Segment]) -> str:
-        shown = (
+        segments = (
             Segment(part.text if part.control else visible(part.text), part.style, part.control) for part in buffer
         )
-        return render(console, shown)
+        return render(console, segments)
 
-    Console._render_buffer = _render_buffer  # type: ignore[method-assign,assignment]
+    # setattr, since mypy allows no assignment to a method
+    setattr(Console, "_render_buffer", _render_buffer)  # noqa: B010

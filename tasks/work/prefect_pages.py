@@ -1,13 +1,17 @@
 """Prefect's flows and tasks, on whose pages nothing that others wrote can be clicked.
 
-Its pages make a link of every address in the message of a state and in a log, also of one in a judge's reply that
-became an error. So what Prefect makes of errors and logs gets its addresses broken, as Markdown does. Whoever writes a
-flow or a task takes `flow` and `task` from here.
+Prefect's pages make a link of every address in the message of a state and in a log, also of one in a judge's reply that
+became part of an error. So the addresses in what Prefect makes of errors and logs are broken here, as they are in
+Markdown. Modules with a flow or a task import `flow` and `task` from here, and so never run without this.
+
+Prefect 3.8 has no hook that changes the message of a state. For logs a formatter in its `logging.yml` would do, but a
+user may have a file of their own in its place. So two functions of Prefect's are replaced.
 """
 
-import logging
 import sys
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 import prefect.states
 from prefect import flow as flow
@@ -16,18 +20,23 @@ from prefect.logging.handlers import APILogHandler
 
 from models.markdown import unlinked
 
-_formatted_error, _formatted_record = prefect.states.format_exception, APILogHandler.format
+P = ParamSpec("P")
 
 
-def _format_exception(*values: Any, **named: Any) -> str:
-    return unlinked(_formatted_error(*values, **named))
+def _unlinking(format_text: Callable[P, str]) -> Callable[P, str]:
+    """Return a function that breaks the addresses in what another one returns."""
+
+    @wraps(format_text)
+    def unlinked_text(*args: P.args, **kwargs: P.kwargs) -> str:
+        return unlinked(format_text(*args, **kwargs))
+
+    return unlinked_text
 
 
-def _format(handler: APILogHandler, record: logging.LogRecord) -> str:
-    return unlinked(_formatted_record(handler, record))
-
-
-for _name, _module in list(sys.modules.items()):  # each of Prefect's engines may have imported it
-    if _name.startswith("prefect.") and getattr(_module, "format_exception", None) is _formatted_error:
-        _module.format_exception = _format_exception  # type: ignore[attr-defined]
-APILogHandler.format = _format  # type: ignore[method-assign,assignment]
+_format_exception = prefect.states.format_exception
+# Prefect's engines have imported the function by name, so it is replaced in every module that has it.
+for _name, _module in list(sys.modules.items()):
+    if _name.startswith("prefect.") and getattr(_module, "format_exception", None) is _format_exception:
+        setattr(_module, "format_exception", _unlinking(_format_exception))  # noqa: B010
+# setattr, since mypy allows no assignment to a method
+setattr(APILogHandler, "format", _unlinking(APILogHandler.format))  # noqa: B010

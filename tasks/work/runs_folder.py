@@ -1,4 +1,4 @@
-"""The runs folder: where it is, that it can be written, and that nobody else reads it."""
+"""The runs folder: where it is, that it can be written, and that no other user can read it."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from models.errors import BadPlace
 from models.files.kept import Kept
 
 LEAST_FREE = 64 * 2**20
-"""Bytes; on less, Prefect's own server fails without a word that would help."""
-OURS = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
-"""What tells a runs folder from a folder of the user's that happens to be named so; one that is empty is ours too."""
+"""Bytes; on a disk with less, Prefect's own server fails with a message that does not help."""
+CONTENT = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
+"""A folder that holds one of these is a runs folder; another one may be a folder of the user's with the same name."""
 
 
 def root() -> Path:
@@ -20,7 +20,7 @@ def root() -> Path:
 
 
 def writable() -> Path:
-    """Return the runs folder, made if need be, for nobody else to read.
+    """Return the runs folder; make it if need be, and close it to other users.
 
     Raises:
         BadPlace: it cannot be written, or its disk is full.
@@ -28,8 +28,10 @@ def writable() -> Path:
     runs = root()
     try:
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not any(runs.iterdir()) or any((runs / name).exists() for name in OURS):
+        # the permissions of a folder with other things in it are the user's own affair
+        if not any(runs.iterdir()) or any((runs / name).exists() for name in CONTENT):
             _close(runs)
+        # writing is the only sure test: on a read-only disk the permissions may still allow it
         probe = runs / Kept.writable
         probe.write_text("")
         probe.unlink()
@@ -45,7 +47,7 @@ def writable() -> Path:
 
 
 def _close(runs: Path) -> None:
-    """Take a runs folder that an older version, or the user's mkdir, left open to others away from them."""
-    now = runs.stat()
-    if now.st_uid == os.getuid() and now.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    """Let no other user into a runs folder, which an older version or the user's own mkdir may have left open."""
+    status = runs.stat()
+    if status.st_uid == os.getuid() and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         runs.chmod(0o700)
