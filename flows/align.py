@@ -62,13 +62,15 @@ def align(recipe: Recipe) -> Any:
         promoted = None
         while promoted is None:  # once more where another version became the champion since the test beside the former
             with decisions.turn(run, choice):
-                tested = decisions.test(run, choice, candidates, yardstick)
-                verdict = decisions.certify(run, tested)
+                rivals = decisions.rivals(run, choice, candidates)
+                tested = decisions.test(run, choice, candidates, yardstick, rivals)
+                verdict = decisions.certify(run, tested, rivals)
                 registered = decisions.register(run, choice, verdict, candidates, sources)
                 found = Findings(candidates, choice, [verdict] if verdict else [], yardstick, tested)
                 asks = decisions.waits(run, registered, verdict)
-                promoted = None if asks else decisions.promote(run, registered, verdict)
+                promoted = None if asks else decisions.promote(run, registered, verdict, rivals)
             if asks:  # for days, perhaps: nobody waits for this run meanwhile
                 reporting.show(run, found, registered)
-                promoted = decisions.promote(run, registered, verdict, decisions.approve(run, registered, verdict))
+                approval = decisions.approve(run, registered, verdict, rivals)
+                promoted = decisions.promote(run, registered, verdict, rivals, approval)
         return reporting.ended(reporting.publish(run, found, promoted))

@@ -97,20 +97,42 @@ def turn(run: Run[Recipe], choice: Choice) -> Iterator[None]:
         lock.release()
 
 
-@task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
-def test(run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstick: Yardstick) -> Candidate | None:
-    """The chosen candidate's answers to the test prompts, judged beside what it would replace.
+@task(cache_policy=NO_CACHE, task_run_name="rivals · {choice.name}")
+def rivals(run: Run[Recipe], choice: Choice, candidates: list[Candidate]) -> Rivals | None:
+    """Champion and anchor, as they were when this run first asked; a challenger is no rival of itself.
 
-    None if nobody judged, none was chosen, or the gate is off: the test prompts then stay unused.
+    None if nothing is tested: nobody judged, none was chosen, or the gate is off. The answer is kept in `rivals.json`,
+    so that a run that is killed and started again compares with the same policies. The run asks anew if another version
+    has become the champion since.
     """
     if not _tests(run, choice):
         return None
+    challenger = named(choice.name, candidates).policy
+    _forget_former_champion(run, challenger)
+    served = _served(run)
+    policies: dict[str, Policy] = {}
+    for name, place in (("champion", served["champion"]), ("anchor", served["anchor"])):
+        if place:
+            policy = replace(loaded(run, place, f"{name} · {place}"), name=name)
+            digests = {challenger.digest, *(other.digest for other in policies.values())}
+            policies |= {name: policy} if policy.digest not in digests else {}
+    return Rivals(served["seen"], policies)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
+def test(
+    run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstick: Yardstick, rivals: Rivals | None
+) -> Candidate | None:
+    """The chosen candidate's answers to the test prompts, judged beside what it would replace.
+
+    None if there is nothing to test: the test prompts then stay unused.
+    """
+    if rivals is None:
+        return None
     told = named(choice.name, candidates)
-    _forget_former_champion(run, told.policy)
-    rivals = _rivals(run, told.policy).policies
     base = {"base": yardstick.base}
     prompts = ask(run, yardstick.sources, yardstick.pairs, "test")
-    answers, verdicts = judged(run, told.policy, {**base, **rivals}, prompts)
+    answers, verdicts = judged(run, told.policy, {**base, **rivals.policies}, prompts)
     distances = kl_distances(run, told.policy, base, prompts) if run.recipe.gate.kl else told.distances
     return told._replace(answers=answers, verdicts=verdicts, distances=distances)
 
@@ -120,11 +142,10 @@ def _tests(run: Run[Recipe], choice: Choice) -> bool:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def certify(run: Run[Recipe], tested: Candidate | None) -> Verdict | None:
+def certify(run: Run[Recipe], tested: Candidate | None, rivals: Rivals | None) -> Verdict | None:
     """The gate, on the test split, once; none if nothing was tested."""
-    if tested is None:
+    if tested is None or rivals is None:
         return None
-    rivals = _rivals(run, tested.policy)
     settings = [run.recipe.constraint.model_dump(), run.recipe.gate.model_dump(exclude={"mode", "approval"})]
     seen = [tested.answers.digest, tested.verdicts.digest, tested.distances.digest]
     against = {name: rival.digest for name, rival in rivals.policies.items()}
@@ -222,7 +243,9 @@ def waits(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> 
     return bool(wanted) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
 
 
-def approve(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> Approval | None:
+def approve(
+    run: Run[Recipe], registered: Registered, verdict: Verdict | None, rivals: Rivals | None
+) -> Approval | None:
     """Wait on the flow run's page for a person, and write the answer down.
 
     None if another version serves since the test: nobody needs to read a comparison of the past, and `promote` sees it.
@@ -230,7 +253,7 @@ def approve(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -
     server nobody could answer: the version then waits for `sacpo promote`.
     """
     version, ledger = registered.version, Ledger(run.root)
-    if len(registry.log(run.root, registered.name)) != _asked_about(run)["seen"]:
+    if rivals is None or len(registry.log(run.root, registered.name)) != rivals.seen:
         return None
     last = ledger.standings(registered.name, version)[-1]
     if last.state in (AGREED, REFUSED):  # to an attempt that died before it followed; a new verdict would stand last
@@ -267,27 +290,30 @@ def _obeyed(run: Run[Recipe], registered: Registered, said: Approval) -> Approva
 
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
 def promote(
-    run: Run[Recipe], registered: Registered, verdict: Verdict | None, approval: Approval | None = None
+    run: Run[Recipe],
+    registered: Registered,
+    verdict: Verdict | None,
+    rivals: Rivals | None,
+    approval: Approval | None = None,
 ) -> Registered | None:
     """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
 
     None if somebody else moved the champion since the gate compared with it: the verdict is about a champion of the
-    past, and the run decides again beside the new one.
+    past, and the run decides again beside the new one. The rivals are forgotten, so that the run asks for them anew.
     """
     if not registered.version:
         return registered
     root, model, version = run.root, registered.name, registered.version
     served = [entry.version_to for entry in registry.log(root, model)]
     may = _passes(run, verdict) and (approval is None or approval.agreed)
-    if may and version not in served:  # once: a later champion is not pushed aside
-        seen = _asked_about(run)["seen"]
+    if rivals is not None and may and version not in served:  # once: a later champion is not pushed aside
         try:
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
-            registry.promote(root, model, version, why, seen)
+            registry.promote(root, model, version, why, rivals.seen)
         except Stale:
-            if len(registry.log(root, model)) == seen:  # the same would be tried for ever
+            if len(registry.log(root, model)) == rivals.seen:  # the same would be tried for ever
                 raise
-            _rivals_file(run).unlink()
+            sealed.remove(_rivals_file(run))
             terminal.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None
     registry.follow(root, model)
@@ -301,24 +327,18 @@ def _passes(run: Run[Recipe], verdict: Verdict | None) -> bool:
     return verdict is not None and verdict.passes and run.recipe.gate.mode is GateMode.enforce
 
 
-def _rivals(run: Run[Recipe], challenger: Policy) -> Rivals:
-    """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
-    model = run.recipe.registered_name
-    if sealed.read(_rivals_file(run), Served) is None:
-        told = registry.log(run.root, model)
-        line = line_of_champions(told)
+def _served(run: Run[Recipe]) -> Served:
+    """Return what served when this run first asked; a file that cannot be read any more is written anew."""
+    served = sealed.read(_rivals_file(run), Served)
+    if served is None:
+        model = run.recipe.registered_name
+        log = registry.log(run.root, model)
+        line = line_of_champions(log)
         anchor = run.recipe.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
-        places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
+        served = Served(seen=len(log), champion=f"models:/{model}/{line[-1]}" if line else "", anchor=anchor)
         run.folder.mkdir(parents=True, exist_ok=True)
-        sealed.write(_rivals_file(run), {"seen": len(told), **places})
-    said = _asked_about(run)
-    policies: dict[str, Policy] = {}
-    for name, place in (("champion", said["champion"]), ("anchor", said["anchor"])):
-        if place:
-            policy = replace(loaded(run, place, f"{name} · {place}"), name=name)
-            known = {challenger.digest, *(other.digest for other in policies.values())}
-            policies |= {name: policy} if policy.digest not in known else {}
-    return Rivals(said["seen"], policies)
+        sealed.write(_rivals_file(run), served)
+    return served
 
 
 def _forget_former_champion(run: Run[Recipe], challenger: Policy) -> None:
@@ -338,18 +358,6 @@ def _forget_former_champion(run: Run[Recipe], challenger: Policy) -> None:
 
 def _rivals_file(run: Run[Recipe]) -> Path:
     return run.folder / "rivals.json"
-
-
-def _asked_about(run: Run[Recipe]) -> Served:
-    """Return what served when this run first asked.
-
-    Raises:
-        Stale: that cannot be read any more; the next command asks again.
-    """
-    served = sealed.read(_rivals_file(run), Served)
-    if served is None:
-        raise Stale(f"{_rivals_file(run)}: cannot be read any more; the same command compares with what serves now")
-    return served
 
 
 def _prompts(tested: Candidate, asks: Gate) -> dict[str, set[str]]:

@@ -14,7 +14,7 @@ import pytest
 
 from models.alignment.checkpoints import newest
 from models.data import sources
-from models.errors import BadInput, Stale
+from models.errors import BadInput
 from models.files import sealed
 from models.files.kept import Kept
 from models.recipe.toml import read
@@ -178,15 +178,16 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", SMALL)
 def test_what_served_cannot_be_guessed_from_a_damaged_file(damage: Damage, runs: Path) -> None:
-    """`rivals.json`: the decision is not taken against something else; the next command asks anew."""
+    """`rivals.json`: a run that is started again compares with what serves now, and keeps that."""
     run = untracked(runs)
     run.folder.mkdir(parents=True)
+    place = run.folder / "rivals.json"
     served = decisions.Served(seen=3, champion="models:/quickstart/2", anchor="")
-    sealed.write(run.folder / "rivals.json", served)
-    assert decisions._asked_about(run) == served
-    damage(run.folder / "rivals.json")
-    with pytest.raises(Stale, match="the same command compares with what serves now"):
-        decisions._asked_about(run)
+    sealed.write(place, served)
+    assert decisions._served(run) == served
+    damage(place)
+    nothing_serves = decisions.Served(seen=0, champion="", anchor="")
+    assert decisions._served(run) == nothing_serves == sealed.read(place, decisions.Served)
 
 
 @pytest.mark.parametrize("damage", [d for d in SMALL if d is not flip])
