@@ -19,8 +19,7 @@ from models.files import sealed
 from models.files.kept import Kept
 from models.recipe.toml import read
 from models.report import diff
-from tasks import decisions, leases
-from tasks import run as runs_of
+from tasks import decisions, leases, outcomes
 from tasks.access import passwords
 from tasks.leases import Lease
 from tasks.work import store
@@ -112,7 +111,7 @@ def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """The folder of its report, which is as it was again afterwards."""
     monkeypatch.setenv("SACPO_RUNS", str(ended))
     (report,) = (path.parent for path in ended.glob("quickstart/*/report.json"))
-    outcome = sealed.read(report / "outcome.json", runs_of.Outcome)
+    outcome = sealed.read(report / "outcome.json", outcomes.Outcome)
     assert outcome
     moved = [place.replace(str(undisturbed), str(ended)) for place in outcome["stages"]]
     sealed.write(report / "outcome.json", {**outcome, "report": str(report), "stages": moved})
@@ -127,11 +126,11 @@ def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.mark.parametrize("damage", SMALL)
 def test_a_run_whose_end_is_damaged_has_not_ended(damage: Damage, name: str, whole: Path, small: list[str]) -> None:
     recipe = read("quickstart", [*small, "compute.processes=2"])
-    before = runs_of.finished(recipe)
+    before = outcomes.finished(recipe)
     assert before and before["exit_code"] == 0
     damage(whole / name)
-    assert runs_of.finished(recipe) is None
-    assert runs_of.forget_failed(recipe) == 0
+    assert outcomes.finished(recipe) is None
+    assert outcomes.forget_failed(recipe) == 0
 
 
 @pytest.mark.parametrize("damage", [d for d in SMALL if d is not gone])

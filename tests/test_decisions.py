@@ -15,11 +15,11 @@ from models.gate.promotion_log import Registered
 from models.metrics.figures import Candidate
 from models.recipe import Constraint, Gate, Recipe
 from models.recipe.toml import read
-from tasks import decisions
+from tasks import approvals, decisions
 from tasks.decisions import Rivals, Served
 from tasks.registry import champion as registry
 from tasks.run import Run
-from tasks.stages import loaded
+from tasks.stages import load_policy
 from tasks.tracking.ledger import Ledger, Standing
 from tasks.tracking.tracker import Tracker, client
 from tasks.work import workers
@@ -39,7 +39,7 @@ def rival(runs: Path, tmp_path: Path, other_policy: Policy) -> Iterator[Policy]:
     """A policy with the recipe's chat template, as every policy of a run; the process is its own worker meanwhile."""
     run = started(runs, "seed=2")
     with workers.workers(run.recipe.compute, runs):
-        base = loaded(run, str(other_policy.path), "rival")
+        base = load_policy(run, str(other_policy.path), "rival")
         folder = shutil.copytree(base.path, tmp_path / "rival")  # a base is links, which MLflow does not register
         yield replace(base, path=folder)
 
@@ -156,7 +156,7 @@ def test_a_run_that_is_killed_between_two_steps_ends_the_same(steps: int, runs: 
     run = started(runs)
     rivals = rivals_of(run, policy)
     registered = register(run, policy)
-    assert not decisions.waits(run, registered, passing())
+    assert not approvals.waits(run, registered, passing())
     promoted = decisions.promote.fn(run, registered, passing(), rivals)
     assert promoted == Registered("quickstart", "1", "champion")
     assert [entry.version_to for entry in registry.log(runs, "quickstart")] == ["1"]
@@ -170,7 +170,7 @@ def test_a_run_that_is_overtaken_forgets_its_rivals_and_asks_anew(runs: Path, po
     registered = register(run, policy)
     colleague = register(started(runs, "seed=2"), rival)
     registry.promote(runs, "quickstart", colleague.version, "a colleague's")
-    assert decisions.approve(run, registered, passing(), rivals) is None  # nobody is asked about it
+    assert approvals.approve(run, registered, passing(), rivals) is None  # nobody is asked about it
     assert decisions.promote.fn(run, registered, passing(), rivals) is None and in_file(run) is None
     rivals = rivals_of(run, policy)
     assert rivals.seen == 1 and list(rivals.policies) == ["champion"]

@@ -15,7 +15,7 @@ from models.files import sealed
 from models.gate.gate import Choice, Facts, SafetyCounts, decide
 from models.gate.promotion_log import Entry, Registered, line_of_champions, rolled_back
 from models.recipe import Constraint, Gate
-from tasks import decisions
+from tasks import approvals, decisions
 from tasks.decisions import Rivals
 from tasks.registry import champion as registry
 from tasks.tracking.ledger import Ledger, Standing
@@ -214,7 +214,7 @@ def test_a_backup_of_the_log_leaves_no_run_and_no_person_stuck(versions: Path) -
     for seen in (0, 3):  # overtaken, or of a future that is gone: it decides again
         sealed.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
         rivals = Rivals(seen, {})
-        assert decisions.approve(run, Registered("m", "4", "challenger"), passes, rivals) is None
+        assert approvals.approve(run, Registered("m", "4", "challenger"), passes, rivals) is None
         assert decisions.promote.fn(run, Registered("m", "4", ""), passes, rivals) is None
         assert not place.exists()
         sealed.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
@@ -232,7 +232,7 @@ def test_nobody_is_asked_about_a_comparison_of_the_past(versions: Path) -> None:
     run = untracked(versions, "registry.name=m")
     rivals = Rivals(0, {})
     registry.promote(versions, "m", "1", "by hand, while the report was made")
-    assert decisions.approve(run, Registered("m", "2", "challenger"), None, rivals) is None
+    assert approvals.approve(run, Registered("m", "2", "challenger"), None, rivals) is None
     assert [standing.state for standing in Ledger(versions).standings("m", "2")] == ["pass"]
 
 
