@@ -124,6 +124,7 @@ def _candidate(
     """Write one candidate's answers, verdicts, distances, margins and progress; return the base's scores."""
     from models.files import jsonl
     from models.judges import judge
+    from models.judges import rows as judge_rows
     from models.judges.protocol import Comparison, Grade
 
     draw = random.Random(number)
@@ -145,14 +146,12 @@ def _candidate(
         else:
             grade = Grade(score)
         failed = row["suite"] != "must_pass" and draw.random() < 0.005
-        told = judge._graded(Grade(failed="made up") if failed else grade)
-        graded.append({"metric": metric, **judge._named(row), **told})
+        graded.append(judge_rows.score_line(metric, answers[-1], Grade(failed="made up") if failed else grade))
         if metric != "over_refusal":
             ours.append(score if metric == "helpful" else grade.score)
             other = (scored or ours)[len(ours) - 1]
             win = Comparison(failed="made up") if failed else Comparison(judge.win(ours[-1], other))
-            named = {"metric": metric, **judge._named(row)}
-            compared += [{**named, "against": name, **judge._compared(win)} for name in ("base", "reference")]
+            compared += [judge_rows.comparison_line(metric, answers[-1], name, win) for name in ("base", "reference")]
     jsonl.write(place / "answers.jsonl", answers)
     jsonl.write(place / "scores.jsonl", graded)
     jsonl.write(place / "comparisons.jsonl", compared)

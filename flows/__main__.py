@@ -1,9 +1,11 @@
 """The command line: `sacpo run RECIPE`, one verb per flow. Heavy imports come after parsing."""
 
 import errno
+import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -18,6 +20,7 @@ from tasks.work import plain_text
 
 if TYPE_CHECKING:
     from models.recipe import Assessment, Recipe
+    from tasks.outcomes import Outcome
 
 app = typer.Typer(
     name="sacpo",
@@ -42,6 +45,7 @@ NO_ROOM = dict.fromkeys((errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT),
 IN_THE_WAY = dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "something else lies in this place; move it away")
 TOO_MANY = dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n 1024)")
 REMEDIES = NO_ROOM | IN_THE_WAY | TOO_MANY
+"""Errors of the system that a user can mend → what to do."""
 Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (see `sacpo recipes`) or a TOML file.")]
 
 
@@ -62,7 +66,7 @@ def retrain(recipe: Which, set_: Changes = None) -> None:
     from tasks.servers.environment import configure_clients
 
     chosen = read(recipe, set_)
-    configure_clients()  # a schedule that a dead server has silenced must not look like one with nothing to do
+    configure_clients()  # where a server is dead, a schedule must not end as if there were nothing to do
     before = last_decision(chosen)
     if before:
         typer.echo(f"{chosen.name}: nothing new since {before['at']}: {before['outcome']}")
@@ -78,11 +82,11 @@ def check(recipe: Which, set_: Changes = None) -> None:
     from tasks.run import planned
 
     chosen = read(recipe, set_)
-    told = planned(chosen)
-    plan_of(chosen, told)
-    for error in told.errors:
+    plan = planned(chosen)
+    plan_of(chosen, plan)
+    for error in plan.errors:
         typer.echo(f"sacpo: {error}", err=True)
-    raise typer.Exit(2 if told.errors else 0)
+    raise typer.Exit(2 if plan.errors else 0)
 
 
 @app.command()
@@ -189,18 +193,18 @@ def diff(
     there, here = (
         side(*fetch_report(root(), place)) if place.startswith("models:/") else side(Path(place)) for place in (a, b)
     )
-    told = difference(there, here)
-    for title, rows in (("recipe", told.recipe), ("data", [(k, x[:12], y[:12]) for k, x, y in told.data])):
+    changes = difference(there, here)
+    for title, rows in (("recipe", changes.recipe), ("data", [(k, x[:12], y[:12]) for k, x, y in changes.data])):
         for key, old, new in rows:
             typer.echo(f"{title:8} {key}: {old} → {new}")
-    for name, *figures in told.figures:
+    for name, *figures in changes.figures:
         cells = [f"{f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}]" if f else "–" for f in figures]
         typer.echo(f"{'result':8} {name}: {' → '.join(cells)}")
-    for metric, same in told.judges:
+    for metric, same in changes.judges:
         agree = f"{same.value:.3f} [{same.low:.3f}, {same.high:.3f}] of {same.n} answers"
         typer.echo(f"{'judges':8} {metric}: say the same of {agree}")
-    typer.echo(sentence(there, here, told))
-    raise typer.Exit(0 if told.holds else Undecided.exit_code)
+    typer.echo(sentence(there, here, changes))
+    raise typer.Exit(0 if changes.holds else Undecided.exit_code)
 
 
 @app.command()
@@ -242,55 +246,77 @@ def keys(
     """List every key of a recipe with its default and what it means."""
     from models.recipe.toml import keys as all_keys
 
-    found = [one for one in all_keys() if one[0].startswith(prefix)]
-    if not found:
+    rows = [row for row in all_keys() if row[0].startswith(prefix)]
+    if not rows:
         raise BadRecipe(f"no key begins with {prefix!r}; `sacpo keys` lists them all")
-    for key, default, meaning in found:
+    for key, default, meaning in rows:
         typer.echo(f"{key}{f' = {default}' if default else ''}\n    {meaning}")
 
 
 def _carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn:
     """Run a flow unless nothing is left to do, show what it found, and exit as it says."""
     from flows.console import outcome_of
-    from tasks.run import finished, forget_failed, refuse_unusable
+    from tasks.outcomes import finished, forget_failed
+    from tasks.run import refuse_unusable
 
     if retry:
         typer.echo(f"{forget_failed(chosen)} failed verdicts are asked for again")
     outcome = finished(chosen)
     if outcome is None:
         refuse_unusable(chosen)
-        import httpx
-
-        from tasks.access.temporary_server import temporary_server
-        from tasks.servers.environment import configure_clients, no_hidden_server
-        from tasks.work.runs_folder import root
-        from tasks.work.workers import workers
-
-        signals.bound()
-        configure_clients()
-        servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
-        typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
-        with temporary_server(root()) as ready, workers(chosen.compute, root()):  # they start side by side
-            try:
-                run_flow = resolve_name(f"flows.{flow}:{flow}")
-                no_hidden_server()
-                ready()
-                outcome = run_flow(chosen)
-            except SacpoError:
-                raise
-            except Exception as error:
-                outcome = finished(chosen)  # Prefect may have died after the last stage
-                if outcome is None:
-                    try:
-                        ready()
-                        configure_clients()
-                    except BadPlace as silent:  # a server that has died is named
-                        raise BadPlace(f"{silent}; the same command goes on") from silent
-                    if isinstance(error, httpx.TransportError):
-                        raise BadPlace(f"Prefect does not answer ({error}); the same command goes on") from error
-                    raise
+        outcome = _run(chosen, flow)
     outcome_of(outcome)
     raise typer.Exit(outcome["exit_code"])
+
+
+def _run(chosen: "Recipe | Assessment", flow: str) -> "Outcome":
+    """Start Prefect and the workers side by side, run a flow, and return how it ended."""
+    from tasks.access.temporary_server import temporary_server
+    from tasks.servers.environment import configure_clients, no_hidden_server
+    from tasks.work.runs_folder import root
+    from tasks.work.workers import workers
+
+    signals.bound()
+    configure_clients()
+    servers = "" if os.environ.get("PREFECT_API_URL") else "Prefect and "
+    typer.echo(f"{chosen.name}: starting {servers}the workers; everything goes to {root()}")
+    with temporary_server(root()) as ready, workers(chosen.compute, root()):
+        try:
+            # Importing Prefect takes two seconds, in which the server and the workers start.
+            run_flow: Callable[[Recipe | Assessment], Outcome] = resolve_name(f"flows.{flow}:{flow}")
+            no_hidden_server()
+            ready()
+            return run_flow(chosen)
+        except SacpoError:
+            raise
+        except Exception as error:
+            # Anything may come out of Prefect when its server dies, and also our own mistakes.
+            return _outcome_despite(error, chosen, ready)
+
+
+def _outcome_despite(error: Exception, chosen: "Recipe | Assessment", ready: Callable[[], None]) -> "Outcome":
+    """Return the outcome if the run was complete before an error came; else raise what the user needs to know.
+
+    Raises:
+        BadPlace: a server has died. Where all of them answer, the error itself is raised.
+    """
+    import httpx
+
+    from tasks.outcomes import finished
+    from tasks.servers.environment import configure_clients
+
+    outcome = finished(chosen)
+    if outcome is not None:
+        logging.getLogger(__name__).warning("the run was complete when an error came: %r", error)
+        return outcome
+    try:
+        ready()
+        configure_clients()
+    except BadPlace as silent:
+        raise BadPlace(f"{silent}; the same command goes on") from silent
+    if isinstance(error, httpx.TransportError):
+        raise BadPlace(f"Prefect does not answer ({error}); the same command goes on") from error
+    raise error
 
 
 def main() -> None:
@@ -303,11 +329,11 @@ def main() -> None:
     except SacpoError as error:
         print("\n".join(f"sacpo: {line}" for line in str(error).splitlines()), file=sys.stderr)
         sys.exit(error.exit_code)
-    except signals.Terminated as told:
+    except signals.Terminated as terminated:
         print(signals.GOES_ON, file=sys.stderr)
-        sys.exit(told.exit_code)
+        sys.exit(terminated.exit_code)
     except SystemExit as end:
-        if end.code == 128 + signal.SIGINT:  # typer has made it of Ctrl-C
+        if end.code == 128 + signal.SIGINT:  # what typer makes of Ctrl-C
             print("sacpo: interrupted; the same command goes on", file=sys.stderr)
         raise
     except OSError as error:

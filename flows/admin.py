@@ -1,4 +1,4 @@
-"""The verbs of operation: who serves, and what may go. Each flow among them is also a deployment (prefect.yaml)."""
+"""The verbs of operation: which version serves, and what may be deleted. Flows among them are also deployments."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
 
 
 def _here(prefect: bool = True) -> Path:
-    """Return the runs folder, as home of Prefect and MLflow; servers that are named answer and let us in.
+    """Return the runs folder, as home of Prefect and MLflow; servers that the environment names answer and let us in.
 
     Args:
-        prefect: whether the command tells Prefect anything; importing it takes two seconds.
+        prefect: whether the command sends anything to Prefect, whose import takes two seconds.
     """
     from tasks.servers.environment import configure_clients, no_hidden_server
     from tasks.work.runs_folder import root
@@ -61,8 +61,9 @@ def champion(model: Model) -> None:
     for entry in serving.log:
         change = f"{entry.version_from or 'none'} → {entry.version_to or 'none'}"
         typer.echo(f"  {entry.number}  {entry.at}  {entry.action:8}  {change:10}  {entry.who}  {entry.why}")
-    named = ", ".join(f"{alias} {version}" for alias, version in sorted(serving.aliases.items()))
-    typer.echo(f"Aliases: {named}")
+    aliases = ", ".join(f"{alias} {version}" for alias, version in sorted(serving.aliases.items()))
+    typer.echo(f"Aliases: {aliases}")
+    # A person may have moved an alias by hand, and `@champion` then leads elsewhere until the hourly repair.
     expected = {registry.CHAMPION: serving.version, registry.PREVIOUS: serving.previous}
     if any(serving.aliases.get(alias, "") != version for alias, version in expected.items()):
         typer.echo("They are not where the promotion log says; `sacpo reconcile` puts them there")
@@ -73,8 +74,7 @@ def reconcile() -> None:
     """Repair what killed processes left: aliases that the promotion log contradicts, runs that are not running."""
     from tasks.run import repair
 
-    done = repair(_here())
-    typer.echo("\n".join(done) or "nothing to repair")
+    typer.echo("\n".join(repair(_here())) or "nothing to repair")
 
 
 @app.command()
@@ -85,13 +85,13 @@ def clean(
     """Free disk: delete results that neither champion, previous, challenger nor an unfinished run needs."""
     from tasks.clean import sweep
 
-    kept, freed = sweep(_here(), days, yes)
-    for place, size in freed:
+    needed, free = sweep(_here(), days, yes)
+    for place, size in free:
         typer.echo(f"{size / 2**20:10.1f} MiB  {place.name}")
-    total = sum(size for _, size in freed) / 2**20
+    total = sum(size for _, size in free) / 2**20
     typer.echo(
-        f"{'freed' if yes else 'would free'} {total:.1f} MiB in {len(freed)} folders; {kept} are kept"
-        + ("" if yes or not freed else "; delete with --yes")
+        f"{'freed' if yes else 'would free'} {total:.1f} MiB in {len(free)} folders; {needed} are kept"
+        + ("" if yes or not free else "; delete with --yes")
     )
 
 
@@ -140,5 +140,6 @@ def up(
     if show_password:
         typer.echo("\n".join(passwords.to_type(writable(), os.environ)))
         return
-    deployments()  # what `prefect deploy` would only say in its log, after all has been started
+    # Read for its errors: `prefect deploy` would write them to its log only, after everything has been started.
+    deployments()
     up(writable(), ServerOptions(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

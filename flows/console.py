@@ -5,7 +5,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,42 +14,45 @@ from models.plan import Plan
 from models.recipe import Recipe
 from models.report.sentences import decision, prompts_of, trained
 from models.report.summary import table
+from tasks.outcomes import Outcome
 from tasks.servers.environment import VERSION_PATHS, request_json
 from tasks.tracking.connection import SERVER, uri, without_password
 from tasks.work.runs_folder import root
 
 UNCLEAR = "unclear"
+PIPE_WIDTH = 200
+"""Columns of a line in a pipe or a log, where no terminal says how many there are."""
 
 
 def plan_of(recipe: Recipe, planned: Plan) -> None:
     """Print the plan of `sacpo check`."""
 
-    def known(value: float, text: str) -> str:
+    def if_known(value: float, text: str) -> str:
         return text if value >= 0 else "?"
 
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
-    shown = Table(box=None, pad_edge=False)
+    steps = Table(box=None, pad_edge=False)
     for column in ("step", "data", "reference", "KL weight β/λ", "trainings", "rows", "updates", "tokens"):
-        shown.add_column(column)
+        steps.add_column(column)
     for step in planned.steps:
-        shown.add_row(
+        steps.add_row(
             step.title,
             Path(step.data).name if len(step.data) > 40 else step.data,
             step.reference,
             ", ".join(f"{weight:g}" for weight in step.weights),
             str(step.trainings),
-            known(step.rows, f"{step.rows:,}"),
-            known(step.updates, f"{step.updates:,}"),
-            known(step.tokens, f"about {step.tokens:,}"),
+            if_known(step.rows, f"{step.rows:,}"),
+            if_known(step.updates, f"{step.updates:,}"),
+            if_known(step.tokens, f"about {step.tokens:,}"),
         )
     console.print(f"{recipe.name}: base {recipe.base}, β = {recipe.beta:g}", highlight=False)
-    console.print(shown, highlight=False)
+    console.print(steps, highlight=False)
     console.print(
-        f"{planned.policies} policies of {known(planned.parameters, f'{planned.parameters:,}')} parameters in float32; "
-        f"memory per training {known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides activations "
-        f"(this machine has {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:,.0f} GiB); "
-        f"disk {known(planned.disk, f'{planned.disk / 2**30:,.1f} GiB')}; "
-        f"time {known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
+        f"{planned.policies} policies of {if_known(planned.parameters, f'{planned.parameters:,}')} parameters in "
+        f"float32; memory per training {if_known(planned.memory, f'{planned.memory / 2**30:,.1f} GiB')} besides "
+        f"activations (this machine has {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:,.0f} GiB); "
+        f"disk {if_known(planned.disk, f'{planned.disk / 2**30:,.1f} GiB')}; "
+        f"time {if_known(planned.seconds, f'about {planned.seconds / 60:,.1f} min of training here')}",
         highlight=False,
     )
     for step in planned.steps:
@@ -64,45 +66,46 @@ def plan_of(recipe: Recipe, planned: Plan) -> None:
         console.print("? data or base lie on a hub and are counted when the run fetches them")
 
 
-def outcome_of(outcome: dict[str, Any]) -> None:
+def outcome_of(outcome: Outcome) -> None:
     """Print the table of candidates, the decision, and where to look next."""
     folder = Path(outcome["report"])
     tree = json.loads((folder / "report.json").read_text("utf-8"))
     chosen = (tree["chosen"] or {"candidate": ""})["candidate"]
     header, *rows = table(tree)
     narrow, unclear = not sys.stdout.isatty(), False
-    shown = Table(box=None, pad_edge=False)
+    candidates = Table(box=None, pad_edge=False)
     for column in header:  # a figure may wrap, a name must stay whole
-        shown.add_column(column.replace(" ", "\n", 1) if narrow else column, no_wrap=column == header[0])
+        candidates.add_column(column.replace(" ", "\n", 1) if narrow else column, no_wrap=column == header[0])
     for row in rows:
         mark, cells = "→ " if row[0] == chosen else "  ", row[1:]
         if narrow:
             cells = [*map(_alone, row[1:-1]), _scale(row[-1])]
             unclear = unclear or cells[-1] == UNCLEAR
-        shown.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
-    console = Console(width=200 if narrow else None, markup=False)
-    console.print(shown)
+        candidates.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
+    console = Console(width=PIPE_WIDTH if narrow else None, markup=False)
+    console.print(candidates)
     if tree["suites"]:
         scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
+        # s is fitted by how far errors reach: without an error it grows without an end, and the table says "beyond".
         scale += "; of pairs that are all told right s says nothing" if any("beyond" in row[-1] for row in rows) else ""
         scale += "; an unclear s may be 0" if unclear else ""
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"
         console.print(f"Figures of {prompts_of(tree)}{intervals}{scale}.", style="dim", highlight=False)
     console.print(decision(tree), highlight=False, soft_wrap=narrow)
-    here = Path(sys.prefix) / "bin"
+    commands = Path(sys.prefix) / "bin"  # the virtual environment need not be on the PATH of a reader
     console.print()
     if (folder / "frontier.png").exists():
         console.print(f"Picture: {folder / 'frontier.png'}", highlight=False, soft_wrap=True)
     console.print(f"Report:  {folder / 'report.html'}", highlight=False, soft_wrap=True)
     if tree["registry"]:
         name, version = tree["registry"]["name"], tree["registry"]["version"]
-        console.print(f"Chat:    {here}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
+        console.print(f"Chat:    {commands}/sacpo chat models:/{name}/{version}", highlight=False, soft_wrap=True)
     prefect = os.environ.get("PREFECT_API_URL", "")
     mlflow = uri(root()) if SERVER else ""
-    named = {"MLflow": _page("MLFLOW_TRACKING_URI", mlflow), "Prefect": _page("PREFECT_API_URL", prefect)}
-    if not any(named.values()):
-        named = {"Pages": f"{here}/sacpo up"}
-    for name, place in named.items():
+    pages = {"MLflow": _page("MLFLOW_TRACKING_URI", mlflow), "Prefect": _page("PREFECT_API_URL", prefect)}
+    if not any(pages.values()):
+        pages = {"Pages": f"{commands}/sacpo up"}
+    for name, place in pages.items():
         console.print(
             f"{name + ':':8} {place or 'in the runs folder; sacpo up shows it'}", highlight=False, soft_wrap=True
         )
@@ -114,12 +117,12 @@ def _alone(cell: str) -> str:
 
 
 def _scale(cell: str) -> str:
-    """Return an s without its interval, or that nobody can tell its sign."""
+    """Return an s without its interval, or `UNCLEAR` if its interval holds 0."""
     return UNCLEAR if re.search(r" \[-[^,]*, [^-]", cell) else _alone(cell)
 
 
 def _page(variable: str, address: str) -> str:
-    """Return where the pages of a named server are, and whether it is silent now."""
+    """Return where the pages of a server are, and whether it does not answer now; empty if none is named."""
     place = without_password(address).removesuffix("/api")
     if address.startswith("http"):
         try:

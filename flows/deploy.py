@@ -9,9 +9,11 @@ import signal
 from contextlib import chdir
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, NotRequired
 
 import yaml
+from pydantic import JsonValue
+from typing_extensions import TypedDict
 
 from models.errors import BadInput, BadPlace, SacpoError
 from models.recipe.toml import assessment, read
@@ -20,14 +22,48 @@ from tasks.servers.environment import configure_clients, no_hidden_server
 from tasks.work.runs_folder import root
 
 CHECKOUT = Path(__file__).parent.parent
+Parameters = dict[str, JsonValue]
+"""Of a flow, by name, as Prefect keeps them."""
 
 
-def recipe(name: str) -> dict[str, Any]:
+class Schedule(TypedDict):
+    """When a deployment runs by itself."""
+
+    cron: str
+    timezone: str
+    active: bool
+    slug: str
+    """Its name, by which Prefect finds it again."""
+
+
+class ConcurrencyLimit(TypedDict):
+    """How many runs of a deployment there may be at a time."""
+
+    limit: int
+
+
+class Deployment(TypedDict):
+    """An entry of `prefect.yaml`, as far as it is used here."""
+
+    name: str
+    entrypoint: str
+    """`flows/align.py:align`."""
+    description: str
+    tags: list[str]
+    parameters: Parameters
+    build: NotRequired[list[dict[str, dict[str, str]]]]
+    """Function of this file → its arguments, beside the `id` by which templates name what it returns."""
+    schedules: NotRequired[list[Schedule]]
+    triggers: NotRequired[list[JsonValue]]
+    concurrency_limit: NotRequired[ConcurrencyLimit]
+
+
+def recipe(name: str) -> Parameters:
     """Build step: return a shipped recipe, whole, as the value of a parameter of that name."""
     return {"recipe": read(name).model_dump(mode="json", by_alias=True)}
 
 
-def judged(policy: str, like: str) -> dict[str, Any]:
+def judged(policy: str, like: str) -> Parameters:
     """Build step: return an assessment of one policy with the suites, judges and bound of a recipe."""
     return {"assessment": assessment([policy], like, []).model_dump(mode="json", by_alias=True)}
 
@@ -37,7 +73,7 @@ def place() -> dict[str, str]:
     return {"checkout": str(CHECKOUT)}
 
 
-def deployments() -> list[dict[str, Any]]:
+def deployments() -> list[Deployment]:
     """Return the entries of `prefect.yaml`, with the parameters that their build steps make; none without that file.
 
     Raises:
@@ -47,27 +83,28 @@ def deployments() -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        told = yaml.safe_load(file.read_text("utf-8"))["deployments"]
+        entries: list[Deployment] = yaml.safe_load(file.read_text("utf-8"))["deployments"]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f": line {mark.line + 1}" if mark else ""
         raise BadInput(f"{file}{where}: no YAML ({getattr(error, 'problem', None) or error})") from error
     except (KeyError, TypeError) as error:
         raise BadInput(f"{file}: has no list `deployments`") from error
-    with chdir(CHECKOUT):  # where `prefect deploy` looks for a recipe
-        return [{**entry, "parameters": _filled(entry, file)} for entry in told]
+    with chdir(CHECKOUT):  # `prefect deploy` looks for a recipe there, too
+        return [{**entry, "parameters": _parameters(entry, file)} for entry in entries]
 
 
-def _filled(entry: dict[str, Any], file: Path) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+def _parameters(entry: Deployment, file: Path) -> Parameters:
+    """Return the parameters of an entry; those that a build step makes take the place of their templates."""
+    values: Parameters = {}
     for step in entry.get("build") or []:
-        for name, given in step.items():
-            inputs = {key: value for key, value in (given or {}).items() if key != "id"}
+        for name, arguments in step.items():
+            inputs = {key: value for key, value in (arguments or {}).items() if key != "id"}
             try:
-                made |= resolve_name(name.replace("flows.deploy.", "flows.deploy:"))(**inputs)
+                values |= resolve_name(name.replace("flows.deploy.", "flows.deploy:"))(**inputs)
             except (SacpoError, AttributeError, ImportError, TypeError) as error:
                 raise BadInput(f"{file}: deployment {entry.get('name')!r}, {name}: {error}") from error
-    return {key: made.get(key, value) for key, value in (entry.get("parameters") or {}).items()}
+    return {key: values.get(key, value) for key, value in (entry.get("parameters") or {}).items()}
 
 
 def serve_all(limit: int) -> None:
@@ -79,7 +116,7 @@ def serve_all(limit: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     configure_clients()
     no_hidden_server()
-    os.environ["SACPO_RUNS"] = str(root())  # from here on we are in the checkout
+    os.environ["SACPO_RUNS"] = str(root())  # whole, since a relative path means another folder after the next line
     os.chdir(CHECKOUT)
     from prefect import Flow, serve
     from prefect.schedules import Cron
@@ -90,15 +127,16 @@ def serve_all(limit: int) -> None:
             "sacpo serve needs a Prefect server, whose pages start the runs: start one in another terminal with "
             "`sacpo up --no-worker`, and export what it prints"
         )
-    served = []
+    runners = []
     for entry in deployments():
         schedules = [
             Cron(s["cron"], timezone=s["timezone"], active=s["active"], slug=s["slug"])
             for s in entry.get("schedules") or []
         ]
-        # from a source, so that one that `sacpo up` has registered is told where its code lies now
+        concurrency = entry.get("concurrency_limit")
+        # From a source: a deployment that `sacpo up` has registered may name another checkout, and then gets this one.
         flow: Any = Flow.from_source(str(CHECKOUT), entry["entrypoint"])
-        served.append(
+        runners.append(
             flow.to_deployment(
                 entry["name"],
                 parameters=entry["parameters"],
@@ -106,11 +144,11 @@ def serve_all(limit: int) -> None:
                 triggers=entry.get("triggers"),
                 description=entry["description"],
                 tags=entry["tags"],
-                concurrency_limit=(entry.get("concurrency_limit") or {}).get("limit"),
+                concurrency_limit=concurrency.get("limit") if concurrency else None,
                 enforce_parameter_schema=True,
             )
         )
     try:
-        serve(*served, limit=limit, pause_on_shutdown=False)
+        serve(*runners, limit=limit, pause_on_shutdown=False)
     finally:
-        sweep(root())  # Prefect ends what runs, and leaves it Running
+        sweep(root())  # Prefect ends the processes of its runs, but leaves the runs in the state Running

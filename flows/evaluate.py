@@ -1,22 +1,24 @@
 """Judge policies as they are, trained here or not: the same judges, statistics and report as after training."""
 
-from typing import Any
+from prefect import State
 
 from models.gate.gate import AS_THEY_ARE
 from models.gate.promotion_log import NOT_REGISTERED
 from models.recipe import Assessment
+from models.report.report import Findings
 from tasks import stages
 from tasks.decisions import test_in_order
 from tasks.leases import watched
-from tasks.reporting import Findings, ended, publish
+from tasks.outcomes import Outcome
+from tasks.reporting import ended, publish
 from tasks.run import opened
 from tasks.work.prefect_pages import flow
 
 
 @watched
 @flow(name="evaluate", flow_run_name="{assessment.name}")
-def evaluate(assessment: Assessment) -> Any:
-    """Judge policies side by side, and test the bound on them in the order in which they are given.
+def evaluate(assessment: Assessment) -> State[Outcome]:
+    """Judge policies side by side, and test the bound on them in the order in which they are named.
 
     Args:
         assessment: policies, prompts, judges, and the bound.
@@ -25,8 +27,9 @@ def evaluate(assessment: Assessment) -> Any:
         sources = stages.gather(run)
         adopted = [stages.adopt(run, place) for place in assessment.policies]
         policies = stages.uniquely_named(assessment.policies, adopted)
+        # Nothing is chosen here, so that all prompts test, and no held-out comparisons are needed.
         yardstick = stages.Yardstick(policies[0], sources, [], {}, stages.ask(run, sources, [], "test"))
-        told = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
-        candidates = [evidence.result() for evidence in told]
+        futures = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
+        candidates = [future.result() for future in futures]
         verdicts = test_in_order(run, candidates)
-        return ended(publish(run, Findings(candidates, AS_THEY_ARE, verdicts, yardstick), NOT_REGISTERED))
+        return ended(publish(run, Findings(candidates, AS_THEY_ARE, verdicts), yardstick, NOT_REGISTERED))

@@ -1,7 +1,6 @@
 """Align again when there is something new; otherwise end in seconds."""
 
-from typing import Any
-
+from prefect import State
 from prefect.states import Completed
 
 from flows.align import align
@@ -9,14 +8,15 @@ from models.markdown import unlinked
 from models.recipe import Recipe
 from tasks import leases, schedule
 from tasks.leases import watched
-from tasks.run import asking, digest, last_decision
+from tasks.outcomes import Outcome
+from tasks.run import digest, last_decision, open_question
 from tasks.work.prefect_pages import flow
 from tasks.work.runs_folder import root
 
 
 @watched
 @flow(name="retrain", flow_run_name="{recipe.name}")
-def retrain(recipe: Recipe) -> Any:
+def retrain(recipe: Recipe) -> State[Outcome]:
     """Align from the base if data, recipe or base changed since the last decided attempt, and ask the gate.
 
     A challenger that was rejected is not trained again. A run that comes late, when the next one is due already, ends
@@ -32,7 +32,8 @@ def retrain(recipe: Recipe) -> Any:
     before = last_decision(recipe)
     if before:
         return Completed(name="NothingNew", message=unlinked(f"nothing new since {before['at']}: {before['outcome']}"))
-    asked = asking(recipe, digest(recipe))
-    if asked:
-        return Completed(name="WaitsForApproval", message=asked)
-    return align.fn(recipe)  # in this flow run: a run inside another could not pause it, and would hold its place
+    question = open_question(recipe, digest(recipe))
+    if question:
+        return Completed(name="WaitsForApproval", message=question)
+    # The plain function, in this flow run: a flow run inside this one could not pause it, and would hold its place.
+    return align.fn(recipe)

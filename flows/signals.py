@@ -1,4 +1,4 @@
-"""How the command ends: told to by SIGTERM, and soon, whoever still waits."""
+"""How the command ends on SIGTERM: within seconds, whatever its threads still wait for."""
 
 import atexit
 import os
@@ -11,45 +11,46 @@ from typing import NoReturn
 PATIENCE = 15.0
 """Seconds from SIGTERM in which the main thread ends its workers and its records by itself."""
 END = 30.0
-"""Seconds from SIGTERM after which this process is gone, whoever still waits: everything it writes is whole or absent.
-"""
+"""Seconds from SIGTERM after which this process is gone, whatever still waits. No file is half written then: each is
+written whole or not at all."""
 LAST_WORDS = 10.0
-"""Seconds for what runs at the end of a process: Prefect offers each event to a dead server for longer."""
+"""Seconds for what runs at the end of a process; Prefect would try longer to send its events to a dead server."""
 GOES_ON = "sacpo: terminated; the same command goes on"
 
 
 class Terminated(BaseException):
-    """The command was told to end: spot machines and schedulers do that."""
+    """The command must end: cluster schedulers send SIGTERM, and so do clouds that take a spot machine back."""
 
     exit_code = 128 + signal.SIGTERM
 
 
 def listen() -> None:
-    """Raise `Terminated` on SIGTERM; inside a flow Prefect does it in its own way, and calls this at the end."""
+    """Raise `Terminated` on SIGTERM. Inside a flow, Prefect's own handler acts first, and then calls this one."""
     signal.signal(signal.SIGTERM, _terminate)
 
 
 def bound() -> None:
     """See to it that SIGTERM ends this process within `END` seconds.
 
-    The exception of a handler can get lost (in a callback, in a destructor) or wait behind one who waits. What is
-    written to the wake-up file descriptor comes from C as soon as the signal does.
+    The exception that a Python handler raises can get lost in a callback or a destructor, or end in a `finally` that
+    waits again. The wake-up file descriptor is written by C code as soon as the signal comes.
     """
-    seen, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    threading.Thread(target=_end_soon, args=(seen,), daemon=True).start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_soon, args=(reader,), daemon=True).start()
 
 
 def leave() -> NoReturn:
-    """End this process with the exit code that is on its way, within seconds.
+    """End this process within seconds, with the exit code of the exception that is being handled.
 
-    What was registered for the end is called, the interpreter is not taken apart: collecting what torch's and Prefect's
-    modules left took up to 15 s on a busy machine, in which no other thread runs, and so no clock either.
+    Exit functions are called, but the interpreter is not taken apart: to collect what the modules of torch and Prefect
+    left took up to 15 s on a busy machine. No other thread runs in that time, and so no watchdog either.
     """
     error = sys.exc_info()[1]
     if error is not None and not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
+    # As the interpreter does it: the code of a SystemExit may be a number, none, or a sentence for stderr.
     code = getattr(error, "code", 0 if error is None else 1)
     if isinstance(code, str):
         print(code, file=sys.stderr)
@@ -57,7 +58,8 @@ def leave() -> NoReturn:
     watchdog = threading.Timer(LAST_WORDS, _leave, [code])
     watchdog.daemon = True
     watchdog.start()
-    threading._shutdown()  # type: ignore[attr-defined]
+    # These two are what the interpreter itself calls first at its end, in this order. The types name only the second.
+    vars(threading)["_shutdown"]()
     atexit._run_exitfuncs()
     _leave(code)
 
@@ -67,14 +69,15 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def _end_soon(seen: int) -> None:
-    while os.read(seen, 1) != bytes([signal.SIGTERM]):
+def _end_soon(reader: int) -> None:
+    """Wait for SIGTERM, and then end this process step by step: nothing yet, its workers, itself."""
+    while os.read(reader, 1) != bytes([signal.SIGTERM]):  # other signals write their numbers, too
         pass
     time.sleep(PATIENCE)
-    launch = sys.modules.get("tasks.work.workers")
-    if launch:
-        launch.stop()  # a training writes its checkpoint, and the main thread hears of the end of its workers
-    time.sleep(max(0.0, END - PATIENCE - launch.GRACE if launch else 0.0))
+    workers = sys.modules.get("tasks.work.workers")  # if it was never imported, there are no workers
+    if workers:
+        workers.stop()  # a training writes its checkpoint, and the main thread no longer waits for its worker
+    time.sleep(max(0.0, END - PATIENCE - workers.GRACE if workers else 0.0))
     print(GOES_ON, file=sys.stderr)
     _leave(Terminated.exit_code)
 
@@ -83,6 +86,6 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # nobody reads any more
+        except (OSError, ValueError):  # the reader of a pipe has gone, or the stream is closed
             continue
     os._exit(code)

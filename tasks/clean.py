@@ -11,26 +11,26 @@ from models.errors import BadPlace
 from models.files import sealed
 from models.files.kept import Kept
 from models.gate.promotion_log import line_of_champions
+from tasks.outcomes import Outcome
 from tasks.registry import champion
-from tasks.run import Outcome
 
 DAY = 24 * 3600.0
 
 
 class Registry(TypedDict):
-    """What of a report tells which version it is of."""
+    """The key of `report.json` that says which model version the report is about."""
 
     registry: dict[str, str] | None
 
 
 def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, int]]]:
-    """Find, and with `delete` remove, the stored results and fetched copies that nobody needs.
+    """Find, and with `delete` remove, the stored results and fetched copies that are not needed.
 
-    Kept are the results behind champion, previous champion and challenger of every model, and whatever was used in the
-    last `days`, which unfinished attempts go on from. A removed result is made again when a run asks for it.
+    The results behind champion, previous champion and challenger of every model stay, and so does everything that was
+    used in the last `days`, since unfinished runs go on from it. A removed result is made again when a run asks for it.
 
     Returns:
-        How many folders are kept, and the others with their size in bytes, largest first.
+        How many folders stay, and the others with their size in bytes, largest first.
 
     Raises:
         BadPlace: a run is going on.
@@ -40,12 +40,12 @@ def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, 
     needed = _needed(root)
     old = time.time() - days * DAY
     for place in [*root.glob("store/*.gone"), *root.glob("registered/*.gone")] if delete else ():
-        shutil.rmtree(place)  # of a clean that was killed
+        shutil.rmtree(place)  # left by a `sacpo clean` that was killed
     places = [p for folder in (Kept.store, Kept.registered) for p in (root / folder).glob("*") if p.is_dir()]
     free = [p for p in places if p.resolve() not in needed and p.stat().st_mtime < old]
-    sized = sorted(((p, _size(p)) for p in free), key=lambda told: -told[1])
+    sized = sorted(((p, _size(p)) for p in free), key=lambda pair: -pair[1])
     for place, _ in sized if delete else ():
-        if place.stat().st_mtime >= old:  # a run has begun meanwhile, and uses it
+        if place.stat().st_mtime >= old:  # a run that has begun since we looked uses it
             continue
         gone = place.with_name(place.name + ".gone")
         place.rename(gone)  # a run that starts now finds it whole or not at all
@@ -65,7 +65,7 @@ def _needed(root: Path) -> set[Path]:
         if model not in serving:
             line = line_of_champions(champion.log(root, model))
             serving[model] = [*line[-2:], champion.challenger(root, model)]
-        if version in serving[model]:
+        if version in serving[model]:  # the whole chain of a version: base, steps, merge, answers and verdicts
             needed |= {Path(stage).resolve() for stage in ended["stages"]}
     return needed
 

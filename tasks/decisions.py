@@ -1,22 +1,18 @@
-"""The tasks that decide: which candidate, whether it may serve, and who serves from then on.
+"""The tasks that decide: which candidate, whether it may serve, and which version serves from then on.
 
-A decision on test prompts is written down before anything follows from it (ledger.py). A run that is killed and started
-again finds it there, with what served when it was taken, and goes on to the same end.
+A decision on test prompts is written into the ledger (tasks/tracking/ledger.py) before anything follows from it. A run
+that is killed and started again finds it there, finds what served at that time in `rivals.json`, and ends the same.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
-from prefect import pause_flow_run
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import FlowPauseTimeout
-from prefect.runtime import flow_run
 from typing_extensions import TypedDict
 
 from models.artifacts import Policy, Sources, content_digest
@@ -31,55 +27,55 @@ from models.metrics.candidate import Candidate
 from models.recipe import Gate, GateMode, Recipe
 from models.report.sentences import CHECK_COLUMNS, check_row
 from models.report.tree import check_entry
-from tasks.access.temporary_server import lasting
+from tasks.best_effort import best_effort
 from tasks.registry import champion as registry
 from tasks.registry import events
-from tasks.registry.approval import Approval, question
-from tasks.run import AnyRun, Run, asked
-from tasks.stages import Yardstick, ask, judged, kl_distances, loaded, named
-from tasks.tracking.ledger import AGREED, REFUSED, Ledger, Standing
+from tasks.registry.approval import Approval
+from tasks.run import AnyRun, Run
+from tasks.stages import Yardstick, ask, candidate_named, judged, kl_distances, load_policy
+from tasks.tracking.ledger import Ledger, Standing
 from tasks.work import terminal, workers
 from tasks.work.prefect_pages import task
-
-APPROVAL_TIMEOUT = 7 * 24 * 3600
-"""Seconds that a run waits for a person."""
 
 
 class Rivals(NamedTuple):
     """What a challenger is compared with: what served when the decision began."""
 
     seen: int
-    """Lines of the promotion log."""
+    """Lines of the promotion log at that time."""
     policies: dict[str, Policy]
-    """`champion`, `anchor`."""
+    """`champion` and `anchor`, as far as there are any and they are not the challenger itself."""
 
     @property
     def compared(self) -> list[str]:
-        """What the chosen one must not help less than: all of these, and the base where there is no champion yet."""
+        """Names of what the challenger must not help less than: all rivals, and the base if there is no champion."""
         return [*([] if self.seen and self.policies else ["base"]), *self.policies]
 
 
 class Served(TypedDict):
-    """What served when a run first asked, as places; `seen` as in `Rivals`."""
+    """What served when a run first asked: `rivals.json`."""
 
     seen: int
+    """As in `Rivals`."""
     champion: str
+    """`models:/NAME/VERSION`; empty if nothing served."""
     anchor: str
+    """Folder, hub id or registered version; empty if there is none."""
 
 
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: AnyRun, candidates: list[Candidate]) -> Choice:
-    """Exactly one candidate, on the validation split. The base is none."""
-    told = [facts.safety_counts(c) for c in candidates[1:]]
-    return gate.choose(told, run.recipe.bound)
+    """One candidate or none, by its counts on the validation split. The base, which comes first, cannot be chosen."""
+    counts = [facts.safety_counts(c) for c in candidates[1:]]
+    return gate.choose(counts, run.recipe.bound)
 
 
 @contextmanager
 def turn(run: Run[Recipe], choice: Choice) -> Iterator[None]:
-    """Of the runs of one folder that would promote to one model, let one at a time test, decide and promote.
+    """Let the runs of one folder that may promote to the same model test, decide and promote one after the other.
 
-    Without it all but the first would have compared with a champion of the past, and have spent error on the prompts.
-    A promotion that a person agreed to, or made by hand, waits for nobody.
+    Otherwise several would compare with the same champion, only the first could promote, and the others would have
+    spent error on the test prompts for nothing. A promotion that a person agreed to, or made by hand, takes no turn.
     """
     if not _tests(run, choice):
         yield
@@ -90,7 +86,7 @@ def turn(run: Run[Recipe], choice: Choice) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         terminal.say(f"another run decides which version of {model} serves; waiting for it")
-        workers.rest()
+        workers.rest()  # the other run may test for hours, and needs the memory and the GPU
         lock.acquire()
     try:
         yield
@@ -98,58 +94,84 @@ def turn(run: Run[Recipe], choice: Choice) -> Iterator[None]:
         lock.release()
 
 
-@task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
-def test(run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstick: Yardstick) -> Candidate | None:
-    """The chosen candidate's answers to the test prompts, judged beside what it would replace.
+@task(cache_policy=NO_CACHE, task_run_name="rivals · {choice.name}")
+def rivals(run: Run[Recipe], choice: Choice, candidates: list[Candidate]) -> Rivals | None:
+    """Champion and anchor, as they were when this run first asked; a challenger is no rival of itself.
 
-    None if nobody judged, none was chosen, or the gate is off: the test prompts then stay unused.
+    None if nothing is tested: no answer was judged, no candidate was chosen, or the gate is off. The answer is kept in
+    `rivals.json`, so that a run that is killed and started again compares with the same policies. The run asks anew if
+    another version has become the champion since.
     """
     if not _tests(run, choice):
         return None
-    told = named(choice.name, candidates)
-    _forget_former_champion(run, told.policy)
-    rivals = _rivals(run, told.policy).policies
+    challenger = candidate_named(choice.name, candidates).policy
+    _forget_former_champion(run, challenger)
+    served = _served(run)
+    policies: dict[str, Policy] = {}
+    for name, place in (("champion", served["champion"]), ("anchor", served["anchor"])):
+        if place:
+            policy = replace(load_policy(run, place, f"{name} · {place}"), name=name)
+            # the first champion is also the anchor, where the recipe names none: it then stands under one name only
+            digests = {challenger.digest, *(other.digest for other in policies.values())}
+            policies |= {name: policy} if policy.digest not in digests else {}
+    return Rivals(served["seen"], policies)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="test · {choice.name}")
+def test(
+    run: Run[Recipe], choice: Choice, candidates: list[Candidate], yardstick: Yardstick, rivals: Rivals | None
+) -> Candidate | None:
+    """The chosen candidate on the test prompts, judged beside its rivals; none if nothing is tested."""
+    if rivals is None:
+        return None
+    chosen = candidate_named(choice.name, candidates)
     base = {"base": yardstick.base}
     prompts = ask(run, yardstick.sources, yardstick.pairs, "test")
-    answers, verdicts = judged(run, told.policy, {**base, **rivals}, prompts)
-    distances = kl_distances(run, told.policy, base, prompts) if run.recipe.gate.kl else told.distances
-    return replace(told, answers=answers, scores=verdicts, distances=distances)
+    answers, scores = judged(run, chosen.policy, {**base, **rivals.policies}, prompts)
+    distances = kl_distances(run, chosen.policy, base, prompts) if run.recipe.gate.kl else chosen.distances
+    return replace(chosen, answers=answers, scores=scores, distances=distances)
 
 
 def _tests(run: Run[Recipe], choice: Choice) -> bool:
+    """Return whether the chosen candidate is tested."""
     return bool(choice.name) and choice.decided and run.recipe.gate.mode is not GateMode.off
 
 
 @task(cache_policy=NO_CACHE, task_run_name="gate")
-def certify(run: Run[Recipe], tested: Candidate | None) -> Verdict | None:
+def certify(run: Run[Recipe], tested: Candidate | None, rivals: Rivals | None) -> Verdict | None:
     """The gate, on the test split, once; none if nothing was tested."""
-    if tested is None:
+    if tested is None or rivals is None:
         return None
-    rivals = _rivals(run, tested.policy)
     settings = [run.recipe.constraint.model_dump(), run.recipe.gate.model_dump(exclude={"mode", "approval"})]
-    seen = [tested.answers.digest, tested.scores.digest, tested.distances.digest]
+    evidence = [tested.answers.digest, tested.scores.digest, tested.distances.digest]
     against = {name: rival.digest for name, rival in rivals.policies.items()}
-    against |= {"base": ""} if rivals.policies and "base" in rivals.compared else {}  # alone it is what nobody says
-    question = content_digest([tested.policy.digest, [*settings, run.judges], seen, against])
-    return _show(run, verdict_on(Ledger(run.root), run.recipe, question, tested, rivals))
+    if rivals.policies and "base" in rivals.compared:
+        against["base"] = ""  # named beside others only: a question that names no rival is about the base alone
+    question = content_digest([tested.policy.digest, [*settings, run.judges], evidence, against])
+    return _show(verdict_on(Ledger(run.root), run.recipe, question, tested, rivals))
 
 
 def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate, rivals: Rivals) -> Verdict:
     """Return the verdict on a question: the one in the ledger, or a new one that is written there.
 
-    Charged are all the prompts that the gate looks at. What is spent is the most that any prompt has been charged with
-    of those that a bound rests on: a prompt more, another suite or another registered name leaves it as it is.
+    All prompts that the gate looks at are charged. What is spent of a kind of prompts is the largest charge of any of
+    them: one more prompt, another suite or another registered name does not lower it. Prompts that must pass are
+    charged as well, but no bound rests on them, so that they are never spent.
+
+    Args:
+        question: digest of everything that the verdict follows from.
     """
     prompts = _prompts(tested, recipe.gate)
     chosen = facts.safety_counts(tested)
     while True:
-        known = ledger.verdict(question)
-        if known:
-            return known
+        earlier = ledger.verdict(question)
+        if earlier:
+            return earlier
         charges = ledger.charges(set().union(*prompts.values()))
         spent = {kind: max(charges[prompt].error for prompt in prompts[kind]) for kind in prompts if kind != MUST_PASS}
-        seen = facts.facts(tested, rivals.compared, spent)
-        verdict = gate.decide(chosen, seen, recipe.constraint, recipe.gate)
+        evidence = facts.facts(tested, rivals.compared, spent)
+        verdict = gate.decide(chosen, evidence, recipe.constraint, recipe.gate)
+        # The ledger refuses if another process has charged one of the prompts since: then we look and decide again.
         if ledger.decide(recipe.registered_name, question, charges, recipe.constraint.error, verdict):
             events.gate_decided(recipe.registered_name, verdict)
             return verdict
@@ -158,8 +180,9 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
 @task(cache_policy=NO_CACHE, task_run_name="test in order")
 def test_in_order(run: AnyRun, candidates: list[Candidate]) -> list[Verdict]:
     """Fixed-sequence testing: each policy at the full level, in the declared order, up to the first that fails."""
-    told = [facts.safety_counts(c) for c in candidates[1:] or candidates]
-    return gate.in_order(told, run.recipe.bound)
+    # The others are compared with the first, which is tested itself only if it is alone.
+    counts = [facts.safety_counts(c) for c in candidates[1:] or candidates]
+    return gate.in_order(counts, run.recipe.bound)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="register · {choice.name}")
@@ -169,7 +192,7 @@ def register(
     """A model version that carries its evidence, as challenger; none if the constraint does not hold."""
     if not choice.name:
         return NOT_REGISTERED
-    policy = named(choice.name, candidates).policy
+    policy = candidate_named(choice.name, candidates).policy
     if verdict is not None and not verdict.holds:
         _withdraw(run, policy, verdict)
         return NOT_REGISTERED
@@ -183,30 +206,41 @@ def register(
         "data": sources.digest,
         "constraint": f"{constraint.measure} >= {constraint.at_least:g}",
         "lower_bound": f"{verdict.lower_bound:.4f}" if verdict else "none",
-        "gate": ("pass" if verdict.passes else "fail") if verdict else "undecided" if mode != "off" else "off",
+        "gate": _gate_state(verdict, mode),
         "gate.mode": mode.value,
     }
     if verdict:
+        # MLflow refuses a comma in the name of a tag, and the names of some checks have one.
         tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
-    version, name = run.tracker.register(policy, tags), run.recipe.registered_name
-    why, ledger, source = verdict.why_not if verdict else "", Ledger(run.root), registry.source(run.root, name, version)
-    ledger.registered(name, version, source, policy.digest)
-    _stand(run, version, Standing(tags["gate"], "", why, content_digest(asdict(verdict) if verdict else None), source))
-    if verdict:  # an undecided one challenges nobody
+    name, version = run.recipe.registered_name, run.tracker.register(policy, tags)
+    source = registry.source(run.root, name, version)
+    Ledger(run.root).registered(name, version, source, policy.digest)
+    why, verdict_digest = verdict.why_not if verdict else "", content_digest(asdict(verdict) if verdict else None)
+    _stand(run, version, Standing(tags["gate"], "", why, verdict_digest, source))
+    if verdict:  # without a verdict it was not compared with the champion, and challenges nothing
         registry.challenge(run.root, name, version)
     return Registered(name, version, registry.CHALLENGER if verdict else "")
 
 
+def _gate_state(verdict: Verdict | None, mode: GateMode) -> str:
+    if verdict:
+        return "pass" if verdict.passes else "fail"
+    return "off" if mode is GateMode.off else "undecided"
+
+
 def _stand(run: Run[Recipe], version: str, standing: Standing) -> None:
-    """Write down what a verdict means for a version; a restart repeats nothing."""
+    """Write down what a verdict means for a version, once."""
     name, ledger = run.recipe.registered_name, Ledger(run.root)
-    if standing[3:] not in (last[3:] for last in ledger.standings(name, version)[-1:]):
+    last = ledger.standings(name, version)[-1:]
+    # Only verdict and weights are compared: after a person's answer to this verdict, a restarted run must not write
+    # `pass` behind a refusal.
+    if [(s.verdict, s.source) for s in last] != [(standing.verdict, standing.source)]:
         ledger.stand(name, version, standing)
 
 
 def _withdraw(run: Run[Recipe], policy: Policy, verdict: Verdict) -> None:
-    """Take back what an earlier verdict of this run let pass, as before its judge was asked again."""
+    """Take back what an earlier verdict of this run let pass: its judge was asked again, and found otherwise."""
     name = run.recipe.registered_name
     if not Ledger(run.root).knows(name, policy.digest):
         return
@@ -217,78 +251,36 @@ def _withdraw(run: Run[Recipe], policy: Policy, verdict: Verdict) -> None:
         registry.withdraw(run.root, name, version)
 
 
-def waits(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> bool:
-    """Whether a person has to agree: the recipe says so, the gate let the version pass, and it never served yet."""
-    wanted = run.recipe.gate.approval and registered.version and _passes(run, verdict)
-    return bool(wanted) and registered.version not in (e.version_to for e in registry.log(run.root, registered.name))
-
-
-def approve(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> Approval | None:
-    """Wait on the flow run's page for a person, and write the answer down.
-
-    None if another version serves since the test: nobody needs to read a comparison of the past, and `promote` sees it.
-    The ledger has it before anything else: a death, or an MLflow that does not answer, loses no refusal. Without a
-    server nobody could answer: the version then waits for `sacpo promote`.
-    """
-    version, ledger = registered.version, Ledger(run.root)
-    if len(registry.log(run.root, registered.name)) != _asked_about(run)["seen"]:
-        return None
-    last = ledger.standings(registered.name, version)[-1]
-    if last.state in (AGREED, REFUSED):  # to an attempt that died before it followed; a new verdict would stand last
-        return _obeyed(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
-    ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
-    run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
-    by_hand = f"sacpo promote {registered.name} {version} --why …"
-    if not lasting():
-        terminal.say(f"waits for approval: {by_hand}")
-        return Approval(agreed=False)
-    terminal.say(f"{registered.name} version {version} waits for approval on the page of this run")
-    pages: list[tuple[str, str]] = []
-    with suppress(Exception):  # a page of MLflow that cannot be named must not keep the question back
-        pages = run.tracker.pages(registered)
-    workers.rest()
-    form = Approval.with_initial_data(description=question(registered, verdict, pages))
-    key = f"approval-{uuid4()}"  # Prefect asks once under each; no earlier answer may stand for this question
-    try:
-        with asked(run, f"{run.recipe.name}: this run waits already for an approval; answer it at {flow_run.ui_url}"):
-            said = pause_flow_run(wait_for_input=form, timeout=APPROVAL_TIMEOUT, poll_interval=2, key=key)
-    except FlowPauseTimeout:
-        terminal.say(f"nobody answered in {APPROVAL_TIMEOUT // 86400} days; it waits: {by_hand}")
-        return Approval(agreed=False)
-    ledger.stand(registered.name, version, last._replace(state=said.state, who=said.by, why=said.why))
-    return _obeyed(run, registered, said)
-
-
-def _obeyed(run: Run[Recipe], registered: Registered, said: Approval) -> Approval:
-    """Show a person's answer, which is in the ledger already."""
-    run.tracker.tag(registered.name, registered.version, {"gate": "pass" if said.agreed else str(said)})
-    terminal.say(str(said))
-    return said
-
-
 @task(cache_policy=NO_CACHE, task_run_name="promote · {registered.name} {registered.version}")
 def promote(
-    run: Run[Recipe], registered: Registered, verdict: Verdict | None, approval: Approval | None = None
+    run: Run[Recipe],
+    registered: Registered,
+    verdict: Verdict | None,
+    rivals: Rivals | None,
+    approval: Approval | None = None,
 ) -> Registered | None:
     """The version becomes the champion if the gate let it pass, and a person agreed where the recipe asks for one.
 
-    None if somebody else moved the champion since the gate compared with it: the verdict is about a champion of the
-    past, and the run decides again beside the new one.
+    None if another process moved the champion since the gate compared with it: the verdict is about a champion of the
+    past. The rivals are then forgotten, so that the run asks for them anew and decides again.
+
+    Raises:
+        Stale: the log is as long as it was, but its numbers are not those that we saw; a second try would fail as well.
     """
     if not registered.version:
         return registered
     root, model, version = run.root, registered.name, registered.version
-    served = [entry.version_to for entry in registry.log(root, model)]
-    may = _passes(run, verdict) and (approval is None or approval.agreed)
-    if may and version not in served:  # once: a later champion is not pushed aside
-        seen = _asked_about(run)["seen"]
+    champions = [entry.version_to for entry in registry.log(root, model)]
+    allowed = may_be_promoted(run, verdict) and (approval is None or approval.agreed)
+    # A version that served once is not promoted again: a restarted run must not push a later champion aside.
+    if rivals is not None and allowed and version not in champions:
         try:
             why = f"passed the gate in run {run.digest[:12]}" + (f", {approval}" if approval else "")
-            registry.promote(root, model, version, why, seen)
+            registry.promote(root, model, version, why, rivals.seen)
         except Stale:
-            if len(registry.log(root, model)) == seen:  # the same would be tried for ever
+            if len(registry.log(root, model)) == rivals.seen:
                 raise
-            _rivals_file(run).unlink()
+            sealed.remove(_rivals_file(run))
             terminal.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None
     registry.follow(root, model)
@@ -298,34 +290,29 @@ def promote(
     return registered._replace(alias=registry.CHALLENGER if verdict else "")
 
 
-def _passes(run: Run[Recipe], verdict: Verdict | None) -> bool:
+def may_be_promoted(run: Run[Recipe], verdict: Verdict | None) -> bool:
+    """Return whether the gate lets a version serve, as far as it depends on the gate; `dry-run` and `off` never do."""
     return verdict is not None and verdict.passes and run.recipe.gate.mode is GateMode.enforce
 
 
-def _rivals(run: Run[Recipe], challenger: Policy) -> Rivals:
-    """Return champion and anchor as they were when this run first asked; a challenger is no rival of itself."""
-    model = run.recipe.registered_name
-    if sealed.read(_rivals_file(run), Served) is None:
-        told = registry.log(run.root, model)
-        line = line_of_champions(told)
+def _served(run: Run[Recipe]) -> Served:
+    """Return what served when this run first asked; a file that cannot be read any more is written anew."""
+    served = sealed.read(_rivals_file(run), Served)
+    if served is None:
+        model = run.recipe.registered_name
+        log = registry.log(run.root, model)
+        line = line_of_champions(log)
         anchor = run.recipe.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
-        places = {"champion": f"models:/{model}/{line[-1]}" if line else "", "anchor": anchor}
+        served = Served(seen=len(log), champion=f"models:/{model}/{line[-1]}" if line else "", anchor=anchor)
         run.folder.mkdir(parents=True, exist_ok=True)
-        sealed.write(_rivals_file(run), {"seen": len(told), **places})
-    said = _asked_about(run)
-    policies: dict[str, Policy] = {}
-    for name, place in (("champion", said["champion"]), ("anchor", said["anchor"])):
-        if place:
-            policy = replace(loaded(run, place, f"{name} · {place}"), name=name)
-            known = {challenger.digest, *(other.digest for other in policies.values())}
-            policies |= {name: policy} if policy.digest not in known else {}
-    return Rivals(said["seen"], policies)
+        sealed.write(_rivals_file(run), served)
+    return served
 
 
 def _forget_former_champion(run: Run[Recipe], challenger: Policy) -> None:
-    """Compare anew if somebody moved the champion since a run that was killed asked what served.
+    """Forget the rivals if another process moved the champion since a run that was killed asked for them.
 
-    Not if the run itself has moved it: the verdict that let it would be asked for again.
+    They stay if it was this run that moved it: its verdict rests on the champion before.
     """
     served = sealed.read(_rivals_file(run), Served)
     if served:
@@ -333,7 +320,7 @@ def _forget_former_champion(run: Run[Recipe], challenger: Policy) -> None:
         log = registry.log(run.root, model)
         later = {entry.version_to for entry in log[served["seen"] :]}
         moved = later and challenger.digest not in (registry.policy(run.root, model, version) for version in later)
-        if moved or len(log) < served["seen"]:  # fewer lines: a backup was put back
+        if moved or len(log) < served["seen"]:  # fewer lines than before: a backup of the log was put back
             _rivals_file(run).unlink()
 
 
@@ -341,33 +328,23 @@ def _rivals_file(run: Run[Recipe]) -> Path:
     return run.folder / "rivals.json"
 
 
-def _asked_about(run: Run[Recipe]) -> Served:
-    """Return what served when this run first asked.
-
-    Raises:
-        Stale: that cannot be read any more; the next command asks again.
-    """
-    served = sealed.read(_rivals_file(run), Served)
-    if served is None:
-        raise Stale(f"{_rivals_file(run)}: cannot be read any more; the same command compares with what serves now")
-    return served
-
-
-def _prompts(tested: Candidate, asks: Gate) -> dict[str, set[str]]:
+def _prompts(tested: Candidate, settings: Gate) -> dict[str, set[str]]:
     """Return kind → digests of the test prompts that the gate looks at; kinds without a prompt are left out."""
+    # A margin of 0.5 or a limit of 1 would let everything pass: the gate then does not look, and nothing is charged.
     kinds = ["harmless", MUST_PASS]
-    kinds += ["helpful"] if asks.margin < 0.5 else []
-    kinds += ["over_refusal"] if asks.over_refusal < 1 else []
+    kinds += ["helpful"] if settings.margin < 0.5 else []
+    kinds += ["over_refusal"] if settings.over_refusal < 1 else []
     rows = list(tested.answer_rows())
-    found = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
-    found["KL"] = {prompt_digest(row["prompt"]) for row in facts.sampled(tested)} if asks.kl else set()
-    return {kind: prompts for kind, prompts in found.items() if prompts}
+    digests = {kind: {prompt_digest(row["prompt"]) for row in rows if row["suite"] == kind} for kind in kinds}
+    if settings.kl:
+        digests["KL"] = {prompt_digest(row["prompt"]) for row in facts.sampled(tested)}
+    return {kind: prompts for kind, prompts in digests.items() if prompts}
 
 
-def _show(run: AnyRun, verdict: Verdict) -> Verdict:
+def _show(verdict: Verdict) -> Verdict:
     """Put the gate's checks on the Prefect page, and one sentence on the screen."""
     rows = [dict(zip(CHECK_COLUMNS, check_row(check_entry(check)), strict=True)) for check in verdict.checks]
-    with suppress(Exception):  # the verdict is written down, whether a page can be told of it or not
+    with best_effort("show the table of the gate in Prefect"):
         create_table_artifact(rows, key="gate", description=f"Gate: {plain(verdict.candidate)} on the test prompts")
     if not verdict.passes:
         terminal.say(f"gate: {verdict.candidate} does not pass: {verdict.why_not}")

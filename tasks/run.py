@@ -1,20 +1,17 @@
 """One run: its folder, its lock, its workers, its tracker. Stages are made through it."""
 
 import os
-import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Generic, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
-from typing_extensions import TypedDict
 
-from models import markdown
-from models.artifacts import Noun, Scores, content_digest, file_digest
+from models.artifacts import Noun, content_digest
 from models.catalogue import versions
 from models.data import sources
 from models.errors import BadData, BadRecipe, Undecided
@@ -50,21 +47,6 @@ R_co = TypeVar("R_co", bound=Recipe | Assessment, covariant=True)
 
 LOOKS = 5.0
 """Seconds between two looks at whether the run that is waited for asks a person."""
-SHOWN = ("report.*", "tables/*.jsonl")
-"""What the command line, the pages and `diff` show of a run."""
-
-
-class Outcome(TypedDict):
-    """How a run ended: `outcome.json`, beside its report."""
-
-    report: str
-    exit_code: int
-    state: str
-    decision: str
-    stages: list[str]
-    finished: str
-    files: dict[str, str]
-    """Name → sha256, of `SHOWN`."""
 
 
 class Run(Generic[R_co]):
@@ -76,14 +58,18 @@ class Run(Generic[R_co]):
     def __init__(self, root: Path, recipe: R_co, digest: str, tracker: Tracker) -> None:
         self.root, self.recipe, self.digest, self.tracker = root, recipe, digest, tracker
         self.seconds: dict[str, float] = {}
-        self._asked: dict[str, object] = {}
+        """Title of a stage → how long its result took to make, in whichever run that was."""
+        self._announced: set[str] = set()  # keys of stages
+        self._lock = threading.Lock()
 
     def make(self, does: Callable[Concatenate[Path, P], N], title: str, *args: P.args, **arguments: P.kwargs) -> N:
         """Return what a stage makes of its arguments, which are given by name: from the store, or from a worker."""
         assert not args, "a result is named by the names of its arguments"
         work = Stage(does, title, arguments)
-        me = object()
-        first = self._asked.setdefault(work.key, me) is me  # of several tasks that need a stage, one tells of it
+        # Several tasks may need the same stage at the same time, each in a thread of its own: only one announces it.
+        with self._lock:
+            first = work.key not in self._announced
+            self._announced.add(work.key)
         fresh = store.find(self.root, work) is None
         begun = store.begun(self.root, work) if fresh and first else 0
         if begun:
@@ -93,22 +79,22 @@ class Run(Generic[R_co]):
 
         progress = Progress()
 
-        def moved(work: Stage[Noun], row: ProgressRow) -> None:
+        def show(work: Stage[Noun], row: ProgressRow) -> None:
             progress(work, row)
             self.tracker.follow(work)
 
-        noun = workers.run(self.root, work, moved)
+        noun = workers.run(self.root, work, show)
         progress.done(work)
         if first:
             terminal.done(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)
-        os.utime(noun.path)  # `sacpo clean` keeps what was used lately
+        os.utime(noun.path)  # `sacpo clean` keeps what was used in the last days
         self.tracker.record(work, noun)
         return noun
 
     @cached_property
     def judges(self) -> dict[str, dict[str, str]]:
-        """Name and version of each judge, as they are when the run begins; its folder is hashed for it."""
+        """Name and version of each judge, as they are when the run begins; the folder of a local one is hashed."""
         return described(self.recipe.evaluation.judges)
 
     @property
@@ -124,22 +110,23 @@ AnyRun = Run[Recipe | Assessment]
 def digest(recipe: Recipe | Assessment) -> str:
     """Return what names a run: the recipe, the content of all that it names, and what computes; no path."""
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
-    same = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
-    read = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
+    # Stages side by side compute the same as one after the other, so that the number of processes is left out.
+    settings = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
+    files = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
     bases = [base_digest(resolve_policy(place, key), key) for place in places]
-    judged = [_described(recipe.evaluation.judges), _anchor(recipe)]
-    return content_digest([plain(same), plain(recipe.compute), read, bases, judged, versions()])
+    comparisons = [_described(recipe.evaluation.judges), _anchor(recipe)]
+    return content_digest([plain(settings), plain(recipe.compute), files, bases, comparisons, versions()])
 
 
 def _described(judges: Judges) -> dict[str, dict[str, str]]:
-    """Return what names the judges by content; one that cannot be read is refused elsewhere, in better words."""
+    """Return what names the judges by content; empty if one cannot be read, which `refuse_unusable` says in full."""
     with suppress(BadRecipe):
         return described(judges)
     return {}
 
 
 def _anchor(recipe: Recipe | Assessment) -> str:
-    """Return what names the gate's anchor where it lies on this disk; a registered one is named in the recipe."""
+    """Return the digest of an anchor on this disk; empty for others, which the recipe names by version."""
     place = recipe.gate.anchor if isinstance(recipe, Recipe) else ""
     return base_digest(place, "gate.anchor") if is_local(place) else ""
 
@@ -150,7 +137,7 @@ def resolve_policy(place: str, key: str = "base") -> str:
 
 
 def refuse_unusable(recipe: Recipe | Assessment) -> None:
-    """Refuse what can be known to be wrong before anything is trained; nothing of it is written down.
+    """Refuse what can be known to be wrong before anything is trained; nothing is written.
 
     Raises:
         BadInput: a judge, a suite, the engine or a policy cannot be used, or the gate could not decide.
@@ -162,12 +149,12 @@ def refuse_unusable(recipe: Recipe | Assessment) -> None:
 
 
 def planned(recipe: Recipe) -> "Plan":
-    """Return what a recipe will do, and all that is wrong with it.
+    """Return what a recipe will do, with a sentence for each error in it.
 
     Raises:
         BadPolicy: a registered version that it names is not there.
     """
-    from models.plan import plan  # with scipy, which takes a second
+    from models.plan import plan  # here, since it imports scipy, which takes a second
 
     for key, place in policies(recipe):
         if place.startswith("models:/"):
@@ -180,30 +167,8 @@ def folder(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
     return root / recipe.name / digest[:16]
 
 
-def finished(recipe: Recipe | Assessment) -> dict[str, Any] | None:
-    """Return the outcome of this recipe on these data if nothing is left to do; needs no Prefect and no torch."""
-    place = folder(root(), recipe, digest(recipe)) / "outcome.json"
-    outcome = sealed.read(place, Outcome)
-    if outcome and _shown_whole(outcome) and all(store.verified(Path(path)) for path in outcome["stages"]):
-        return dict(outcome)
-    if place.exists():
-        terminal.say(f"{place.parent}: damaged in part; what is missing is made again", "dim")
-    return None
-
-
-def _shown(folder: Path) -> list[Path]:
-    return sorted(path for pattern in SHOWN for path in folder.glob(pattern) if path.is_file())
-
-
-def _shown_whole(outcome: Outcome) -> bool:
-    """Return whether the report is the one that the run wrote."""
-    with suppress(OSError):
-        return all(file_digest(Path(outcome["report"]) / name) == held for name, held in outcome["files"].items())
-    return False
-
-
 def last_decision(recipe: Recipe) -> dict[str, str] | None:
-    """Return when the gate decided on these data, this recipe and this base, and how; none if it never did."""
+    """Return when (`at`) and how (`outcome`) the gate decided on these data, this recipe and this base, if it did."""
     return Ledger(root()).last_decision(recipe.registered_name, digest(recipe))
 
 
@@ -212,34 +177,18 @@ def repair(root: Path) -> list[str]:
     return [*leases.sweep(root), *champion.reconcile(root)]
 
 
-def forget_failed(recipe: Recipe | Assessment) -> int:
-    """Forget the verdicts of a finished run that hold failed ones, so that they are asked for again; return how many.
-
-    What judges did say is remembered by content: only the failed ones cost anything.
-    """
-    place = folder(root(), recipe, digest(recipe)) / "outcome.json"
-    outcome = sealed.read(place, Outcome)
-    stages = outcome["stages"] if outcome else []
-    told = {path: store.opened(Path(path), Scores) for path in stages if Path(path).name.startswith("judge-")}
-    failed = {path: verdicts.failed for path, verdicts in told.items() if verdicts and verdicts.failed}
-    if failed:
-        place.unlink()
-    for path in failed:
-        shutil.rmtree(path)
-    return sum(failed.values())
-
-
 @contextmanager
 def opened(recipe: R) -> Iterator[Run[R]]:
     """Hold the run's lease, lock, workers and tracker; a second identical command waits here.
 
     Raises:
-        BadRecipe, BadData: a judge, a suite or the engine cannot be used; told before anything is made.
+        BadRecipe, BadData: a judge, a suite or the engine cannot be used; raised before anything is made.
         Undecided: the identical command waits for a person.
     """
     where = root()
+    # The digest takes time, since all data are hashed. A process that is killed meanwhile has left a lease already.
     leases.take(where, recipe.name)
-    if not workers.begun():  # a deployed run: nobody has looked yet
+    if not workers.begun():  # the command line has started them, and has checked the recipe; a deployed run has not
         _look(where)
         refuse_unusable(recipe)
     name = digest(recipe)
@@ -250,7 +199,7 @@ def opened(recipe: R) -> Iterator[Run[R]]:
         lock.acquire(blocking=False)
     except Timeout:
         _wait_for(lock, recipe, name)
-    sealed.remove(_question(where, recipe, name))  # of one that died while it waited
+    sealed.remove(_question(where, recipe, name))  # left by a run that died while it waited for a person
     try:
         for sentence in leases.sweep(where):
             terminal.say(sentence, "dim")
@@ -269,27 +218,28 @@ def _wait_for(lock: FileLock, recipe: Recipe | Assessment, name: str) -> None:
         Undecided: that one asks a person, which may take days.
         BadData: what the recipe names is not what it was.
     """
-    said = False
+    announced = False
     while True:
-        if question := asking(recipe, name):
+        if question := open_question(recipe, name):
             raise Undecided(question)
-        if not said:
+        if not announced:
             terminal.say("another process runs this recipe on these data; waiting for it to end")
-            said = True
+            announced = True
         with suppress(Timeout):
             lock.acquire(timeout=LOOKS)
             break
-    if digest(recipe) != name:  # its report would stand in the place of the one that was waited for
+    # After hours of waiting the files may be others. Our report would then replace the one that we waited for.
+    if digest(recipe) != name:
         lock.release()
         raise BadData("what the recipe names has changed while this run waited; start it again")
 
 
-def asking(recipe: Recipe | Assessment, name: str) -> str:
+def open_question(recipe: Recipe | Assessment, name: str) -> str:
     """Return where the run of this digest waits for a person's answer; empty if none does."""
     where = root()
     try:
         with FileLock(where / f"{recipe.name}-{name[:16]}.lock", blocking=False):
-            return ""  # whoever asked has died
+            return ""  # no process holds the run: one that asked has died
     except (Timeout, FileNotFoundError):
         with suppress(OSError):
             return _question(where, recipe, name).read_text("utf-8", "replace")
@@ -297,8 +247,8 @@ def asking(recipe: Recipe | Assessment, name: str) -> str:
 
 
 @contextmanager
-def asked(run: AnyRun, question: str) -> Iterator[None]:
-    """While a person is asked, let the same run elsewhere know."""
+def question_is_open(run: AnyRun, question: str) -> Iterator[None]:
+    """While a person is asked, let an identical command know: it then ends with this sentence instead of waiting."""
     place = _question(run.root, run.recipe, run.digest)
     sealed.write_text(place, question)
     try:
@@ -319,18 +269,20 @@ def _question(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
 def commit() -> str:
     """Return the git commit of this checkout, or an empty string."""
     here = Path(__file__).parent
-    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return git.stdout.strip()
 
 
 def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
+    """Yield the run, with its workers and its tracker."""
     from prefect.runtime import flow_run
 
     tags = {"sacpo.recipe_digest": recipe.digest, "git.commit": commit()}
     tags |= {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": flow_run.ui_url or ""}
     with workers.workers(recipe.compute, where):
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags))
-        if isinstance(recipe, Recipe) and SERVER:  # before hours are spent on a model that others decide on
+        # If another ledger decides about this model on the server, refuse now, and not after hours of training.
+        if isinstance(recipe, Recipe) and SERVER:
             champion.claim(where, recipe.registered_name)
         device = device_kind(recipe.compute.device)
         count, threads = recipe.compute.processes, counted(recipe.compute.threads, "thread")
@@ -339,26 +291,9 @@ def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
         terminal.start()
         try:
             yield run
-        except BaseException as error:
+        except BaseException as error:  # also Ctrl-C and SIGTERM, at which workers write their checkpoints
             workers.stop()
             run.tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
             raise
         finally:
             terminal.stop()
-
-
-def close(run: AnyRun, stages: Sequence[Noun], exit_code: int, state: str, decision: str) -> dict[str, Any]:
-    """Send the report to MLflow; if all was taken, leave `outcome.json`: from here on there is nothing left to do."""
-    complete = run.tracker.finish(run.folder, {"sacpo.outcome": state, "mlflow.note.content": markdown.plain(decision)})
-    outcome: Outcome = {
-        "report": str(run.folder),
-        "exit_code": exit_code,
-        "state": state,
-        "decision": decision,
-        "stages": sorted({str(noun.path) for noun in stages}),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "files": {str(path.relative_to(run.folder)): file_digest(path) for path in _shown(run.folder)},
-    }
-    if complete:
-        sealed.write(run.folder / "outcome.json", outcome)
-    return dict(outcome)

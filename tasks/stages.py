@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from prefect.cache_policies import NO_CACHE
+from prefect.tasks import TaskRunNameCallbackWithParameters
 
 from models.alignment import kto, merge, methods, reference, sft
 from models.alignment.batching import moves_nothing, updates
@@ -59,7 +60,7 @@ def gather(run: AnyRun) -> Sources:
     """The files that everything starts from."""
     files, seed = origins.named(run.recipe), run.recipe.seed
     sha256 = origins.digests(run.recipe) | benchmarks.files(run.recipe.evaluation.tasks)
-    halves = isinstance(run.recipe, Recipe)
+    halves = isinstance(run.recipe, Recipe)  # one to choose with, one to test; an evaluation chooses nothing
     for sentence in origins.noticed(files, halves):
         terminal.say(sentence, "dim")
     return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed, halves=halves)
@@ -68,12 +69,11 @@ def gather(run: AnyRun) -> Sources:
 @task(cache_policy=NO_CACHE, task_run_name="pairs · {step.metric}")
 def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
     """Validated, split pairs of one step."""
-    role = f"steps.{run.recipe.steps.index(step)}"
     pairs = run.make(
         preferences.prepare,
         f"pairs · {step.metric}",
         sources=sources,
-        role=role,
+        role=f"steps.{run.recipe.steps.index(step)}",
         metric=step.metric,
         paired=step.method.paired,
         label=step.label,
@@ -82,6 +82,7 @@ def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
     )
     if not step.method.paired:
         refuse_one_kind(pairs)
+    # Known from the number of rows alone, so that it is said before anything is trained.
     if any(step.lambda_) and (why := moves_nothing(updates(pairs.counts["train"], step), step)):
         raise BadData(f"{step.metric} step: {why}")
     return pairs
@@ -90,13 +91,13 @@ def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: AnyRun) -> Policy:
     """The policy before any training."""
-    return loaded(run, run.recipe.base, f"base · {called(run.recipe.base)}")
+    return load_policy(run, run.recipe.base, f"base · {called(run.recipe.base)}")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="policy · {place}")
 def adopt(run: AnyRun, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
-    return replace(loaded(run, place, f"policy · {place}"), name=called(place))
+    return replace(load_policy(run, place, f"policy · {place}"), name=called(place))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
@@ -137,8 +138,7 @@ def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> R
 @task(cache_policy=NO_CACHE, task_run_name="held-out · {pairs.metric}")
 def hold_out(run: Run[Recipe], policy: Policy, pairs: Preferences) -> Reference:
     """The base's log-probs on the held-out pairs, against which every candidate is weighed."""
-    title = f"held-out · {pairs.metric} under {policy.name}"
-    return _scored(run, title, policy, pairs, list(HELDOUT))
+    return _scored(run, f"held-out · {pairs.metric} under {policy.name}", policy, pairs, list(HELDOUT))
 
 
 def _scored(run: Run[Recipe], title: str, policy: Policy, pairs: Preferences, splits: list[str]) -> Reference:
@@ -155,30 +155,34 @@ def _scored(run: Run[Recipe], title: str, policy: Policy, pairs: Preferences, sp
 
 def yardstick(run: Run[Recipe], base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
     """Everything that candidates are measured with; the metrics are scored side by side."""
-    scored = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
-    asked = ask(run, sources, pairs, "validation")
+    futures = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
+    prompts_asked = ask(run, sources, pairs, "validation")
     if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
         measure(run, base, sources)
-    heldout = {comparisons.metric: told.result() for comparisons, told in zip(pairs, scored, strict=True)}
-    return Yardstick(base, sources, pairs, heldout, asked)
+    heldout = {comparisons.metric: future.result() for comparisons, future in zip(pairs, futures, strict=True)}
+    return Yardstick(base, sources, pairs, heldout, prompts_asked)
 
 
-def _aligning(parameters: dict[str, Any]) -> str:
+class AlignmentName(TaskRunNameCallbackWithParameters):
+    """Names the task run of an alignment as its stage. Prefect's type asks for a class, not for a function."""
+
+    def __call__(self, parameters: dict[str, Any]) -> str:
+        """Return the name; `parameters` are those of `align`."""
+        return _alignment_title(parameters["run"].recipe.beta, parameters["step"], parameters["lambda_"])
+
+
+def _alignment_title(beta: float, step: Step, lambda_: float) -> str:
     """Name an alignment as the method does: `harmless · dpo · λ=0.4 (β/λ=0.25)`."""
-    return _aligned(parameters["run"].recipe.beta, parameters["step"], parameters["lambda_"])
-
-
-def _aligned(beta: float, step: Step, lambda_: float) -> str:
     weight = f"β/λ={kl_weight(beta, lambda_):g}" if lambda_ else "skipped"
     return f"{step.metric} · {step.method} · λ={lambda_:g} ({weight})"
 
 
-@task(cache_policy=NO_CACHE, task_run_name=_aligning)  # type: ignore[arg-type]
+@task(cache_policy=NO_CACHE, task_run_name=AlignmentName())
 def align(run: Run[Recipe], policy: Policy, scored: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:
         return policy
-    title = _aligned(run.recipe.beta, step, lambda_)
+    title = _alignment_title(run.recipe.beta, step, lambda_)
     return run.make(
         methods.TRAIN[step.method],
         title,
@@ -217,39 +221,39 @@ def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick
 @task(cache_policy=NO_CACHE, task_run_name="tasks · {policy.name}")
 def measure(run: AnyRun, policy: Policy, sources: Sources) -> Benchmarks:
     """What one policy can do on the tasks that the recipe names, whose files must be those of when the run began."""
-    asked = run.recipe.evaluation
+    evaluation = run.recipe.evaluation
     sha256 = {name: digest for name, digest in sources.sha256.items() if name.startswith("tasks.")}
     return run.make(
         benchmarks.measure,
         f"tasks · {policy.name}",
         policy=policy,
-        tasks=TaskSet(names=asked.tasks, sha256=sha256, limit=asked.task_limit, version=version("lm-eval")),
-        batch=asked.batch,
+        tasks=TaskSet(names=evaluation.tasks, sha256=sha256, limit=evaluation.task_limit, version=version("lm-eval")),
+        batch=evaluation.batch,
         seed=run.recipe.seed,
         compute=run.recipe.compute,
     )
 
 
 def measure_tasks(run: AnyRun, candidates: list[Candidate], choice: Choice, sources: Sources) -> dict[str, Benchmarks]:
-    """What the base can do on tasks, and the chosen candidate, or all where nothing was trained; by digest."""
+    """What the base and the chosen candidate can do on tasks, or all if nothing was trained; by digest."""
     if not run.recipe.evaluation.tasks:
         return {}
-    base, *others = [told.policy for told in candidates]
-    after = [p for p in others if p.name == choice.name or not isinstance(run.recipe, Recipe)]
-    told = {policy.digest: measure.submit(run, policy, sources) for policy in [base, *after]}
-    return {digest: measured.result() for digest, measured in told.items()}
+    base, *others = [candidate.policy for candidate in candidates]
+    after = [policy for policy in others if policy.name == choice.name or not isinstance(run.recipe, Recipe)]
+    futures = {policy.digest: measure.submit(run, policy, sources) for policy in [base, *after]}
+    return {digest: future.result() for digest, future in futures.items()}
 
 
 def calibrate(run: AnyRun, sources: Sources) -> Calibration | None:
     """What the judges say of answers that people have judged; none if the recipe names no such sample."""
-    by = run.recipe.evaluation.judges
-    if not any(judge.labels for _, judge in by):
+    judges = run.recipe.evaluation.judges
+    if not any(judge.labels for _, judge in judges):
         return None
     return run.make(
         judge.calibrate,
         "judges on labelled answers",
         sources=sources,
-        judges=by,
+        judges=judges,
         described=run.judges,
         compute=run.recipe.compute,
         memory=Memory(run.root / Kept.verdicts),
@@ -258,29 +262,29 @@ def calibrate(run: AnyRun, sources: Sources) -> Calibration | None:
 
 def unique_candidates(candidates: list[Candidate]) -> list[Candidate]:
     """Return each policy once, the base first, and say which came twice."""
-    kept, sentences = naming.unique_candidates(candidates)
+    unique, sentences = naming.unique_candidates(candidates)
     for sentence in sentences:
         terminal.say(sentence)
-    return kept
+    return unique
 
 
 def uniquely_named(places: list[str], policies: list[Policy]) -> list[Policy]:
-    """Return each policy once, in the given order, and say which came twice."""
-    kept, sentences = naming.uniquely_named(places, policies)
+    """Return each policy once, in the order of their places, and say which came twice."""
+    unique, sentences = naming.uniquely_named(places, policies)
     for sentence in sentences:
         terminal.say(sentence)
-    return kept
+    return unique
 
 
-def loaded(run: AnyRun, place: str, title: str) -> Policy:
+def load_policy(run: AnyRun, place: str, title: str) -> Policy:
     """Return the policy in a folder, file, hub or registry, as it is."""
-    where = resolve_policy(place)
+    path = resolve_policy(place)
     template, seed = run.recipe.template, run.recipe.seed
-    return run.make(weights.base, title, base=where, sha256=base_digest(where), template=template, seed=seed)
+    return run.make(weights.base, title, base=path, sha256=base_digest(path), template=template, seed=seed)
 
 
 def ask(run: AnyRun, sources: Sources, pairs: list[Preferences], split: str) -> Prompts:
-    """What one split asks: its suites, or without any the held-out prompts."""
+    """Return the prompts of one split: those of its suites, or of the held-out comparisons if it has no suites."""
     return run.make(
         prompts.ask,
         f"prompts · {split}",
@@ -336,6 +340,6 @@ def _answer(run: AnyRun, policy: Policy, asked: Prompts) -> Answers:
     )
 
 
-def named(name: str, candidates: list[Candidate]) -> Candidate:
+def candidate_named(name: str, candidates: list[Candidate]) -> Candidate:
     """Return the candidate with this name."""
     return next(c for c in candidates if c.policy.name == name)

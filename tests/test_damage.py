@@ -14,13 +14,12 @@ import pytest
 
 from models.alignment.checkpoints import newest
 from models.data import sources
-from models.errors import BadInput, Stale
+from models.errors import BadInput
 from models.files import sealed
 from models.files.kept import Kept
 from models.recipe.toml import read
 from models.report import diff
-from tasks import decisions, leases
-from tasks import run as runs_of
+from tasks import decisions, leases, outcomes
 from tasks.access import passwords
 from tasks.leases import Lease
 from tasks.work import store
@@ -112,7 +111,7 @@ def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """The folder of its report, which is as it was again afterwards."""
     monkeypatch.setenv("SACPO_RUNS", str(ended))
     (report,) = (path.parent for path in ended.glob("quickstart/*/report.json"))
-    outcome = sealed.read(report / "outcome.json", runs_of.Outcome)
+    outcome = sealed.read(report / "outcome.json", outcomes.Outcome)
     assert outcome
     moved = [place.replace(str(undisturbed), str(ended)) for place in outcome["stages"]]
     sealed.write(report / "outcome.json", {**outcome, "report": str(report), "stages": moved})
@@ -127,11 +126,11 @@ def whole(ended: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch) -> It
 @pytest.mark.parametrize("damage", SMALL)
 def test_a_run_whose_end_is_damaged_has_not_ended(damage: Damage, name: str, whole: Path, small: list[str]) -> None:
     recipe = read("quickstart", [*small, "compute.processes=2"])
-    before = runs_of.finished(recipe)
+    before = outcomes.finished(recipe)
     assert before and before["exit_code"] == 0
     damage(whole / name)
-    assert runs_of.finished(recipe) is None
-    assert runs_of.forget_failed(recipe) == 0
+    assert outcomes.finished(recipe) is None
+    assert outcomes.forget_failed(recipe) == 0
 
 
 @pytest.mark.parametrize("damage", [d for d in SMALL if d is not gone])
@@ -178,15 +177,16 @@ def test_a_small_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", SMALL)
 def test_what_served_cannot_be_guessed_from_a_damaged_file(damage: Damage, runs: Path) -> None:
-    """`rivals.json`: the decision is not taken against something else; the next command asks anew."""
+    """`rivals.json`: a run that is started again compares with what serves now, and keeps that."""
     run = untracked(runs)
     run.folder.mkdir(parents=True)
+    place = run.folder / "rivals.json"
     served = decisions.Served(seen=3, champion="models:/quickstart/2", anchor="")
-    sealed.write(run.folder / "rivals.json", served)
-    assert decisions._asked_about(run) == served
-    damage(run.folder / "rivals.json")
-    with pytest.raises(Stale, match="the same command compares with what serves now"):
-        decisions._asked_about(run)
+    sealed.write(place, served)
+    assert decisions._served(run) == served
+    damage(place)
+    nothing_serves = decisions.Served(seen=0, champion="", anchor="")
+    assert decisions._served(run) == nothing_serves == sealed.read(place, decisions.Served)
 
 
 @pytest.mark.parametrize("damage", [d for d in SMALL if d is not flip])

@@ -19,7 +19,7 @@ from models.recipe.toml import assessment
 from models.report import diff
 from models.report.sentences import decision
 from tasks import stages
-from tasks.run import finished
+from tasks.outcomes import finished
 
 Command = Callable[..., tuple[int, str]]
 

@@ -23,7 +23,7 @@ from models.metrics.candidate import Candidate
 from models.recipe.toml import read
 from models.report import report
 from models.report.model_card import card
-from tasks.decisions import question
+from tasks.registry.approval import question
 from tasks.work import terminal
 
 CHROMIUM = shutil.which("chromium")

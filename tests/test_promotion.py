@@ -15,7 +15,8 @@ from models.files import sealed
 from models.gate.gate import Choice, Facts, SafetyCounts, decide
 from models.gate.promotion_log import Entry, Registered, line_of_champions, rolled_back
 from models.recipe import Constraint, Gate
-from tasks import decisions
+from tasks import approvals, decisions
+from tasks.decisions import Rivals
 from tasks.registry import champion as registry
 from tasks.tracking.connection import client
 from tasks.tracking.ledger import Ledger, Standing
@@ -212,26 +213,26 @@ def test_a_backup_of_the_log_leaves_no_run_and_no_person_stuck(versions: Path) -
     place = run.folder / "rivals.json"
     for seen in (0, 3):  # overtaken, or of a future that is gone: it decides again
         sealed.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
-        assert decisions.approve(run, Registered("m", "4", "challenger"), passes) is None
-        assert decisions.promote.fn(run, Registered("m", "4", ""), passes) is None
+        rivals = Rivals(seen, {})
+        assert approvals.approve(run, Registered("m", "4", "challenger"), passes, rivals) is None
+        assert decisions.promote.fn(run, Registered("m", "4", ""), passes, rivals) is None
         assert not place.exists()
         sealed.write(place, decisions.Served(seen=seen, champion="models:/m/2", anchor=""))
         decisions._forget_former_champion(run, Policy(path=versions, digest="another", name="p", kind="step"))
         assert not place.exists()
     with pytest.raises(Stale, match="a backup was put back"):
         registry.promote(versions, "m", "4", "", seen=3)
-    sealed.write(place, decisions.Served(seen=2, champion="models:/m/2", anchor=""))
-    assert decisions.promote.fn(run, Registered("m", "4", ""), passes) == Registered("m", "4", "champion")
+    rivals = Rivals(2, {})
+    assert decisions.promote.fn(run, Registered("m", "4", ""), passes, rivals) == Registered("m", "4", "champion")
     assert registry.rollback(versions, "m", "").version_to == "2"
     assert [entry.number for entry in registry.log(versions, "m")] == [1, 3, 4, 5]
 
 
 def test_nobody_is_asked_about_a_comparison_of_the_past(versions: Path) -> None:
     run = untracked(versions, "registry.name=m")
-    run.folder.mkdir(parents=True)
-    sealed.write(run.folder / "rivals.json", decisions.Served(seen=0, champion="", anchor=""))
+    rivals = Rivals(0, {})
     registry.promote(versions, "m", "1", "by hand, while the report was made")
-    assert decisions.approve(run, Registered("m", "2", "challenger"), None) is None
+    assert approvals.approve(run, Registered("m", "2", "challenger"), None, rivals) is None
     assert [standing.state for standing in Ledger(versions).standings("m", "2")] == ["pass"]
 
 
