@@ -8,7 +8,7 @@ from typing import Any
 
 from models.data import sources, town
 from models.data.dialogue import messages
-from models.data.labels import labels
+from models.data.suites import labels
 from models.errors import BadData, BadInput, BadPolicy, BadRecipe
 from models.files.hub import is_name, local
 from models.judges.protocol import SINGLE, rubric_files

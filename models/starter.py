@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from models.data.fields import Fields
 from models.data.formats import Format, example, format_of
-from models.data.readers import Unusable, rows
+from models.data.raw_rows import Unusable
+from models.data.readers import rows
 from models.errors import BadInput, BadPlace, BadPolicy
 from models.files.jsonl import Row
 from models.metrics.statistics import enough_prompts, fewest_prompts

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.data import labels
+from models.data import suites
 from models.errors import BadData
 from models.judges.protocol import Call
 from models.judges.rows import ComparisonRow, ScoreRow
@@ -98,10 +98,10 @@ def test_labels_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "answer": "a", "good": True}, {"prompt": "q", "answer": "", "good": "no"}]
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(rows))
-    assert labels.labels(path) == [("p", "a", True), ("q", "", False)]
+    assert suites.labels(path) == [("p", "a", True), ("q", "", False)]
     path.write_text(json.dumps([*rows, {"prompt": "p", "answer": "a", "good": "perhaps"}]))
     with pytest.raises(BadData, match="row 3: needs `prompt`, `answer` and `good`"):
-        labels.labels(path)
+        suites.labels(path)
 
 
 def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
     rows.write_text('{"prompt": [{"from": "human", "value": "hi"}], "answer": "a", "good": true}\n')
     table = tmp_path / "table.csv"
     table.write_text('prompt,answer,good\n"' + json.dumps(told).replace('"', '""') + '",a,1\n')
-    assert labels.labels(rows) == labels.labels(table) == [(told, "a", True)]
+    assert suites.labels(rows) == suites.labels(table) == [(told, "a", True)]
     rows.write_text('{"prompt": [{"role": "assistant", "content": "hi"}], "answer": "a", "good": true}\n')
     with pytest.raises(BadData, match=r"rows.jsonl: row 1: .*must end with a user's turn"):
-        labels.labels(rows)
+        suites.labels(rows)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
 def test_a_hostile_row_of_labels_is_named(row: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text(f'{{"prompt": "p", "answer": "a", "good": true}}\n{row}\n')
     with pytest.raises(BadData, match=f"labels.jsonl: row 2: {said}"):
-        labels.labels(tmp_path / "labels.jsonl")
+        suites.labels(tmp_path / "labels.jsonl")
 
 
 def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:

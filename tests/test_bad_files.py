@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from models.artifacts import Sources
-from models.data import labels, preferences, readers, sft_corpus, sources, suites
+from models.data import preferences, readers, sft_corpus, sources, suites
 from models.errors import BadData, BadInput
 from models.files import packed
 from models.recipe import Data
@@ -38,7 +38,7 @@ def taught(path: Path) -> Any:
 READERS: dict[str, Callable[[Path], Any]] = {
     "pairs": prepared,
     "suite": lambda path: suites.read(path, "harmless"),
-    "labels": labels.labels,
+    "labels": suites.labels,
     "corpus": taught,
     "digest": readers.digest,
     "key": lambda path: sources.digest("suite/harmless", str(path)),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.artifacts import Preferences, Sources
-from models.data import labels, preferences, readers, sft_corpus, suites
+from models.data import preferences, readers, sft_corpus, suites
 from models.data import sources as origins
 from models.data.formats import CORPORA, FORMATS
 from models.errors import BadData
@@ -26,7 +26,7 @@ EXAMPLES: dict[str, Row] = {
     name: json.loads(row) for name, row in re.findall(r"^\| ([^|]+) \| `(\{.*\})` \|", DOCUMENT, re.MULTILINE)
 }
 TRL = EXAMPLES["TRL preference"]
-UNPAIRED = [one.name for one in FORMATS if one.read.__name__ in ("judged", "ended")]
+UNPAIRED = [one.name for one in FORMATS if one.unpaired]
 ALL = Data(validation=0, test=0, near_duplicates=1)
 
 
@@ -262,7 +262,7 @@ def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
         except BadData as error:
             assert named.match(str(error)) or "holds no prompt for the role" in str(error)
     try:
-        assert len(labels.labels(path)) == len(rows)
+        assert len(suites.labels(path)) == len(rows)
     except BadData as error:
         assert named.match(str(error))
 

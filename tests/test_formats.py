@@ -22,7 +22,7 @@ EXAMPLES: dict[str, Row] = {
     name: json.loads(row) for name, row in re.findall(r"^\| ([^|]+) \| `(\{.*\})` \|", DOCUMENT, re.MULTILINE)
 }
 QUESTION, GOOD, BAD = "How do I reset my router?", "Hold its button for ten seconds.", "Buy a new one."
-UNPAIRED = [one.name for one in FORMATS if one.read.__name__ in ("judged", "ended")]
+UNPAIRED = [one.name for one in FORMATS if one.unpaired]
 ALL = Data(validation=0, test=0, near_duplicates=1)
 
 

@@ -4,8 +4,9 @@ The prompt is rendered by the chat template with its generation prompt, so that 
 context it will see when it answers. The answer is tokenised by itself and ends with one EOS.
 """
 
+import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from models.errors import BadPolicy
 
@@ -13,11 +14,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+log = logging.getLogger(__name__)
+
+
 class Message(TypedDict):
     """One turn of a dialogue."""
 
     role: str
     content: str
+
+
+class Encoded(NamedTuple):
+    """Token ids of one prompt and of its answers."""
+
+    prompt: list[int]
+    """Generation prompt included."""
+    answers: list[list[int]]
+    """Each ends with one EOS."""
 
 
 def messages(prompt: str | list[Message]) -> list[Message]:
@@ -45,39 +58,44 @@ def rendered(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], answer
     return start, whole, _answer(tokenizer.eos_token, whole, start, answer)
 
 
-def encode(
-    tokenizer: "PreTrainedTokenizerBase", dialogues: list[tuple[list[Message], list[str]]]
-) -> list[tuple[list[int], list[list[int]]]]:
-    """Return (prompt ids, ids of each answer ending with one EOS) for each (prompt, answers).
+def encode(tokenizer: "PreTrainedTokenizerBase", dialogues: list[tuple[list[Message], list[str]]]) -> list[Encoded]:
+    """Return the token ids for each (prompt, answers).
 
     An answer is what the template writes after the prompt, up to the end of the turn.
+
+    Raises:
+        BadPolicy: the template cannot write one of the dialogues.
     """
     prompts = prompt_texts(tokenizer, [prompt for prompt, _ in dialogues])
     whole = _render(tokenizer, [[*p, Message(role="assistant", content=a)] for p, texts in dialogues for a in texts])
     starts = [start for start, (_, texts) in zip(prompts, dialogues, strict=True) for _ in texts]
     plain = [text for _, texts in dialogues for text in texts]
     answers = [_answer(tokenizer.eos_token, *parts) for parts in zip(whole, starts, plain, strict=True)]
+    # the template has written the special tokens that belong there, so the tokenizer adds none
     ids = tokenizer(prompts + answers, add_special_tokens=False)["input_ids"] if dialogues else []
     ended = iter([*answer, tokenizer.eos_token_id] for answer in ids[len(prompts) :])
-    return [(list(ids[i]), [next(ended) for _ in texts]) for i, (_, texts) in enumerate(dialogues)]
+    return [Encoded(list(ids[i]), [next(ended) for _ in texts]) for i, (_, texts) in enumerate(dialogues)]
 
 
 def encode_each(
     tokenizer: "PreTrainedTokenizerBase", dialogues: list[tuple[list[Message], list[str]]]
-) -> list[tuple[list[int], list[list[int]]] | BadPolicy]:
+) -> list[Encoded | BadPolicy]:
     """Return what `encode` does, and for a dialogue that the chat template refuses, why."""
+    # all at once first: a batch is tokenised in one call, and templates refuse rows of few data sets only
     with suppress(BadPolicy):
         return list(encode(tokenizer, dialogues))
-    found: list[tuple[list[int], list[list[int]]] | BadPolicy] = []
-    for one in dialogues:
+    results: list[Encoded | BadPolicy] = []
+    for dialogue in dialogues:
         try:
-            found += encode(tokenizer, [one])
-        except BadPolicy as why:
-            found.append(why)
-    return found
+            results += encode(tokenizer, [dialogue])
+        except BadPolicy as error:
+            results.append(error)
+    return results
 
 
 def _answer(eos: str, whole: str, start: str, plain: str) -> str:
+    """Return what is trained on: what the template writes after the prompt, up to its last EOS."""
+    # some templates write earlier turns differently as soon as an answer follows; then the plain text is the answer
     text = whole[len(start) :] if whole.startswith(start) else plain
     return text[: text.rindex(eos)] if eos in text else text
 
@@ -87,9 +105,10 @@ def _render(tokenizer: "PreTrainedTokenizerBase", dialogues: list[list[Message]]
         raise BadPolicy(f"{tokenizer.name_or_path}: the tokenizer has no chat template; give one in the recipe")
     try:
         return list(tokenizer.apply_chat_template(dialogues, tokenize=False, **options)) if dialogues else []
-    except BadPolicy:
+    except BadPolicy:  # the time limit of models/policy/templates.py, which a signal raises while jinja renders
         raise
-    except Exception as error:  # a template may fail anyhow
+    except Exception as error:  # a template is a program of somebody else, and may raise anything
+        log.debug("%s: the chat template failed", tokenizer.name_or_path, exc_info=True)
         why = " ".join(str(error).split()) or type(error).__name__
         raise BadPolicy(
             f"{tokenizer.name_or_path}: the chat template cannot write these messages ({why}); give another as "

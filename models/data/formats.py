@@ -1,35 +1,18 @@
 """From a row to a comparison: one small function per layout, and one entry in FORMATS."""
 
-import re
 from collections.abc import Callable
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 from models.data.dialogue import Message
-from models.data.fields import Fields, number, truth
-from models.data.messages import ASSISTANT, HUMAN, behind, text, turns
-from models.data.readers import Dropped, Unusable
+from models.data.fields import NEUTRAL, Fields, guessed_columns, listed, number, truth
+from models.data.messages import ASSISTANT, answer_of, behind, refuse_no_answer, same_context, text, turns
+from models.data.raw_rows import Dropped, Unusable
 from models.errors import BadData
 
 PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
-NEUTRAL = (
-    ("answer_a", "response_a", "answer_1", "response_1"),
-    ("answer_b", "response_b", "answer_2", "response_2"),
-)
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
 """Columns that say how good both answers are."""
-LIKELY = {
-    "prompt": ("prompt", "question", "instruction", "query", "input", "context", "messages"),
-    "chosen": ("chosen", "preferred", "better", "best", "winning", "good", *NEUTRAL[0]),
-    "rejected": ("reject", "worse", "worst", "losing", "bad", *NEUTRAL[1]),
-    "completion": ("completion", "response", "answer", "output"),
-    "label": ("label", "desirable", "good", "safe", "thumb", "rating"),
-}
-"""What a column is often called, in part, for a first guess at a mapping."""
-OTHERWISE = re.compile(r"(^|_)(id|model|rating|score|dis\w+|not|down|harm\w*)$|^un|_un|toxic")
-"""What is called so is no text of a comparison, or says the contrary of what a label should say."""
-DECIDES = ("prefer", "win", "label", "score", "rating", "better", "best", "choice")
-"""Where a column is called so, in part, the names of two answers (`answer_a`) do not tell which one is better."""
 
 
 class Pair(NamedTuple):
@@ -40,7 +23,7 @@ class Pair(NamedTuple):
     rejected: str
 
 
-class Judged(NamedTuple):
+class JudgedAnswer(NamedTuple):
     """One answer to a prompt, and whether it is desirable."""
 
     prompt: list[Message]
@@ -52,7 +35,7 @@ class Example(NamedTuple):
     """What one row gives: a pair where it holds two answers; for KTO the single answers, too."""
 
     pair: Pair | None
-    answers: list[Judged]
+    answers: list[JudgedAnswer]
 
 
 class Format(NamedTuple):
@@ -60,12 +43,12 @@ class Format(NamedTuple):
 
     name: str
     columns: tuple[str, ...]
-    read: Callable[..., Pair | Judged]
+    read: Callable[..., Pair | JudgedAnswer]
 
     @property
     def unpaired(self) -> bool:
         """Whether a row holds one answer, good or bad: data for KTO alone."""
-        return self.read in (judged, ended)
+        return self.read in (judged_answer, judged_dialogue)
 
 
 def label_of(metric: str) -> str:
@@ -73,38 +56,39 @@ def label_of(metric: str) -> str:
     return PKU_LABEL.get(metric, f"{metric}_response_id")
 
 
-def pku(row: Fields, prompt: str, first: str, second: str) -> Pair:
+def pku_pair(row: Fields, prompt: str, first: str, second: str) -> Pair:
     """Two answers, and in the label's column the index of the preferred one (Dai et al. 2024)."""
-    asked = _prompt(row, prompt)
+    context = _prompt(row, prompt)
     answers = [row.text(first), row.text(second)]
     label = row.label or label_of(row.metric)
-    told = row.get(label)
-    if label not in row.row:
+    index = row.get(label)
+    if label not in row.file_columns:
         raise Unusable(f"{label}: no such column; name the column that holds the label with `label` in the step")
-    if told not in (0, 1, "0", "1") or isinstance(told, bool):
+    # True equals 1, but true or false does not say which answer is meant
+    if index not in (0, 1, "0", "1") or isinstance(index, bool):
         raise Unusable(f"{label}: must be 0 or 1")
-    return _pair(row, asked, answers[int(told)], answers[1 - int(told)])
+    preferred = 0 if index in (0, "0") else 1
+    return _pair(row, context, answers[preferred], answers[1 - preferred])
 
 
-def scaled(row: Fields, prompt: str, first: str, second: str, preference: str) -> Pair:
+def scaled_pair(row: Fields, prompt: str, first: str, second: str, preference: str) -> Pair:
     """Two answers, and a preference from −3 (the first is much better) to 3 (Wang et al. 2025)."""
-    asked = _prompt(row, prompt)
-    one, other = row.text(first), row.text(second)
+    context, a, b = _prompt(row, prompt), row.text(first), row.text(second)
     degree = number(row.get(preference))
-    if not -3 <= degree <= 3:
+    if not -3 <= degree <= 3:  # written this way round it refuses NaN too, which `number` returns for other texts
         raise Unusable(f"{row.called(preference)}: must be a number from -3 to 3")
     if degree == 0:
         raise Dropped("a tie: neither answer is preferred")
-    return _pair(row, asked, one, other) if degree < 0 else _pair(row, asked, other, one)
+    return _pair(row, context, a, b) if degree < 0 else _pair(row, context, b, a)
 
 
-def numbered(row: Fields, prompt: str, first: str, second: str, label: str) -> Pair:
+def binary_pair(row: Fields, prompt: str, first: str, second: str, label: str) -> Pair:
     """Two answers, and 1 where the first is preferred, 0 where the second is (Ethayarajh et al. 2022)."""
-    context, one, other = _prompt(row, prompt), row.text(first), row.text(second)
-    return _pair(row, context, one, other) if row.truth(label) else _pair(row, context, other, one)
+    context, a, b = _prompt(row, prompt), row.text(first), row.text(second)
+    return _pair(row, context, a, b) if row.truth(label) else _pair(row, context, b, a)
 
 
-def arena(row: Fields, first: str, second: str, winner: str) -> Pair:
+def arena_pair(row: Fields, first: str, second: str, winner: str) -> Pair:
     """Two whole dialogues with one user, and which model the user preferred (Chiang et al. 2024)."""
     preferred = str(row.get(winner))
     if preferred in ("tie", "tie (bothbad)", "both_bad"):
@@ -112,73 +96,75 @@ def arena(row: Fields, first: str, second: str, winner: str) -> Pair:
     if preferred not in ("model_a", "model_b"):
         raise Unusable(f"{winner}: must be model_a, model_b or a tie")
     *context, _ = row.turns(first, "")
-    *other, _ = row.turns(second, "")
-    if len(context) > 1 and context != other:
+    *other_context, _ = row.turns(second, "")
+    # in a longer dialogue each model goes on from its own answers, so this is no sign of a broken row
+    if len(context) > 1 and context != other_context:
         raise Dropped("the two dialogues differ before their last answers")
     return _compared(row, [], *((first, second) if preferred == "model_a" else (second, first)), speaker="")
 
 
-def outputs(row: Fields, request: str, chosen: str, rejected: str) -> Pair:
+def openai_pair(row: Fields, request: str, chosen: str, rejected: str) -> Pair:
     """OpenAI's fine-tuning on preferences: a request that holds messages, and two outputs of one message each."""
-    asked = row.get(request)
-    if not isinstance(asked, dict):
+    content = row.get(request)
+    if not isinstance(content, dict):
         raise Unusable(f"{request}: must hold messages")
-    if asked.get("tools"):
+    if content.get("tools"):
         raise Unusable(f"{request}: tools are not supported")
-    return _compared(row, turns(asked.get("messages"), f"{request}.messages", "user"), chosen, rejected)
+    return _compared(row, turns(content.get("messages"), f"{request}.messages", "user"), chosen, rejected)
 
 
-def compared(row: Fields, prompt: str, chosen: str, rejected: str) -> Pair:
+def prompt_pair(row: Fields, prompt: str, chosen: str, rejected: str) -> Pair:
     """A prompt and two answers, alone or as whole dialogues that hold the prompt: TRL, UltraFeedback, Orca, Alpaca."""
     return _compared(row, _prompt(row, prompt), chosen, rejected)
 
 
-def dialogues(row: Fields, chosen: str, rejected: str) -> Pair:
+def dialogue_pair(row: Fields, chosen: str, rejected: str) -> Pair:
     """Two whole dialogues that differ in their last answer, as messages or in HH-RLHF's markup (Bai et al. 2022)."""
     return _compared(row, [], chosen, rejected, speaker="")
 
 
-def replaced(row: Fields, messages: str, rejected: str) -> Pair:
-    """ms-swift: messages that end with the preferred answer, and the other answer, alone or with what was asked."""
-    context, answer = _answer([], row.turns(messages, "user"), row.called(messages))
-    other, worse = _answer(context, row.turns(rejected, "assistant"), row.called(rejected))
-    return _pair(row, _same(context, other, row, messages, rejected), answer, worse)
+def replaced_pair(row: Fields, messages: str, rejected: str) -> Pair:
+    """ms-swift: messages that end with the preferred answer, and the other answer, alone or with the prompt."""
+    context, better = answer_of([], row.turns(messages, "user"), row.called(messages))
+    other_context, worse = answer_of(context, row.turns(rejected, "assistant"), row.called(rejected))
+    names = f"{row.called(messages)} and {row.called(rejected)}"
+    return _pair(row, same_context(context, other_context, names), better, worse)
 
 
-def judged(row: Fields, prompt: str, answer: str, flag: str) -> Judged:
+def judged_answer(row: Fields, prompt: str, answer: str, flag: str) -> JudgedAnswer:
     """One answer, and whether it is desirable: TRL, BeaverTails, Alpaca."""
     if flag == "is_safe" and row.metric == "helpful":
         raise Unusable("is_safe: says what is safe, not what is helpful; name the column to use in `columns`")
-    context, said = _answer(_prompt(row, prompt), row.turns(answer, "assistant"), row.called(answer))
-    return _judged(row, context, said, row.truth(flag))
+    context, words = answer_of(_prompt(row, prompt), row.turns(answer, "assistant"), row.called(answer))
+    return _judged(row, context, words, row.truth(flag))
 
 
-def ended(row: Fields, messages: str, flag: str) -> Judged:
+def judged_dialogue(row: Fields, messages: str, flag: str) -> JudgedAnswer:
     """Messages that end with the answer, and whether it is desirable: ShareGPT, ms-swift."""
-    context, said = _answer([], row.turns(messages, "user"), row.called(messages))
-    return _judged(row, context, said, row.truth(flag))
+    context, answer = answer_of([], row.turns(messages, "user"), row.called(messages))
+    return _judged(row, context, answer, row.truth(flag))
 
 
 FORMATS = (
-    Format("PKU-SafeRLHF", ("prompt", "response_0", "response_1"), pku),
-    Format("HelpSteer3", ("context", "response1", "response2", "overall_preference"), scaled),
-    Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), outputs),
-    Format("SHP", ("history", "human_ref_A", "human_ref_B", "labels"), numbered),
-    Format("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), arena),
-    Format("ms-swift preference", ("messages", "rejected_response"), replaced),
-    Format("ms-swift preference, two dialogues", ("messages", "rejected_messages"), replaced),
-    Format("TRL preference", ("prompt", "chosen", "rejected"), compared),
-    Format("Orca", ("question", "chosen", "rejected"), compared),
-    Format("Alpaca preference", ("instruction", "chosen", "rejected"), compared),
-    Format("distilabel Orca", ("input", "chosen", "rejected"), compared),
-    Format("ShareGPT preference", ("conversations", "chosen", "rejected"), compared),
-    Format("messages with two answers", ("messages", "chosen", "rejected"), compared),
-    Format("HH-RLHF", ("chosen", "rejected"), dialogues),
-    Format("TRL unpaired", ("prompt", "completion", "label"), judged),
-    Format("BeaverTails", ("prompt", "response", "is_safe"), judged),
-    Format("Alpaca KTO", ("instruction", "output", "kto_tag"), judged),
-    Format("ShareGPT KTO", ("conversations", "kto_tag"), ended),
-    Format("ms-swift KTO", ("messages", "label"), ended),
+    Format("PKU-SafeRLHF", ("prompt", "response_0", "response_1"), pku_pair),
+    Format("HelpSteer3", ("context", "response1", "response2", "overall_preference"), scaled_pair),
+    Format("OpenAI preference", ("input", "preferred_output", "non_preferred_output"), openai_pair),
+    Format("SHP", ("history", "human_ref_A", "human_ref_B", "labels"), binary_pair),
+    Format("Chatbot Arena", ("conversation_a", "conversation_b", "winner"), arena_pair),
+    Format("ms-swift preference", ("messages", "rejected_response"), replaced_pair),
+    Format("ms-swift preference, two dialogues", ("messages", "rejected_messages"), replaced_pair),
+    Format("TRL preference", ("prompt", "chosen", "rejected"), prompt_pair),
+    Format("Orca", ("question", "chosen", "rejected"), prompt_pair),
+    Format("Alpaca preference", ("instruction", "chosen", "rejected"), prompt_pair),
+    Format("distilabel Orca", ("input", "chosen", "rejected"), prompt_pair),
+    Format("ShareGPT preference", ("conversations", "chosen", "rejected"), prompt_pair),
+    Format("messages with two answers", ("messages", "chosen", "rejected"), prompt_pair),
+    Format("HH-RLHF", ("chosen", "rejected"), dialogue_pair),
+    Format("TRL unpaired", ("prompt", "completion", "label"), judged_answer),
+    Format("BeaverTails", ("prompt", "response", "is_safe"), judged_answer),
+    Format("Alpaca KTO", ("instruction", "output", "kto_tag"), judged_answer),
+    Format("ShareGPT KTO", ("conversations", "kto_tag"), judged_dialogue),
+    Format("ms-swift KTO", ("messages", "label"), judged_dialogue),
 )
 """The first one whose columns all stand in the first row reads the file; `read` is given the row and these columns."""
 
@@ -193,22 +179,23 @@ CORPORA = (
 """Columns of a corpus for supervised fine-tuning: prompt and answer, or messages that end with the answer."""
 
 
-def taught(row: Fields) -> tuple[list[Message], str]:
+def demonstration(row: Fields) -> tuple[list[Message], str]:
     """Return prompt and answer of a row of a corpus.
 
     Raises:
-        Unusable: why the row cannot be taught.
+        Unusable: why the row cannot be trained on.
     """
-    columns = next((one for one in CORPORA if set(one) <= row.names), ())
+    columns = next((names for names in CORPORA if set(names) <= row.names), ())
     if not columns:
-        raise Unusable(f"needs prompt and completion, or messages; its columns are {_list(row.names)}")
-    if bad := next((name for name in ("is_safe", "kto_tag", "label") if truth(row.row.get(name)) is False), ""):
+        raise Unusable(f"needs prompt and completion, or messages; its columns are {listed(row.names)}")
+    # a file for KTO fits these columns as well; its bad answers must not be imitated
+    if bad := next((name for name in ("is_safe", "kto_tag", "label") if truth(row.cell(name)) is False), ""):
         raise Unusable(f"{bad}: is false, so the answer is not one to be taught; take such rows out")
-    prompt, *answer = columns
-    asked = _prompt(row, prompt) if answer else []
-    context, said = _answer(asked, row.turns((*answer, prompt)[0], "assistant"), row.called((*answer, prompt)[0]))
-    _answered(said, "answer")
-    return _asked(row, context), said
+    first, last = columns[0], columns[-1]  # one and the same column where the messages end with the answer
+    prompt = _prompt(row, first) if first != last else []
+    context, answer = answer_of(prompt, row.turns(last, "assistant"), row.called(last))
+    refuse_no_answer(answer, "answer")
+    return _whole_prompt(row, context), answer
 
 
 def format_of(row: Fields, where: str, like: Format | None = None) -> Format:
@@ -221,28 +208,32 @@ def format_of(row: Fields, where: str, like: Format | None = None) -> Format:
     Raises:
         BadData: no known format has these columns, or the recipe names one that is not there.
     """
-    named = set(row.columns) - {"system"}
-    found = next((one for one in FORMATS if named <= set(one.columns) <= row.names), like)
-    if like and found:
-        return found  # a row that lacks a column is told so by the format of the others
+    mapped = set(row.columns) - {"system"}
+    # a mapping says what the file holds, so a format that lacks one of its columns would be the wrong one
+    fitting = next((f for f in FORMATS if mapped <= set(f.columns) <= row.names), like)
+    if like and fitting:
+        return fitting  # a row that lacks a column: the format of the rows before says which one is missing
     for name, column in row.columns.items():
-        if column not in row.row:
-            raise BadData(f"{where}: columns.{name}: no column {column!r}; the file has {_list(set(row.row))}")
-    if found is None or _no_dialogue(row, found):
+        if column not in row.file_columns:
+            raise BadData(f"{where}: columns.{name}: no column {column!r}; the file has {listed(row.file_columns)}")
+    if fitting is None or _is_no_dialogue(row, fitting):
         raise BadData(f"{where}: {_unknown(row)}")
-    if row.label and found.read is not pku:
-        raise BadData(f"{where}: label {row.label!r}: {found.name} needs none; take it out, or name it in `columns`")
-    return found
+    if row.label and fitting.read is not pku_pair:
+        raise BadData(f"{where}: label {row.label!r}: {fitting.name} needs none; take it out, or name it in `columns`")
+    return fitting
 
 
-def _no_dialogue(row: Fields, found: Format) -> bool:
+def _is_no_dialogue(row: Fields, fitting: Format) -> bool:
     """Whether two answers only look like two dialogues, since the column with the prompt has a name of its own."""
-    if found.read is not dialogues or isinstance(row.row["chosen"], list) or ASSISTANT in str(row.row["chosen"]):
+    if fitting.read is not dialogue_pair:
         return False
-    return _guessed(row, ("prompt",))["prompt"] != "…"
+    chosen = row.row["chosen"]
+    if isinstance(chosen, list) or ASSISTANT in str(chosen):
+        return False
+    return guessed_columns(row.file_columns, ("prompt",))["prompt"] != "…"
 
 
-def example(row: Fields, known: Format, paired: bool) -> Example:
+def example(row: Fields, layout: Format, paired: bool) -> Example:
     """Read one row for a loss that compares pairs, or for one that learns from single answers, as KTO.
 
     For single answers, both answers of a PKU row are taken by `is_response_i_safe`, where the metric is harmless
@@ -251,92 +242,78 @@ def example(row: Fields, known: Format, paired: bool) -> Example:
     Raises:
         Unusable: why the row is not used.
     """
-    found = known.read(row, *known.columns)
-    if isinstance(found, Judged):
+    comparison = layout.read(row, *layout.columns)
+    if isinstance(comparison, JudgedAnswer):
         if paired:
             raise Unusable('the row holds one answer, DPO needs two; use method = "kto" for unpaired data')
-        return Example(None, [found])
+        return Example(None, [comparison])
     if paired:
-        return Example(found, [])
-    if known.read is pku and row.metric == "harmless" and not row.label:
-        told = [(row.text(f"response_{i}"), row.truth(f"is_response_{i}_safe")) for i in (0, 1)]
-        return Example(found, [_judged(row, found.prompt, answer, safe) for answer, safe in told])
-    return Example(found, [Judged(found.prompt, found.chosen, True), Judged(found.prompt, found.rejected, False)])
+        return Example(comparison, [])
+    prompt = comparison.prompt
+    if layout.read is pku_pair and row.metric == "harmless" and not row.label:
+        # the safer of two answers may still be unsafe, so each answer is labelled for itself
+        labelled = [(row.text(f"response_{i}"), row.truth(f"is_response_{i}_safe")) for i in (0, 1)]
+        return Example(comparison, [_judged(row, prompt, answer, is_safe) for answer, is_safe in labelled])
+    return Example(
+        comparison, [JudgedAnswer(prompt, comparison.chosen, True), JudgedAnswer(prompt, comparison.rejected, False)]
+    )
 
 
 def _prompt(row: Fields, name: str) -> list[Message]:
-    """Return what was asked; Alpaca's `input` follows the instruction, its and ms-swift's `history` goes before."""
-    asked = row.turns(name, "user")
+    """Return the prompt; Alpaca's `input` follows the instruction, its and ms-swift's `history` goes before."""
+    prompt = row.turns(name, "user")
+    # by our name or by the file's: a recipe may map our `prompt` to a column called `instruction`
     if not {name, row.called(name)} & {"instruction", "query"}:
-        return asked
-    if asked and "instruction" in (name, row.called(name)) and (more := row.get("input")):
-        last = Message(role="user", content=f"{asked[-1]['content']}\n{text(more, row.called('input'))}")
-        asked = [*asked[:-1], last]
+        return prompt
+    if prompt and "instruction" in (name, row.called(name)) and (more := row.get("input")):
+        last = Message(role="user", content=f"{prompt[-1]['content']}\n{text(more, row.called('input'))}")
+        prompt = [*prompt[:-1], last]
     before = row.get("history") or []
     if not isinstance(before, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in before
     ):
         raise Unusable("history: must be a list of [question, answer]")
     roles = ("user", "assistant")
-    return [Message(role=roles[i], content=pair[i]) for pair in before for i in (0, 1)] + asked
+    return [Message(role=roles[i], content=pair[i]) for pair in before for i in (0, 1)] + prompt
 
 
-def _answer(asked: list[Message], side: list[Message], name: str) -> tuple[list[Message], str]:
-    """Return (context, answer) of a side that is an answer alone, or a whole dialogue that holds what was asked."""
-    *context, last = side
-    if last["role"] != "assistant":
-        raise Unusable(f"{name}: ends with a turn of the {last['role']}; the last turn must be the assistant's")
-    held = {turn["content"].strip() for turn in context}
-    if context and any(turn["content"].strip() not in held for turn in asked if turn["role"] != "system"):
-        raise Unusable(f"{name}: is a dialogue that does not hold the prompt")
-    if context and asked and asked[0]["role"] == "system":
-        whole = behind(asked[0], context)
-        if whole is None:
-            raise Unusable(f"{name}: begins with another system message than the prompt")
-        return whole, last["content"]
-    return context or asked, last["content"]
+def _compared(row: Fields, prompt: list[Message], chosen: str, rejected: str, speaker: str = "assistant") -> Pair:
+    """Return the pair of two columns that are named by which answer is better.
 
-
-def _compared(row: Fields, asked: list[Message], chosen: str, rejected: str, speaker: str = "assistant") -> Pair:
-    if row.get("status") == "tie" or any(number(row.get(one)) == number(row.get(other)) for one, other in SCORES):
+    Args:
+        prompt: empty where both columns hold whole dialogues.
+        speaker: who says a plain text; empty: it must be a dialogue in HH-RLHF's markup.
+    """
+    if row.get("status") == "tie" or any(number(row.get(a)) == number(row.get(b)) for a, b in SCORES):
         raise Dropped("a tie: neither answer is preferred")
-    cells = row.holds_a_message(chosen) and row.holds_a_message(rejected)  # one alone is an answer in JSON
-    (context, answer), (other, worse) = (
-        _answer(asked, row.turns(name, speaker, cells), row.called(name)) for name in (chosen, rejected)
+    # where only one of the answers looks like a message in JSON, it is an answer in JSON
+    in_cells = row.holds_a_message(chosen) and row.holds_a_message(rejected)
+    (context, better), (other_context, worse) = (
+        answer_of(prompt, row.turns(name, speaker, in_cells), row.called(name)) for name in (chosen, rejected)
     )
-    return _pair(row, _same(context, other, row, chosen, rejected), answer, worse)
-
-
-def _same(context: list[Message], other: list[Message], row: Fields, *names: str) -> list[Message]:
-    """Return the context that both answers have."""
-    ours, theirs = ([(turn["role"], turn["content"].strip()) for turn in told] for told in (context, other))
-    if ours != theirs:
-        raise Unusable(f"{' and '.join(map(row.called, names))} have different contexts")
-    return context
+    names = f"{row.called(chosen)} and {row.called(rejected)}"
+    return _pair(row, same_context(context, other_context, names), better, worse)
 
 
 def _pair(row: Fields, context: list[Message], chosen: str, rejected: str) -> Pair:
-    _answered(chosen, "chosen")
-    _answered(rejected, "rejected")
+    refuse_no_answer(chosen, "chosen")
+    refuse_no_answer(rejected, "rejected")
     if chosen == rejected:
         raise Unusable("the two answers are identical")
-    return Pair(_asked(row, context), chosen, rejected)
+    return Pair(_whole_prompt(row, context), chosen, rejected)
 
 
-def _judged(row: Fields, context: list[Message], answer: str, desirable: bool) -> Judged:
-    _answered(answer, "answer")
-    return Judged(_asked(row, context), answer, desirable)
+def _judged(row: Fields, context: list[Message], answer: str, desirable: bool) -> JudgedAnswer:
+    refuse_no_answer(answer, "answer")
+    return JudgedAnswer(_whole_prompt(row, context), answer, desirable)
 
 
-def _answered(answer: str, name: str) -> None:
-    if not answer.strip():
-        raise Unusable(f"{name}: the answer is empty")
-    if HUMAN in answer:
-        raise Unusable(f"{name}: the answer goes on with a turn of the user ('Human:')")
+def _whole_prompt(row: Fields, context: list[Message]) -> list[Message]:
+    """Return the context, after the system message of a column `system` or `system_prompt`.
 
-
-def _asked(row: Fields, context: list[Message]) -> list[Message]:
-    """Return the context, after the system message of a column `system` or `system_prompt`."""
+    Raises:
+        Unusable: it does not end with a question, or begins with another system message.
+    """
     if not context or context[-1]["role"] != "user":
         raise Unusable("prompt: must end with a turn of the user")
     if not context[-1]["content"].strip():
@@ -353,38 +330,21 @@ def _asked(row: Fields, context: list[Message]) -> list[Message]:
 
 def _unknown(row: Fields) -> str:
     """Say which columns there are, which format is the nearest, and how to name the columns."""
-    pairs, alone = (
-        _guessed(row, names) for names in (("prompt", "chosen", "rejected"), ("prompt", "completion", "label"))
-    )
-    two = list(pairs.values()).count("…") <= list(alone.values()).count("…")
-    two = two or any(word in column.lower() for column in row.row for word in NEUTRAL[1])
-    known = [one for one in FORMATS if (one.read in (judged, ended)) is not two]
-    near = max(known, key=lambda one: sum(_likeness(column, row.names) for column in one.columns) / len(one.columns))
-    mapping = ", ".join(f'{name} = "{column}"' for name, column in (pairs if two else alone).items())
+    columns = row.file_columns
+    pair = guessed_columns(columns, ("prompt", "chosen", "rejected"))
+    single = guessed_columns(columns, ("prompt", "completion", "label"))
+    # the mapping with fewer gaps is suggested; `answer_b` shows that there are two answers, whatever else is missing
+    two = list(pair.values()).count("…") <= list(single.values()).count("…")
+    two = two or any(word in column.lower() for column in columns for word in NEUTRAL[1])
+    formats = [f for f in FORMATS if f.unpaired is not two]
+    near = max(formats, key=lambda f: sum(_likeness(column, row.names) for column in f.columns) / len(f.columns))
+    mapping = ", ".join(f'{name} = "{column}"' for name, column in (pair if two else single).items())
     unsure = "; where … stands, make a column of what the file has" if "…" in mapping else ""
     return (
-        f"no known format has the columns {_list(set(row.row))}; the nearest is {near.name} ({', '.join(near.columns)})"
+        f"no known format has the columns {listed(columns)}; the nearest is {near.name} ({', '.join(near.columns)})"
         f"; name the columns in the recipe: columns = {{ {mapping} }} (docs/data.md){unsure}"
     )
 
 
-def _guessed(row: Fields, names: tuple[str, ...]) -> dict[str, str]:
-    """Return our name → the column that is most likely meant, `…` for none; each column once."""
-    left, found = [column for column in sorted(row.row) if not OTHERWISE.search(column.lower())], {}
-    decided = any(word in column.lower() for column in row.row for word in DECIDES)
-    neutral = {*NEUTRAL[0], *NEUTRAL[1]} if decided else set()
-    for name in names:
-        words = [word for word in LIKELY[name] if word not in neutral]
-        found[name] = next((column for word in words for column in left if word in column.lower()), "…")
-        left = [column for column in left if column != found[name]]
-    return found
-
-
 def _likeness(column: str, names: set[str]) -> float:
     return max((SequenceMatcher(None, column, name).ratio() for name in names), default=0.0)
-
-
-def _list(names: set[str]) -> str:
-    """Return up to twenty names."""
-    shown = sorted(names)
-    return (", ".join(shown[:20]) + (", …" if len(shown) > 20 else "")) or "(none)"

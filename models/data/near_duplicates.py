@@ -34,6 +34,7 @@ def text_of(prompt: list[Message]) -> str:
     What the system or the assistant says in it makes no other question of it; a prompt without words is its signs.
     """
     content = " ".join(turn["content"] for turn in prompt if turn["role"] == "user").lower()
+    # without words, as in `?!` or `+ =`, the signs themselves: else all such prompts would count as one
     return " ".join(WORD.findall(content) or content.split())
 
 
@@ -43,6 +44,7 @@ def questions(prompt: list[Message]) -> list[str]:
     The last turn is what is answered, so a question is the same question after other turns.
     """
     whole, last = text_of(prompt), text_of(prompt[-1:])
+    # a letter of these scripts is a word for `WORD` but says less than one, so two of them count as one here
     words = sum(0.5 if re.match(f"[{UNSPACED}]", word) else 1 for word in last.split())
     return [whole, last] if last != whole and words >= ALONE else [whole]
 
@@ -82,12 +84,13 @@ def leaders(prompts: Sequence[str], similarity: float) -> list[int]:
         similarity: least Jaccard overlap of word triples, above 0.
     """
     index = _Index(prompts, similarity)
-    found: list[int] = []
+    leader_of: list[int] = []
     for place, text in enumerate(prompts):
+        # searched before it is added, so that a prompt is near to those before it only, and never to itself
         near = index.find(text, most=FAMILY)
         index.add(text)
-        found.append(place if near < 0 else found[near])
-    return found
+        leader_of.append(place if near < 0 else leader_of[near])
+    return leader_of
 
 
 class _Index:
@@ -115,24 +118,28 @@ class _Index:
         Args:
             most: prompts that one triple may propose; 0 means all.
         """
-        ours = _triples(text)
+        triples = _triples(text)
         proposed = {i for triple in self._rarest(text) for i in self.holders.get(triple, ())[: most or None]}
-        return next((i for i in sorted(proposed) if _jaccard(ours, _triples(self.texts[i])) >= self.similarity), -1)
+        # the counters only say which prompts to compare; what is near is decided by the exact overlap
+        return next((i for i in sorted(proposed) if _jaccard(triples, _triples(self.texts[i])) >= self.similarity), -1)
 
     def _rarest(self, text: str) -> list[str]:
         """Return the triples of which a near prompt has one among its own."""
         triples = _triples(text)
+        # equal counts are ordered by the triple itself: the method needs one and the same order for all prompts
         ordered = sorted(triples, key=lambda triple: (self.counts[_bucket(triple)], triple))
+        # 1e-9: in floating point 0.28 · 25 is a little more than 7, ⌈t·n⌉ would be 8, and the list one too short
         return ordered[: len(triples) - math.ceil(self.similarity * len(triples) - 1e-9) + 1]
 
 
 def _bucket(triple: str) -> int:
+    # not hash(), which Python salts in each process: where FAMILY limits, the order of triples can decide what is near
     return crc32(triple.encode()) % BUCKETS
 
 
-def _jaccard(ours: frozenset[str], theirs: frozenset[str]) -> float:
-    shared = len(ours & theirs)
-    return shared / (len(ours) + len(theirs) - shared)
+def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    shared = len(first & second)
+    return shared / (len(first) + len(second) - shared)
 
 
 @lru_cache(maxsize=4096)

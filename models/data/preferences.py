@@ -10,16 +10,16 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from models.artifacts import Preferences, Sources, content_digest, file_digest
 from models.data import readers
 from models.data.dialogue import Message, messages
 from models.data.fields import Fields, number
-from models.data.formats import PKU_LABEL, SCORES, Example, Format, Judged, Pair, example, format_of
+from models.data.formats import PKU_LABEL, SCORES, Example, Format, JudgedAnswer, Pair, example, format_of
 from models.data.near_duplicates import NearDuplicates, text_of
-from models.data.readers import Dropped, Row, Unusable
-from models.data.splits import Fates, Partners, Split
+from models.data.raw_rows import Dropped, Row, Unusable
+from models.data.splits import DataCard, Fates, Partners, Quarantined, Split
+from models.data.suites import stored
 from models.errors import BadData
 from models.files import jsonl
 from models.recipe import Contaminated, Data
@@ -62,10 +62,11 @@ def prepare(
     try:
         for number, row in readers.rows(source, parts):
             _place(reading, number, row, splits, fates, partners)
-        for number in partners.left():
+        for number in partners.unmatched():
             fates.drop(number, ALONE)
+        # first the held-out splits, then what is too near to them, then the limit on what is left of the training rows
         over = {name: splits[name].limit(config.heldout, "data.heldout", fates) for name in HELDOUT}
-        first = _kept_apart(splits, sources, config, fates)
+        first = _keep_apart(splits, sources, config, fates)
         over["train"] = splits["train"].limit(limit, f"{role}.pairs", fates)
         for split in splits.values():
             split.settle(fates)
@@ -75,8 +76,9 @@ def prepare(
         partners.close()
         fates.close()
     became = fates.counts()
-    again = became.get(DUPLICATE, 0)
-    _refuse(source, out, reading.bad, sum(became.values()) - again, again, config)
+    # a share of the rows that differ: copies of good rows must not make a broken file look good enough
+    repeated = became.get(DUPLICATE, 0)
+    _refuse_bad_rows(source, out, reading.bad, sum(became.values()) - repeated, repeated, config)
     refuse_contamination(source, became.get(INSIDE, 0), first, config)
     if not len(splits["train"]):
         raise BadData(
@@ -86,10 +88,8 @@ def prepare(
     digests = {name: file_digest(splits[name].path) for name in SPLITS}
     content = content_digest(digests)
     lines = {name: len(splits[name]) for name in SPLITS}
-    card = reading.card(source, lines, became, over)
-    (out / "card.json").write_text(
-        json.dumps(card | {"content_sha256": content}, indent=1, ensure_ascii=False), "utf-8"
-    )
+    card = reading.card(lines, became, over, content)
+    (out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False), "utf-8")
     bad = sum(reading.bad.values())
     return Preferences(path=out, digest=content, metric=metric, counts={**lines, "quarantined": bad}, splits=digests)
 
@@ -99,9 +99,9 @@ def pairs(path: Path) -> Iterator[Pair]:
     return (Pair(**row) for row in jsonl.read(path))
 
 
-def judged(path: Path) -> Iterator[Judged]:
+def judged(path: Path) -> Iterator[JudgedAnswer]:
     """Yield the answers of a KTO training file."""
-    return (Judged(**row) for row in jsonl.read(path))
+    return (JudgedAnswer(**row) for row in jsonl.read(path))
 
 
 def refuse_one_kind(preferences: Preferences, labels: Sequence[bool] | None = None) -> None:
@@ -131,15 +131,17 @@ class _Reading:
 
     def __init__(self, source: Path, metric: str, paired: bool, label: str, config: Data) -> None:
         self.source, self.metric, self.paired, self.label, self.config = source, metric, paired, label, config
+        self.columns = config.columns.named  # kept, since the property builds a new dictionary each time
         self.format: Format | None = None
-        self.known: dict[tuple[str, ...], Format] = {}
+        # a file may mix formats, but has few sets of columns: FORMATS is searched once for each set, not for each row
+        self.format_by_columns: dict[tuple[str, ...], Format] = {}
         self.bad: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
         self.seen: dict[bytes, int] = {}
 
-    def read(self, row: Row | Unusable) -> tuple[Example, list[Pair | Judged]]:
+    def read(self, row: Row | Unusable) -> tuple[Example, list[Pair | JudgedAnswer]]:
         """Return what a row gives, and what of it was not seen before.
 
         Raises:
@@ -147,30 +149,37 @@ class _Reading:
         """
         if isinstance(row, Unusable):
             raise row
-        fields = Fields(row, self.config.columns.named, self.metric, self.label)
+        fields = Fields(row, self.columns, self.metric, self.label)
         columns = tuple(row)
-        known = self.known.get(columns) or format_of(fields, str(self.source), self.format)
-        self.format, self.known[columns] = self.format or known, known
-        found = example(fields, known, self.paired)
-        told: Sequence[Pair | Judged] = found.answers or [one for one in (found.pair,) if one]
-        fresh = [one for one in told if _remember(one, self.seen, self.noted)]
+        layout = self.format_by_columns.get(columns) or format_of(fields, str(self.source), self.format)
+        self.format, self.format_by_columns[columns] = self.format or layout, layout
+        parts = example(fields, layout, self.paired)
+        records: Sequence[Pair | JudgedAnswer] = parts.answers or [pair for pair in (parts.pair,) if pair]
+        fresh = [record for record in records if _remember(record, self.seen, self.noted)]
         if not fresh:
             raise Dropped(DUPLICATE)
-        if found.answers:
-            self.noted["answers"] += len(told)
-            self.noted["desirable"] += sum(one.desirable for one in found.answers)
-            self.noted["repeated"] += len(told) - len(fresh)
-        self.formats[known.name] += 1
+        if parts.answers:
+            self.noted["answers"] += len(records)
+            self.noted["desirable"] += sum(answer.desirable for answer in parts.answers)
+            self.noted["repeated"] += len(records) - len(fresh)
+        self.formats[layout.name] += 1
         self.unused.update(fields.unused)
-        if found.pair:
-            _note(row, found.pair, self.noted)
-        return found, fresh
+        if parts.pair:
+            _note(fields, parts.pair, self.noted)
+        return parts, fresh
 
-    def card(self, source: Path, lines: dict[str, int], became: dict[str, int], over: dict[str, int]) -> dict[str, Any]:
-        """Return the data card: units are rows of the file, but where it says pairs or answers."""
+    def card(self, lines: dict[str, int], became: dict[str, int], over: dict[str, int], content: str) -> DataCard:
+        """Return the data card.
+
+        Args:
+            lines: split → lines of its file.
+            became: fate → rows.
+            over: split → lines that a limit of the recipe has left out.
+            content: the digest over the files of all splits.
+        """
         noted = self.noted
         return {
-            "source": source.name,
+            "source": self.source.name,
             "formats": dict(self.formats),
             "metric": self.metric,
             "rows": sum(became.values()),
@@ -183,7 +192,7 @@ class _Reading:
             "near_a_heldout_prompt": became.get(NEAR, 0),
             "inside_a_suite": became.get(INSIDE, 0),
             "columns_not_used": dict(self.unused),
-            "files_not_read": readers.unread(source),
+            "files_not_read": readers.unread(self.source),
             "contradictions": noted["contradictions"],
             "scores_prefer_the_rejected": noted["against"],
             "answers_given": noted["answers"],
@@ -194,6 +203,7 @@ class _Reading:
             "mean_characters": {side: _share(noted[side], noted["pairs"]) for side in ("chosen", "rejected")},
             "helpful_and_harmless_disagree": _share(noted["disagree"], noted["both_labels"]),
             "both_answers_unsafe": _share(noted["unsafe"], noted["safe_labels"]),
+            "content_sha256": content,
         }
 
 
@@ -202,7 +212,7 @@ def _place(
 ) -> None:
     """Write what a row gives to the split of its prompt, or say why not."""
     try:
-        found, fresh = reading.read(row)
+        parts, fresh = reading.read(row)
     except Unusable as reason:
         fates.drop(number, str(reason))
         if not isinstance(reason, Dropped):
@@ -211,37 +221,40 @@ def _place(
     split = splits[split_of(fresh[0].prompt, reading.config)]
     fates.take(number, split.name)
     if split.name in TRAIN:
-        for one in fresh:
-            split.add(one, number)
-    elif found.pair:
-        split.add(found.pair, number)
-    elif met := partners.meet(found.answers[0], number):
-        split.add(met[0], number, met[1])
+        for record in fresh:
+            split.add(record, number)
+    # held-out lines are always pairs, for KTO too: margins compare two answers
+    elif parts.pair:
+        split.add(parts.pair, number)
+    elif match := partners.meet(parts.answers[0], number):
+        pair, partner = match
+        split.add(pair, number, partner)
 
 
-def _refuse(source: Path, out: Path, reasons: Counter[str], rows: int, again: int, config: Data) -> None:
-    """Raise BadData if more rows are bad than the recipe allows; those that came `again` are not counted."""
+def _refuse_bad_rows(source: Path, out: Path, reasons: Counter[str], rows: int, repeated: int, config: Data) -> None:
+    """Raise BadData if more rows are bad than the recipe allows; `rows` leaves out those that are `repeated`."""
     bad = reasons.total()
     if bad > config.bad_rows * rows:
         common = dict(reasons.most_common(3))
         first: dict[str, list[str]] = {why: [] for why in common}
-        for row in jsonl.read(out / "quarantine.jsonl"):
-            if row["reason"] in first and len(first[row["reason"]]) < 3:
-                first[row["reason"]].append(f"{row['file']} {row['row']}" if source.is_dir() else str(row["row"]))
+        for line in jsonl.read(out / "quarantine.jsonl"):
+            row = Quarantined(**line)
+            if row.reason in first and len(first[row.reason]) < 3:
+                first[row.reason].append(f"{row.file} {row.row}" if source.is_dir() else str(row.row))
         sentences = [f"({times} times, first in rows {', '.join(first[why])}): {why}" for why, times in common.items()]
         raise BadData(
-            f"{source}: {bad} of {rows} {'different ' if again else ''}rows cannot be used, over data.bad_rows = "
+            f"{source}: {bad} of {rows} {'different ' if repeated else ''}rows cannot be used, over data.bad_rows = "
             f"{config.bad_rows:g}; most often {', then '.join(sentences)}{KEPT}{out / 'quarantine.jsonl'}"
         )
 
 
-def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates: Fates) -> str:
+def _keep_apart(splits: dict[str, Split], sources: Sources, config: Data, fates: Fates) -> str:
     """Drop training rows whose prompt is nearly a held-out one, or stands in a suite; return the first in a suite."""
     for name in HELDOUT:
         splits[name].close()
     suite = suite_prompts(sources, config)
-    held = (text_of(pair.prompt) for name in HELDOUT for pair in pairs(splits[name].path))
-    apart = NearDuplicates(held, config.near_duplicates)
+    heldout_prompts = (text_of(pair.prompt) for name in HELDOUT for pair in pairs(splits[name].path))
+    heldout = NearDuplicates(heldout_prompts, config.near_duplicates)
     first: list[str] = []
 
     def why_not(line: bytes) -> str:
@@ -249,7 +262,7 @@ def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates:
         if suite.asks(prompt):
             first.append(prompt[-1]["content"])
             return INSIDE
-        return NEAR if apart.asks(prompt) else ""
+        return NEAR if heldout.asks(prompt) else ""
 
     splits["train"].sift(why_not, fates)
     return next(iter(first), "")
@@ -258,8 +271,8 @@ def _kept_apart(splits: dict[str, Split], sources: Sources, config: Data, fates:
 def suite_prompts(sources: Sources, config: Data) -> NearDuplicates:
     """Return the prompts of all suites, which nothing may be trained on."""
     suites = [path for split in HELDOUT for path in sources.suites(split).values()]
-    asked = (row["prompt"] for path in suites for row in jsonl.read(path))
-    return NearDuplicates((text_of(messages(p)) for p in asked), config.near_duplicates)
+    prompts = (row["prompt"] for path in suites for row in stored(path))
+    return NearDuplicates((text_of(messages(p)) for p in prompts), config.near_duplicates)
 
 
 def refuse_contamination(source: Path, inside: int, first: str, config: Data) -> None:
@@ -272,33 +285,35 @@ def refuse_contamination(source: Path, inside: int, first: str, config: Data) ->
         )
 
 
-def _remember(told: Pair | Judged, seen: dict[bytes, int], noted: Counter[str]) -> bool:
+def _remember(record: Pair | JudgedAnswer, seen: dict[bytes, int], noted: Counter[str]) -> bool:
     """Return whether this is new; a contradiction (the same answers, the other label) is counted and kept."""
-    if isinstance(told, Pair):
-        said, label = [told.prompt, *sorted((told.chosen, told.rejected))], told.chosen < told.rejected
+    if isinstance(record, Pair):
+        # sorted, so that a pair and its contradiction are one key; the label says which order it had
+        content = [record.prompt, *sorted((record.chosen, record.rejected))]
+        label = record.chosen < record.rejected
     else:
-        said, label = [told.prompt, told.answer], told.desirable
-    identity = hashlib.sha256(json.dumps(said).encode()).digest()[:16]
-    before = seen.get(identity, 0)
-    seen[identity] = before | (2 if label else 1)  # which of the two labels were seen
-    noted["contradictions"] += before in (1, 2) and seen[identity] == 3
-    return seen[identity] != before
+        content, label = [record.prompt, record.answer], record.desirable
+    key = hashlib.sha256(json.dumps(content).encode()).digest()[:16]
+    before = seen.get(key, 0)
+    seen[key] = before | (2 if label else 1)  # two bits: which of the two labels were seen
+    noted["contradictions"] += before in (1, 2) and seen[key] == 3
+    return seen[key] != before
 
 
-def _note(row: Row, pair: Pair, noted: Counter[str]) -> None:
-    """Count what the data card tells."""
+def _note(row: Fields, pair: Pair, noted: Counter[str]) -> None:
+    """Count what the data card tells; columns that are looked up for it alone do not count as read."""
     noted["pairs"] += 1
     noted["longer"] += len(pair.chosen) > len(pair.rejected)
     noted["chosen"] += len(pair.chosen)
     noted["rejected"] += len(pair.rejected)
     noted["multi_turn"] += len(pair.prompt) > 1
-    noted["against"] += any(number(row.get(other)) > number(row.get(one)) for one, other in SCORES)
-    if all(label in row for label in PKU_LABEL.values()):
+    noted["against"] += any(number(row.cell(rejected)) > number(row.cell(chosen)) for chosen, rejected in SCORES)
+    if row.file_columns >= {*PKU_LABEL.values()}:
         noted["both_labels"] += 1
-        noted["disagree"] += len({str(row[label]) for label in PKU_LABEL.values()}) == 2
-    if "is_response_0_safe" in row and "is_response_1_safe" in row:
+        noted["disagree"] += len({str(row.cell(label)) for label in PKU_LABEL.values()}) == 2
+    if row.file_columns >= {"is_response_0_safe", "is_response_1_safe"}:
         noted["safe_labels"] += 1
-        noted["unsafe"] += not (row["is_response_0_safe"] or row["is_response_1_safe"])
+        noted["unsafe"] += not (row.cell("is_response_0_safe") or row.cell("is_response_1_safe"))
 
 
 def _share(count: int, of: int) -> float | None:

@@ -2,15 +2,25 @@
 
 import json
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from models.artifacts import Preferences, Prompts, Sources, content_digest, file_digest
+from models.data.dialogue import Message
 from models.data.preferences import pairs as read_pairs
-from models.data.suites import MUST_PASS, prompt_digest
+from models.data.suites import MUST_PASS, prompt_digest, stored
 from models.files import jsonl
-from models.files.jsonl import Row
 from models.stage import stage
 
 ALL, KL = "prompts", "kl"
+
+
+class AskedPrompt(TypedDict):
+    """A line of `prompts.jsonl`: a prompt, and the suite that it stands in."""
+
+    suite: str
+    prompt: str | list[Message]
+    category: str
+    reference: NotRequired[str]
 
 
 @stage("prompts.ask", version=1)
@@ -24,17 +34,18 @@ def ask(out: Path, sources: Sources, pairs: list[Preferences], split: str, sampl
         samples: without suites, this many held-out prompts of each metric.
         kl_prompts: most prompts for KL, spread evenly over all suites.
     """
-    rows = asked(sources, pairs, split, samples)
-    sampled = [row for row in rows if row["suite"] != MUST_PASS]
-    once = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(sampled)}.values())]  # each at its first
-    tables = {ALL: rows, KL: [once[i] for i in spread(len(once), kl_prompts)]}
-    for table, kept in tables.items():
-        jsonl.write(out / f"{table}.jsonl", kept)
+    prompts = prompts_of_split(sources, pairs, split, samples)
+    sampled = [row for row in prompts if row["suite"] != MUST_PASS]
+    # a dictionary keeps the last of equal keys, so it is filled from behind: each prompt stands in its first suite
+    once = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(sampled)}.values())]
+    tables = {ALL: prompts, KL: [once[i] for i in spread(len(once), kl_prompts)]}
+    for table, rows in tables.items():
+        jsonl.write(out / f"{table}.jsonl", (dict(row) for row in rows))
     digests = {table: file_digest(out / f"{table}.jsonl") for table in tables}
     return Prompts(path=out, digest=content_digest(digests), split=split, digests=digests)
 
 
-def asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[Row]:
+def prompts_of_split(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[AskedPrompt]:
     """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons, to be read.
 
     Those are called `held-out METRIC`, which no judge sees and no gate decides on: they are kept apart from less of the
@@ -42,12 +53,13 @@ def asked(sources: Sources, pairs: list[Preferences], split: str, samples: int) 
     """
     suites = sources.suites(split)
     if suites:
-        return [{"suite": role, **row} for role, path in suites.items() for row in jsonl.read(path)]
-    rows: list[Row] = []
+        return [AskedPrompt(suite=role, **row) for role, path in suites.items() for row in stored(path)]
+    rows: list[AskedPrompt] = []
     for comparisons in pairs:
+        # several pairs may share one prompt
         prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
         suite = f"held-out {comparisons.metric}"
-        rows += [{"suite": suite, "prompt": p, "category": ""} for p in list(prompts.values())[:samples]]
+        rows += [AskedPrompt(suite=suite, prompt=p, category="") for p in list(prompts.values())[:samples]]
     return rows
 
 

@@ -1,7 +1,8 @@
 """From a file or folder to its rows: the one way in for comparisons, suites, labelled samples and the corpus.
 
 Only regular files and folders are opened, and what is read at once is bounded. A row that cannot be used is
-`Unusable`, with the reason; a file that cannot be trusted as a whole raises `BadData`.
+`Unusable`, with the reason; a file that cannot be trusted as a whole raises `BadData`. A new kind of file is one more
+function that yields rows, and a line in `_rows_of_file`.
 """
 
 import csv
@@ -16,14 +17,14 @@ from collections import Counter
 from collections.abc import Iterator
 from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from models.artifacts import tree_digest
+from models.data.raw_rows import Dropped, Row, Unusable, bad_row, parse, sound
 from models.errors import BadData
 from models.files.confined import refuse_way_out, refuse_ways_out_of_datasets
 from models.files.packed import EXPANDS, most, opened
 
-Row = dict[str, Any]
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
 DATA = (*KNOWN, ".json.gz", ".csv.gz", ".json.xz", ".csv.xz", ".ndjson", ".tsv", ".zst", ".arrow", ".zip", ".tar.gz")
 """How names of files of rows end."""
@@ -33,18 +34,9 @@ WHOLE = 2**31
 """Bytes of the largest .json file: it is held in memory as a whole."""
 FILES = 10_000
 """Files and folders that a folder of data may hold."""
-HALF = re.compile("[\ud800-\udfff]")
 TRAIN = re.compile(r"^train|(?<![^-._ 0-9])train(?![^-._ 0-9])")
 """In a name: it begins so, or has it as a word (`helpful_train.jsonl`, `train-00000-of-00004.parquet`)."""
 OTHER_SPLIT = "stands in a split that is not read"
-
-
-class Unusable(Exception):
-    """Why a row goes to quarantine."""
-
-
-class Dropped(Unusable):
-    """Why a row is not used that is no sign of a broken file: counted and named, but not as a bad row."""
 
 
 def rows(source: Path, parts: dict[str, int] | None = None) -> Iterator[tuple[int, Row | Unusable]]:
@@ -57,10 +49,11 @@ def rows(source: Path, parts: dict[str, int] | None = None) -> Iterator[tuple[in
         BadData: the file is missing, empty, cut off in the middle, or of no known type.
     """
     number = 0
-    for file in _parts(source):
+    for file in _files_to_read(source):
+        # noted before the first row is yielded: `Fates` looks up there which file a row came from
         if parts is not None:
             parts[source.name if file == source else str(file.relative_to(source))] = number
-        for row in _whole(file):
+        for row in _rows_of_file(file):
             number += 1
             yield number, row if isinstance(row, (dict, Unusable)) else Unusable("the row is not an object")
     if not number:
@@ -76,7 +69,7 @@ def every(source: Path) -> Iterator[tuple[int, Row]]:
     for number, row in rows(source):
         if isinstance(row, Unusable):
             if not isinstance(row, Dropped):
-                raise BadData(f"{source}: row {number}: {row}")
+                raise bad_row(source, number, row)
         else:
             yield number, row
 
@@ -88,7 +81,7 @@ def digest(source: Path) -> str:
         BadData: there is nothing, or nothing that may be read.
     """
     try:
-        return tree_digest(source, _inside(source) if is_folder(source) else ())
+        return tree_digest(source, _regular_files(source) if is_folder(source) else ())
     except OSError as error:
         raise _unreadable(source, error) from error
 
@@ -97,21 +90,24 @@ def unread(source: Path) -> list[str]:
     """Return the data files of a folder that are left out: others are named `train`, or their type is unknown."""
     if not is_folder(source) or _of_datasets(source):
         return []
-    read = set(_parts(source))
-    return [str(p.relative_to(source)) for p in _inside(source) if p.name.lower().endswith(DATA) and p not in read]
+    read = set(_files_to_read(source))
+    # `_files_to_read` reads endings in lower case only, so a file called rows.CSV is left out, and its owner is told
+    return [
+        str(p.relative_to(source)) for p in _regular_files(source) if p.name.lower().endswith(DATA) and p not in read
+    ]
 
 
 def elsewhere(source: Path) -> int:
     """Return how many rows stand in a split of a .json file that is not read."""
-    files = [file for file in _parts(source) if file.suffix == ".json"]
-    return sum(isinstance(row, Dropped) for file in files for row in _whole(file))
+    files = [file for file in _files_to_read(source) if file.suffix == ".json"]
+    return sum(isinstance(row, Dropped) for file in files for row in _rows_of_file(file))
 
 
 def folders(source: Path) -> list[str]:
     """Return the folders inside one that its rows come from, as hubs keep several sets of data in one repository."""
     if not is_folder(source) or _of_datasets(source):
         return []
-    return sorted({str(path.parent.relative_to(source)) for path in _parts(source)})
+    return sorted({str(path.parent.relative_to(source)) for path in _files_to_read(source)})
 
 
 def is_folder(source: Path) -> bool:
@@ -131,78 +127,36 @@ def is_folder(source: Path) -> bool:
     return stat.S_ISDIR(mode)
 
 
-def parse(text: str) -> tuple[Any, bool]:
-    """Return a value of JSON, and whether parts of it may be unusable, which `sound` then tells.
-
-    An object with a key twice, or a whole number of thousands of digits, stands in the value as `Unusable`.
-
-    Raises:
-        ValueError, RecursionError: not JSON, or nested too deeply.
-    """
-    flaws: list[Unusable] = []
-
-    def flaw(why: str) -> Unusable:
-        flaws.append(Unusable(why))
-        return flaws[-1]
-
-    def whole(pairs: list[tuple[str, Any]]) -> Row | Unusable:
-        row = dict(pairs)
-        if len(row) == len(pairs):
-            return row
-        return flaw(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands twice")
-
-    def number(digits: str) -> int | Unusable:
-        return int(digits) if len(digits) <= 4300 else flaw("a number has more than 4,300 digits")
-
-    value = json.loads(text, object_pairs_hook=whole, parse_int=number)
-    return value, bool(flaws) or "\\u" in text
-
-
-def sound(row: Any) -> Any:
-    """Return the row, or why it is unusable: what `parse` found inside, or half a character (a lone surrogate)."""
-    waiting = [row]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Unusable):
-            return value
-        if isinstance(value, str) and HALF.search(value):
-            return Unusable("a text holds half a character (a lone surrogate)")
-        if isinstance(value, dict):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list):
-            waiting += value
-    return row
-
-
 def _unreadable(source: Path, error: Exception) -> BadData:
     why = getattr(error, "strerror", None) or error
     return BadData(f"{str(source)!a}: cannot be read ({why}); give a file or folder that can")
 
 
-def _inside(folder: Path) -> list[Path]:
+def _regular_files(folder: Path) -> list[Path]:
     """Return all regular files of a folder, sorted.
 
     Raises:
         BadData: there are too many, or one that holds data lies elsewhere.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     entries = 0
     for place, folders, names in os.walk(folder):
+        # counted while walking, so that a home folder or / that is given by mistake is refused soon
         entries += len(folders) + len(names)
         if entries > FILES:
             raise BadData(f"{folder}: holds more than {FILES:,} files; give the folder that holds the data alone")
-        found += [path for name in names if (path := Path(place, name)).is_file()]
-    for path in found:
+        files += [path for name in names if (path := Path(place, name)).is_file()]
+    for path in files:
         if path.is_symlink() and path.name.endswith((*KNOWN, ".arrow")):
             refuse_way_out(folder, path)
-    return sorted(found)
+    return sorted(files)
 
 
 def _of_datasets(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
 
 
-def _parts(source: Path) -> list[Path]:
+def _files_to_read(source: Path) -> list[Path]:
     """Return what to read one after the other; of a folder as hubs lay them out, those named `train` if there are any.
 
     Raises:
@@ -210,18 +164,18 @@ def _parts(source: Path) -> list[Path]:
     """
     if not is_folder(source) or _of_datasets(source):
         return [source]
-    files = [path for path in _inside(source) if path.name.endswith(KNOWN)]
+    files = [path for path in _regular_files(source) if path.name.endswith(KNOWN)]
     train = [p for p in files if any(TRAIN.search(part) for part in p.relative_to(source).parts)]
     if not files:
         raise BadData(f"{source}: holds no {', '.join(KNOWN)}")
     return train or files
 
 
-def _whole(file: Path) -> Iterator[Any]:
+def _rows_of_file(file: Path) -> Iterator[object]:
     """Yield the rows of one file; a file that breaks off is refused as a whole."""
     suffix = Path(file.name.removesuffix(".gz").removesuffix(".xz")).suffix
     read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}.get(suffix)
-    if file.is_dir():
+    if file.is_dir():  # whatever its name: a folder of `datasets` may be called rows.jsonl
         read = _folder
     if read is None:
         raise BadData(f"{file}: unknown type; give {', '.join(KNOWN)} or a datasets folder")
@@ -238,16 +192,18 @@ def _whole(file: Path) -> Iterator[Any]:
         raise _unreadable(file, error) from error
 
 
-def _jsonl(source: Path) -> Iterator[Any]:
+def _jsonl(source: Path) -> Iterator[object]:
     with opened(source) as file:
         number = 0
         while line := file.readline(ROW + 1):
             number += 1
             if len(line) > ROW:
+                # skip to the end of the line in pieces, so that the rest of a huge row is never in memory as a whole
                 while line and not line.endswith(b"\n"):
                     line = file.readline(ROW)
                 yield Unusable(f"the row is longer than {ROW:,} bytes")
                 continue
+            # a byte order mark, which Windows programs write, is taken off the first line only
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if not text.strip():
                 continue
@@ -259,6 +215,7 @@ def _jsonl(source: Path) -> Iterator[Any]:
             except RecursionError:
                 yield Unusable("nested too deeply")
             except ValueError:
+                # only the last line can lack its end: what is wrong there was cut off, and more rows may be missing
                 if not text.endswith("\n"):
                     raise BadData(
                         f"{source}: line {number} is cut off; the file is incomplete, copy it again"
@@ -266,7 +223,7 @@ def _jsonl(source: Path) -> Iterator[Any]:
                 yield Unusable("not valid JSON")
 
 
-def _json(source: Path) -> Iterator[Any]:
+def _json(source: Path) -> Iterator[object]:
     """Yield the rows of a list, or of the split `train` of `{"train": […], …}`; the rows of other splits are named."""
     if _by_line(source):
         yield from _jsonl(source)
@@ -278,19 +235,21 @@ def _json(source: Path) -> Iterator[Any]:
             if len(content) > WHOLE:
                 raise BadData(f"{source}: has more than {WHOLE:,} bytes, too many for one value of JSON; write .jsonl")
     try:
-        found, suspect = parse(content.decode("utf-8-sig"))
+        value, suspect = parse(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise BadData(f"{source}: not valid JSON at line {error.lineno}: {error.msg}") from error
     except RecursionError:
         raise BadData(f"{source}: nested too deeply to be rows") from None
-    lists = {name: value for name, value in found.items() if isinstance(value, list)} if isinstance(found, dict) else {}
+    lists: dict[str, list[object]] = {"": value} if isinstance(value, list) else {}
+    if isinstance(value, dict):
+        lists = {name: part for name, part in value.items() if isinstance(part, list)}
     if len(lists) > 1 and "train" not in lists:
         raise BadData(f"{source}: holds several lists ({', '.join(lists)}); give a file with one, or name one train")
-    if not (lists or isinstance(found, list)):
+    if not lists:
         raise BadData(f"{source}: must hold one list of rows")
-    name = "train" if "train" in lists else next(iter(lists), "")
-    taken = lists.pop(name) if lists else found
-    yield from map(sound, taken) if suspect else taken
+    own_split = lists.pop("train" if "train" in lists else next(iter(lists)))
+    # `sound` looks at every text again, so it is called only where `parse` saw a reason to
+    yield from map(sound, own_split) if suspect else own_split
     for other in lists.values():
         yield from (Dropped(OTHER_SPLIT) for _ in other)
 
@@ -305,18 +264,20 @@ def _by_line(source: Path) -> bool:
         return False
 
 
-def _csv(source: Path) -> Iterator[Any]:
+def _csv(source: Path) -> Iterator[object]:
     csv.field_size_limit(ROW)
     with opened(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
         table = csv.DictReader(_lines(text, source), strict=True)
         try:
-            twice = [name for name, times in Counter(table.fieldnames or ()).items() if times > 1]
-            if twice:
-                raise BadData(f"{source}: the column {twice[0]!r} stands twice in the header")
-            alone = (table.fieldnames or [""])[0]
-            if len(table.fieldnames or ()) == 1 and (mark := next((m for m in ";\t|" if m in alone), "")):
+            header = table.fieldnames or [""]
+            repeated = [name for name, times in Counter(header).items() if times > 1]
+            if repeated:
+                # DictReader would keep the last of them without a word
+                raise BadData(f"{source}: the column {repeated[0]!r} stands twice in the header")
+            if len(header) == 1 and (mark := next((m for m in ";\t|" if m in header[0]), "")):
                 raise BadData(f"{source}: its columns are separated by {mark!r}; write it with commas")
             for row in table:
+                # DictReader puts cells that are too many under the key None, and None for cells that are missing
                 broken = None in row or None in row.values()
                 yield Unusable("the number of columns differs from the header") if broken else row
         except csv.Error as error:
@@ -324,18 +285,20 @@ def _csv(source: Path) -> Iterator[Any]:
 
 
 def _lines(text: TextIOWrapper, source: Path) -> Iterator[str]:
+    """Yield the lines of a table; one without an end, as in a file of zeros, must not fill the memory."""
     while line := text.readline(ROW):
         if len(line) == ROW:
             raise BadData(f"{source}: a line is longer than {ROW:,} characters")
         yield line
 
 
-def _parquet(source: Path) -> Iterator[Any]:
+def _parquet(source: Path) -> Iterator[object]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
         table = ParquetFile(source)
+        # Parquet says in its footer what it expands to, so a bomb is refused before anything is unpacked
         size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
         if size > most(source):
             raise BadData(f"{source}: expands to more than {EXPANDS} times its size; write it without compression")
@@ -345,13 +308,13 @@ def _parquet(source: Path) -> Iterator[Any]:
         raise BadData(f"{source}: not a whole Parquet file ({' '.join(str(error).split())[:200]})") from error
 
 
-def _folder(source: Path) -> Iterator[Any]:
+def _folder(source: Path) -> Iterator[object]:
     from datasets import Dataset, load_from_disk
 
     try:
         refuse_ways_out_of_datasets(source)
-        found = load_from_disk(str(source))
+        rows_on_disk = load_from_disk(str(source))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadData(f"{source}: not a folder of Dataset.save_to_disk ({error})") from error
-    assert isinstance(found, Dataset)
-    yield from found
+    assert isinstance(rows_on_disk, Dataset)  # `refuse_ways_out_of_datasets` has refused folders of several splits
+    yield from rows_on_disk

@@ -16,6 +16,7 @@ from models.stage import stage
 from models.words import counted
 
 HALF = Data(test=0.5, validation=0.0)
+"""Divides a suite: half of its prompts test, the others choose."""
 
 
 def named(recipe: Recipe | Assessment) -> dict[str, str]:
@@ -66,20 +67,23 @@ def gather(out: Path, files: dict[str, str], sha256: dict[str, str], seed: int, 
         BadData: a file changed since then.
     """
     written = town.write(out, seed) if TOWN in files.values() else {}
-    found = {role: written[role] for role in written if role.startswith("suite/")}
+    # the town's suites come with its data, whether or not the recipe names them; a suite of the user's replaces its own
+    places = {role: written[role] for role in written if role.startswith("suite/")}
     incidents = _incidents(files)
     for role, place in files.items():
         if place == TOWN and role.startswith("suite/"):
             continue
         if place == TOWN:
-            found[role] = written["sft" if role == "sft" else "helpful"]
+            # one file holds the comparisons of both steps, as PKU-SafeRLHF does: each of its rows has both labels
+            places[role] = written["sft" if role == "sft" else "helpful"]
             continue
         path = local(place, "dataset").resolve()
         if readers.digest(path) != sha256[role]:
             raise BadData(f"{role} {place!r}: the file changed while the run was starting; start again")
-        found |= _split(role, path, halves, incidents, out) if role.startswith("suite/") else {role: str(path)}
-    content = content_digest({role: readers.digest(out / place) for role, place in found.items()})
-    return Sources(path=out, digest=content, files=found, sha256=sha256)
+        places |= _split(role, path, halves, incidents, out) if role.startswith("suite/") else {role: str(path)}
+    # relative to `out` where a file was written there, absolute otherwise: `out / place` is right for both
+    content = content_digest({role: readers.digest(out / place) for role, place in places.items()})
+    return Sources(path=out, digest=content, files=places, sha256=sha256)
 
 
 def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
@@ -97,16 +101,17 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
         if place == TOWN:
             continue
         path = local(place, "dataset")
-        if left := readers.unread(path):
-            more = ", …" if len(left) > 3 else ""
+        if unread := readers.unread(path):
+            more = ", …" if len(unread) > 3 else ""
             yield (
-                f"{role}: {path}: {counted(len(left), 'file')} not read, since others are named train or the type is "
-                f"not known: {', '.join(left[:3])}{more}"
+                f"{role}: {path}: {counted(len(unread), 'file')} not read, since others are named train or the type is "
+                f"not known: {', '.join(unread[:3])}{more}"
             )
         if len(parts := readers.folders(path)) > 1:
             yield f"{role}: {path}: {', '.join(parts[:5])} are read as one; give one of them if they differ in kind"
         kind, _, name = role.partition("/")
-        if not role.startswith("steps.") and (others := readers.elsewhere(path)):  # of a step the card counts them
+        # a step's data card counts the rows of other splits, so they are named here for the other roles only
+        if not role.startswith("steps.") and (others := readers.elsewhere(path)):
             yield f"{role}: {path}: {counted(others, 'row')} not used, since only those of train are"
         if must_pass and kind == "suite" and name != suites.MUST_PASS:
             both = must_pass & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)}
@@ -117,7 +122,7 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
             yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
 
 
-def prompts(role: str, path: Path) -> list[jsonl.Row]:
+def prompts(role: str, path: Path) -> list[suites.SuitePrompt]:
     """Return the prompts of the user's suite for a role.
 
     Raises:
@@ -133,15 +138,16 @@ def tests(prompts: list[str | list[Message]], incidents: Collection[str] = ()) -
     """Return which prompts of a suite test; the others choose.
 
     It follows from the prompt alone, but a prompt that nearly repeats one before it stands where that one does, and one
-    that must pass chooses: it does so as an incident, and whoever is chosen by a prompt is not tested by it.
+    that must pass chooses: as an incident it already helps to choose, and what chose a policy does not test it.
 
     Args:
         incidents: digests of the prompts that must pass.
     """
-    alone = [split_of(messages(prompt), HALF) == "test" for prompt in prompts]
+    in_test = [split_of(messages(prompt), HALF) == "test" for prompt in prompts]
     leaders = suites.families(prompts)
+    # a whole family goes with its first prompt: near copies on both sides would let the choice see the test
     choosing = {leaders[i] for i, prompt in enumerate(prompts) if suites.prompt_digest(prompt) in incidents}
-    return [alone[leader] and leader not in choosing for leader in leaders]
+    return [in_test[leader] and leader not in choosing for leader in leaders]
 
 
 def _incidents(files: dict[str, str]) -> set[str]:
@@ -157,15 +163,15 @@ def _split(role: str, path: Path, halves: bool, incidents: Collection[str], out:
 
     Incidents are asked on both splits: each of them must pass, and none of them measures a rate.
     """
-    parts: dict[str, list[jsonl.Row]] = {"validation": [], "test": []}
+    parts: dict[str, list[suites.SuitePrompt]] = {"validation": [], "test": []}
     kind = role.removeprefix("suite/")
     rows = prompts(kind, path)
-    divided = halves and kind != suites.MUST_PASS
-    in_test = tests([row["prompt"] for row in rows], incidents) if divided else [True] * len(rows)
+    is_divided = halves and kind != suites.MUST_PASS
+    in_test = tests([row["prompt"] for row in rows], incidents) if is_divided else [True] * len(rows)
     for row, tested in zip(rows, in_test, strict=True):
         for part in parts if kind == suites.MUST_PASS else (("test",) if tested else ("validation",)):
             parts[part].append(row)
     files = {f"{role}/{part}": f"{role.replace('/', '-')}-{part}.jsonl" for part in parts}
-    for half, kept in parts.items():
-        jsonl.write(out / files[f"{role}/{half}"], kept)
+    for half, half_rows in parts.items():
+        jsonl.write(out / files[f"{role}/{half}"], (dict(row) for row in half_rows))
     return files

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models.artifacts import Answers, Calibration, Memory, Scores, Sources, content_digest, file_digest
-from models.data.labels import labels
+from models.data.suites import labels
 from models.errors import BadRecipe, NoVerdict
 from models.files import jsonl
 from models.judges.classifier import Classifier
