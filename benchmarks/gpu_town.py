@@ -89,9 +89,11 @@ def begin(here: Town) -> Sources:
 def prepare(here: Town, sources: Sources, k: int, method: str) -> Preferences:
     """Prepare the comparisons of step k."""
     from models.data import preferences
+    from models.recipe import Selection
 
     metric = here.recipe.steps[k].metric
-    return preferences.prepare(here.out(), sources, f"steps.{k}", metric, method == "dpo", "", 0, here.recipe.data)
+    selection = Selection(metric=metric, paired=method == "dpo")
+    return preferences.prepare(here.out(), sources, f"steps.{k}", selection, here.recipe.data)
 
 
 def score(here: Town, name: str, pairs: Preferences) -> Reference:

@@ -45,13 +45,13 @@ def prepare(folder: Path) -> None:
     """Prepare the file, and print seconds, peak memory and counts."""
     from models.artifacts import Sources
     from models.data import preferences
-    from models.recipe import Data
+    from models.recipe import Data, Selection
 
     out = folder / "out"
     out.mkdir()
     sources = Sources(path=folder, digest="", files={"steps.0": str(folder / "pairs.jsonl")})
     before, started = _peak(), time.perf_counter()
-    found = preferences.prepare(out, sources, "steps.0", "harmless", True, "", 0, Data())
+    found = preferences.prepare(out, sources, "steps.0", Selection(metric="harmless", paired=True), Data())
     spent = time.perf_counter() - started
     size = (folder / "pairs.jsonl").stat().st_size / 2**20
     print(

@@ -102,14 +102,15 @@ def prepare(base: str, pairs: str, count: int, folder: Path) -> None:
     from models.artifacts import Sources
     from models.data import preferences
     from models.policy import weights
-    from models.recipe import Data
+    from models.recipe import Data, Selection
 
     for place in (folder, folder / "base", folder / "pairs"):
         place.mkdir()
     made = weights.base(folder / "base", base, "", 0, weights.base_digest(base))
     sources = Sources(path=folder, digest="", files={"steps.0": str(Path(pairs).resolve())})
     config = Data(max_tokens=384, validation=0.1, test=0.1)
-    found = preferences.prepare(folder / "pairs", sources, "steps.0", "helpful", True, "", count, config)
+    selection = Selection(metric="helpful", paired=True, limit=count)
+    found = preferences.prepare(folder / "pairs", sources, "steps.0", selection, config)
     (folder / "made.json").write_text(json.dumps({"policy": made.facts(), "preferences": found.facts()}))
 
 

@@ -155,9 +155,7 @@ def _rows(recipe: Recipe, k: int, origin: Sources | None, folder: Path, errors: 
     out = folder / f"prepared-{k}"
     out.mkdir()
     try:
-        made = preferences.prepare(
-            out, origin, role, step.metric, step.method.paired, step.label, step.pairs, recipe.data_of(step)
-        )
+        made = preferences.prepare(out, origin, role, step.selection, recipe.data_of(step))
     except BadInput as error:
         errors.append(f"steps.{k}: {str(error).partition(preferences.KEPT)[0]}")  # what a check writes is not kept
         return -1, 0.0, ""

@@ -74,10 +74,7 @@ def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
         f"pairs · {step.metric}",
         sources=sources,
         role=f"steps.{run.recipe.steps.index(step)}",
-        metric=step.metric,
-        paired=step.method.paired,
-        label=step.label,
-        limit=step.pairs,
+        selection=step.selection,
         config=run.recipe.data_of(step),
     )
     if not step.method.paired:

@@ -17,7 +17,7 @@ from models.artifacts import Sources
 from models.data import preferences, readers, sft_corpus, sources, suites
 from models.errors import BadData, BadInput
 from models.files import packed
-from models.recipe import Data
+from models.recipe import Data, Selection
 
 GOOD = {"prompt": "hi", "chosen": "yes", "rejected": "no", "completion": "yes", "answer": "yes", "good": True}
 DEEP = "[" * 10_000 + "]" * 10_000
@@ -28,7 +28,7 @@ def prepared(path: Path) -> Any:
     out.mkdir(exist_ok=True)
     found = Sources(path=path.parent, digest="", files={"steps.0": str(path)})
     config = Data(validation=0, test=0, bad_rows=0.9)
-    return preferences.prepare(out, found, "steps.0", "harmless", True, "", 0, config)
+    return preferences.prepare(out, found, "steps.0", Selection(metric="harmless", paired=True), config)
 
 
 def taught(path: Path) -> Any:

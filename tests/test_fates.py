@@ -18,7 +18,7 @@ from models.data import sources as origins
 from models.data.formats import CORPORA, FORMATS
 from models.errors import BadData
 from models.files import jsonl
-from models.recipe import Data
+from models.recipe import Data, Selection
 
 Row = dict[str, Any]
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
@@ -41,7 +41,9 @@ def prepared(
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
     sources = Sources(path=folder, digest="x", files={"steps.0": name})
-    return preferences.prepare(folder / "out", sources, "steps.0", "harmless", method == "dpo", "", limit, config)
+    return preferences.prepare(
+        folder / "out", sources, "steps.0", Selection(metric="harmless", paired=method == "dpo", limit=limit), config
+    )
 
 
 def card(made: Preferences) -> dict[str, Any]:
@@ -202,7 +204,9 @@ def test_no_row_of_a_table_is_lost(
     method = "kto" if name in UNPAIRED else "dpo"
     config = ALL.model_copy(update={"bad_rows": 0.99})
     try:
-        made = preferences.prepare(folder / "out", sources, "steps.0", "harmless", method == "dpo", "", 0, config)
+        made = preferences.prepare(
+            folder / "out", sources, "steps.0", Selection(metric="harmless", paired=method == "dpo"), config
+        )
     except BadData as error:
         assert re.search("no row is left to train on|rows cannot be used|not valid CSV", str(error))
         return

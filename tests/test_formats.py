@@ -14,7 +14,7 @@ from models.data.dialogue import Message
 from models.data.formats import FORMATS
 from models.errors import BadData
 from models.files import jsonl
-from models.recipe import Columns, Data
+from models.recipe import Columns, Data, Selection
 
 Row = dict[str, Any]
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
@@ -46,7 +46,7 @@ def from_file(source: Path, method: str = "dpo", config: Data = ALL, metric: str
     out = source.parent / f"out of {source.name}"
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
-    return preferences.prepare(out, sources, "steps.0", metric, method == "dpo", "", 0, config)
+    return preferences.prepare(out, sources, "steps.0", Selection(metric=metric, paired=method == "dpo"), config)
 
 
 def card(made: Preferences) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def test_a_label_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(TRL))
     sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
     with pytest.raises(BadData, match="label 'mine': TRL preference needs none"):
-        preferences.prepare(tmp_path, sources, "steps.0", "harmless", True, "mine", 0, ALL)
+        preferences.prepare(tmp_path, sources, "steps.0", Selection(metric="harmless", paired=True, label="mine"), ALL)
 
 
 @pytest.mark.parametrize(

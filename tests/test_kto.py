@@ -16,7 +16,7 @@ from models.artifacts import Policy, Reference, Sources
 from models.data import preferences
 from models.errors import BadData
 from models.files import jsonl
-from models.recipe import Compute, Data, Step
+from models.recipe import Compute, Data, Selection, Step
 
 
 def step(**changes: object) -> Step:
@@ -47,7 +47,9 @@ def scored(policy: Policy, compute: Compute, folder: Path, config: Step, safe: f
     for name in ("pairs", "scored"):
         (folder / name).mkdir()
     data = Data(near_duplicates=1, validation=0, test=0.1)
-    made = preferences.prepare(folder / "pairs", pku(folder, safe), "steps.0", "harmless", False, "", 0, data)
+    made = preferences.prepare(
+        folder / "pairs", pku(folder, safe), "steps.0", Selection(metric="harmless", paired=False), data
+    )
     return kto.score(folder / "scored", policy, made, config.training, 0, data.max_tokens, compute)
 
 
@@ -55,7 +57,7 @@ def test_harmless_rows_of_pku_become_answers_by_their_own_safety_label(tmp_path:
     sources = pku(tmp_path, 0.5)
     (tmp_path / "out").mkdir()
     data = Data(near_duplicates=1, validation=0, test=0)
-    preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", False, "", 0, data)
+    preferences.prepare(tmp_path / "out", sources, "steps.0", Selection(metric="harmless", paired=False), data)
     kept = {
         (row.prompt[0]["content"], row.answer): row.desirable
         for row in preferences.judged(tmp_path / "out/train.jsonl")
@@ -151,7 +153,7 @@ def test_answers_of_one_kind_that_are_short_enough_are_no_kto_data(
         (tmp_path / name).mkdir()
     data = Data(near_duplicates=1, validation=0, test=0, max_tokens=64)
     sources = pku(tmp_path, 0.5)
-    made = preferences.prepare(tmp_path / "pairs", sources, "steps.0", "harmless", False, "", 0, data)
+    made = preferences.prepare(tmp_path / "pairs", sources, "steps.0", Selection(metric="harmless", paired=False), data)
     rows = [row._asdict() for row in preferences.judged(tmp_path / "pairs/train.jsonl")]
     for row in rows:
         row["answer"] += "" if row["desirable"] else " get the brush" * 64

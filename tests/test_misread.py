@@ -15,7 +15,7 @@ from models.data.fields import Fields
 from models.data.formats import example, format_of
 from models.data.raw_rows import Unusable
 from models.errors import BadData
-from models.recipe import Data
+from models.recipe import Data, Selection
 
 Row = dict[str, Any]
 ALL = Data(validation=0, test=0, near_duplicates=1, bad_rows=0.999)
@@ -30,7 +30,7 @@ def prepared(folder: Path, rows: list[Row], method: str = "dpo", config: Data = 
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     sources, out = Sources(path=folder, digest="x", files={"steps.0": source.name}), folder / "out"
     out.mkdir()
-    return preferences.prepare(out, sources, "steps.0", "harmless", method == "dpo", "", 0, config)
+    return preferences.prepare(out, sources, "steps.0", Selection(metric="harmless", paired=method == "dpo"), config)
 
 
 def read(row: Row, columns: dict[str, str] | None = None, method: str = "dpo") -> Any:

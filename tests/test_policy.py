@@ -15,7 +15,7 @@ from models.errors import BadInput, BadPolicy, BrokenInvariant
 from models.files import hub
 from models.policy import examination
 from models.policy import weights as policies
-from models.recipe import Compute, Data
+from models.recipe import Compute, Data, Selection
 
 
 def as_on_a_hub(policy: Policy, folder: Path) -> Path:
@@ -137,7 +137,7 @@ def test_unpaired_rows_train_kto_and_hold_nothing_out(policy: Policy, compute: C
     sources = Sources(path=tmp_path, digest="", files={"steps.0": "rows.jsonl"})
     (tmp_path / "pairs").mkdir()
     made = preferences.prepare(
-        tmp_path / "pairs", sources, "steps.0", "harmless", False, "", 0, Data(near_duplicates=1)
+        tmp_path / "pairs", sources, "steps.0", Selection(metric="harmless", paired=False), Data(near_duplicates=1)
     )
     assert made.counts["train"] > 40 and made.counts["validation"] == made.counts["test"] == 0
     (tmp_path / "held").mkdir()

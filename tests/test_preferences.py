@@ -11,7 +11,7 @@ from models.artifacts import Preferences, Sources
 from models.data import preferences
 from models.data.dialogue import Message
 from models.errors import BadData
-from models.recipe import Contaminated, Data, Method
+from models.recipe import Contaminated, Data, Method, Selection
 from tasks.work.store import plain
 
 ALL = Data(validation=0, test=0)
@@ -29,7 +29,7 @@ def jsonl(path: Path, rows: list[Any]) -> None:
 def prepare(source: Path, out: Path, limit: int = 0, config: Data = ALL) -> Preferences:
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
-    return preferences.prepare(out, sources, "steps.0", "harmless", True, "", limit, config)
+    return preferences.prepare(out, sources, "steps.0", Selection(metric="harmless", paired=True, limit=limit), config)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def test_every_loss_has_a_file_and_says_whether_it_compares_pairs(tmp_path: Path
         out = tmp_path / str(paired)
         out.mkdir()
         sources = Sources(path=tmp_path, digest="x", files={"steps.0": "rows.jsonl"})
-        made = preferences.prepare(out, sources, "steps.0", "helpful", paired, "", 0, ALL)
+        made = preferences.prepare(out, sources, "steps.0", Selection(metric="helpful", paired=paired), ALL)
         assert {column for row in lines(made.path / "train.jsonl") for column in row} == columns
 
 
@@ -142,7 +142,13 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     files = {"steps.0": "rows.jsonl", "suite/harmless/test": "suite.jsonl"}
     sources = Sources(path=tmp_path, digest="x", files=files)
     (tmp_path / "out").mkdir()
-    made = preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", False, "safer_response_id", 0, config)
+    made = preferences.prepare(
+        tmp_path / "out",
+        sources,
+        "steps.0",
+        Selection(metric="harmless", paired=False, label="safer_response_id"),
+        config,
+    )
     told = card(made)
     assert (told["near_a_heldout_prompt"], told["inside_a_suite"]) == (1, 1)
     assert sum(told["rows_became"].values()) == 20 and made.counts["train"] == 2 * told["rows_became"]["train"]
@@ -151,7 +157,7 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
     ]  # fmt: skip
     with pytest.raises(BadData, match="1 training rows have a prompt that stands in an evaluation suite"):
         refusing = config.model_copy(update={"contaminated": Contaminated.fail})
-        preferences.prepare(tmp_path / "out", sources, "steps.0", "harmless", True, "", 0, refusing)
+        preferences.prepare(tmp_path / "out", sources, "steps.0", Selection(metric="harmless", paired=True), refusing)
 
 
 def test_a_system_message_moves_no_prompt_to_another_split(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from models.artifacts import Preferences, Sources
 from models.data import preferences
 from models.errors import BadData
-from models.recipe import Data
+from models.recipe import Data, Selection
 
 Rows = list[dict[str, Any]]
 ALL = Data(validation=0, test=0)
@@ -73,9 +73,8 @@ def prepare(
 ) -> Preferences:
     out.mkdir()
     sources = Sources(path=source.parent, digest="x", files={"steps.0": source.name})
-    return preferences.prepare(
-        sources=sources, role="steps.0", metric=metric, paired=True, label=label, limit=limit, config=config, out=out
-    )
+    selection = Selection(metric=metric, paired=True, label=label, limit=limit)
+    return preferences.prepare(out, sources, "steps.0", selection, config)
 
 
 def lines(path: Path) -> Rows:

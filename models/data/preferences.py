@@ -22,7 +22,7 @@ from models.data.splits import DataCard, Fates, Partners, Quarantined, Split
 from models.data.suites import stored
 from models.errors import BadData
 from models.files import jsonl
-from models.recipe import Contaminated, Data
+from models.recipe import Contaminated, Data, Selection
 from models.stage import stage
 
 TRAIN, HELDOUT = ("train",), ("validation", "test")
@@ -35,9 +35,7 @@ KEPT = "; all of them stand in "
 
 
 @stage("preferences.prepare", version=6)
-def prepare(
-    out: Path, sources: Sources, role: str, metric: str, paired: bool, label: str, limit: int, config: Data
-) -> Preferences:
+def prepare(out: Path, sources: Sources, role: str, selection: Selection, config: Data) -> Preferences:
     """Read, check, split and write the comparisons of one step to `out`.
 
     Writes `train.jsonl` (pairs: prompt, chosen, rejected; for KTO: prompt, answer, desirable), `validation.jsonl` and
@@ -46,15 +44,12 @@ def prepare(
 
     Args:
         role: which of the sources; also the key of the step in the recipe.
-        paired: whether the loss compares two answers; else it learns from single ones.
-        label: the column with the index of the preferred answer, empty for the one that the metric names.
-        limit: most lines of `train.jsonl`; 0 means all.
 
     Raises:
         BadData: the file is missing, empty, of another format, or has more bad rows than the recipe allows.
     """
     source = sources.file(role)
-    reading = _Reading(source, metric, paired, label, config)
+    reading = _Reading(source, selection, config)
     splits = {name: Split(out, name) for name in SPLITS}
     parts: dict[str, int] = {}
     fates = Fates(out, parts)
@@ -67,7 +62,7 @@ def prepare(
         # first the held-out splits, then what is too near to them, then the limit on what is left of the training rows
         over = {name: splits[name].limit(config.heldout, "data.heldout", fates) for name in HELDOUT}
         first = _keep_apart(splits, sources, config, fates)
-        over["train"] = splits["train"].limit(limit, f"{role}.pairs", fates)
+        over["train"] = splits["train"].limit(selection.limit, f"{role}.pairs", fates)
         for split in splits.values():
             split.settle(fates)
     finally:
@@ -91,7 +86,9 @@ def prepare(
     card = reading.card(lines, became, over, content)
     (out / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False), "utf-8")
     bad = sum(reading.bad.values())
-    return Preferences(path=out, digest=content, metric=metric, counts={**lines, "quarantined": bad}, splits=digests)
+    return Preferences(
+        path=out, digest=content, metric=selection.metric, counts={**lines, "quarantined": bad}, splits=digests
+    )
 
 
 def pairs(path: Path) -> Iterator[Pair]:
@@ -129,8 +126,8 @@ def split_of(prompt: list[Message], config: Data) -> str:
 class _Reading:
     """The rows of one file being read: their format, what was seen before, and what the data card tells."""
 
-    def __init__(self, source: Path, metric: str, paired: bool, label: str, config: Data) -> None:
-        self.source, self.metric, self.paired, self.label, self.config = source, metric, paired, label, config
+    def __init__(self, source: Path, selection: Selection, config: Data) -> None:
+        self.source, self.selection, self.config = source, selection, config
         self.columns = config.columns.named  # kept, since the property builds a new dictionary each time
         self.format: Format | None = None
         # a file may mix formats, but has few sets of columns: FORMATS is searched once for each set, not for each row
@@ -149,11 +146,11 @@ class _Reading:
         """
         if isinstance(row, Unusable):
             raise row
-        fields = Fields(row, self.columns, self.metric, self.label)
+        fields = Fields(row, self.columns, self.selection.metric, self.selection.label)
         columns = tuple(row)
         layout = self.format_by_columns.get(columns) or format_of(fields, str(self.source), self.format)
         self.format, self.format_by_columns[columns] = self.format or layout, layout
-        parts = example(fields, layout, self.paired)
+        parts = example(fields, layout, self.selection.paired)
         records: Sequence[Pair | JudgedAnswer] = parts.answers or [pair for pair in (parts.pair,) if pair]
         fresh = [record for record in records if _remember(record, self.seen, self.noted)]
         if not fresh:
@@ -181,11 +178,11 @@ class _Reading:
         return {
             "source": self.source.name,
             "formats": dict(self.formats),
-            "metric": self.metric,
+            "metric": self.selection.metric,
             "rows": sum(became.values()),
             "rows_became": became,
             "splits": lines,
-            "splits_hold": {"train": "pairs" if self.paired else "answers"} | dict.fromkeys(HELDOUT, "pairs"),
+            "splits_hold": {"train": "pairs" if self.selection.paired else "answers"} | dict.fromkeys(HELDOUT, "pairs"),
             "over_the_limit": over,
             "quarantined": dict(self.bad),
             "duplicates": became.get(DUPLICATE, 0),

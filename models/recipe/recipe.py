@@ -143,6 +143,18 @@ class Objective(Record):
         return kl_weight(self.beta, self.lambda_)
 
 
+class Selection(Record):
+    """Which rows of a file become the pairs of a step."""
+
+    metric: str
+    paired: bool
+    """Whether the loss compares two answers; else it learns from single ones."""
+    label: str = ""
+    """Column with the index of the preferred answer, empty for the one that the metric names."""
+    limit: int = 0
+    """Most rows to train on; 0 means all."""
+
+
 class Step(PreferenceTraining):
     """One constraint or objective: its data, its loss, and its KL weight β/λ."""
 
@@ -165,6 +177,11 @@ class Step(PreferenceTraining):
     """Names of the file's columns, for a file in no known format; empty means those of `data.columns`."""
     lambda_: list[float] = Field([1.0], alias="lambda", title="λ")
     """One policy is trained per value, with KL weight β/λ; each from 0.000001 to 1,000,000, or 0: skip the step."""
+
+    @property
+    def selection(self) -> Selection:
+        """Which rows of the step's file become its pairs."""
+        return Selection(metric=self.metric, paired=self.method.paired, label=self.label, limit=self.pairs)
 
     def objective(self, beta: float, lambda_: float) -> Objective:
         """Return what the training with one λ of the grid aims at."""
