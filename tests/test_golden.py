@@ -39,25 +39,25 @@ FACTS: dict[str, dict[str, Any]] = {
 """What a stage of each kind might have made."""
 KEYS = {
     "sources.gather · data": "80ed11d5c531c7a5",
-    "preferences.prepare · pairs · helpful": "7c3ac27072fc6dd5",
+    "preferences.prepare · pairs · helpful": "806201fb6fca84d5",
     "policy.base · base · town": "599de99a6fc575d9",
-    "alignment.sft · base · sft": "b77d7c8a4a95fab2",
-    "reference.score · held-out · helpful under base": "f7da30c00d8e864e",
-    "reference.score · reference · helpful under base": "8204dd9f2f039095",
-    "alignment.dpo · helpful · dpo · λ=0.5 (β/λ=0.2)": "0e4b13f23945f469",
+    "alignment.sft · base · sft": "ccd4034000e34e41",
+    "reference.score · held-out · helpful under base": "d3d014fe70f8a215",
+    "reference.score · reference · helpful under base": "8974a03c66e55a44",
+    "alignment.dpo · helpful · dpo · λ=0.5 (β/λ=0.2)": "aadde08590e5c875",
     "merge.interpolate · merge · q=0.25": "13cc12ca08c6e541",
     "prompts.ask · prompts · validation": "70f606628c0d9bd2",
-    "answering.answer · answers · base · validation": "72eefb31bfd97b97",
+    "answering.answer · answers · base · validation": "817da07f893490dc",
     "judging.judge · judge · base · validation": "d1c4f35134493532",
-    "distance.measure · distance · base · validation": "1282ecd56fb4ab28",
+    "distance.measure · distance · base · validation": "5a1af263ba3a9266",
     "margins.weigh · margins · base": "3cca18482a65e949",
-    "harness.measure · tasks · base": "263f88eca1666044",
-    "reference.score_unpaired · reference · helpful under base": "c356309c2b42e537",
-    "alignment.kto · helpful · kto · λ=0.5 (β/λ=0.2)": "8359288045dd90b2",
+    "harness.measure · tasks · base": "246e986d8d78550e",
+    "reference.score_unpaired · reference · helpful under base": "ef52c2df55848194",
+    "alignment.kto · helpful · kto · λ=0.5 (β/λ=0.2)": "d41b03377c6005aa",
     "judging.calibrate · judges on labelled answers": "7a2c9e510dbc733f",
 }
 """Stage and title → the first half of its key."""
-RUN = "07c53be5e095b1b715bbee7410193f066950ed788a0f00745e623302fa7cb667"
+RUN = "cdc7cffb697c7ba33986fc3422df72d261a001c710597307ee28f2e22808c493"
 """The digest of the quickstart."""
 
 

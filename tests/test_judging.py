@@ -251,7 +251,7 @@ def test_heldout_comparisons_are_answered_to_be_read_and_decide_nothing(tmp_path
     pair = Pair([{"role": "user", "content": OPEN}], NO, "get the lever .")
     jsonl.write(tmp_path / "test.jsonl", [pair._asdict()])
     pairs = Preferences(path=tmp_path, digest="", metric="harmless", counts={}, splits={})
-    (row,) = prompts.asked(Sources(path=tmp_path, digest="", files={}), [pairs], "test", 16)
+    (row,) = prompts.prompts_of_split(Sources(path=tmp_path, digest="", files={}), [pairs], "test", 16)
     assert row["suite"] == "held-out harmless"
     ours = answers(tmp_path / "a", (row["suite"], OPEN, NO, 0))
     made = judged(ours, {"base": answers(tmp_path / "b", (row["suite"], OPEN, NO, 0))}, ORACLE, tmp_path / "out")

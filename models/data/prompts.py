@@ -14,13 +14,17 @@ from models.stage import stage
 ALL, KL = "prompts", "kl"
 
 
-class AskedPrompt(TypedDict):
-    """A line of `prompts.jsonl`: a prompt, and the suite that it stands in."""
+class PromptRow(TypedDict):
+    """One row of `prompts.jsonl`: what a policy is asked."""
 
     suite: str
+    """Role of the suite, or `held-out METRIC` where there are no suites."""
     prompt: str | list[Message]
+    """Text that a user writes, or a dialogue that ends with the user's turn."""
     category: str
+    """Empty where the suite names none."""
     reference: NotRequired[str]
+    """An answer that would be right, where the suite holds one."""
 
 
 @stage("prompts.ask", version=1)
@@ -45,7 +49,7 @@ def ask(out: Path, sources: Sources, pairs: list[Preferences], split: str, sampl
     return Prompts(path=out, digest=content_digest(digests), split=split, digests=digests)
 
 
-def prompts_of_split(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[AskedPrompt]:
+def prompts_of_split(sources: Sources, pairs: list[Preferences], split: str, samples: int) -> list[PromptRow]:
     """Return the prompts of the suites; without suites, the first prompts of the held-out comparisons, to be read.
 
     Those are called `held-out METRIC`, which no judge sees and no gate decides on: they are kept apart from less of the
@@ -53,13 +57,13 @@ def prompts_of_split(sources: Sources, pairs: list[Preferences], split: str, sam
     """
     suites = sources.suites(split)
     if suites:
-        return [AskedPrompt(suite=role, **row) for role, path in suites.items() for row in stored(path)]
-    rows: list[AskedPrompt] = []
+        return [PromptRow(suite=role, **row) for role, path in suites.items() for row in stored(path)]
+    rows: list[PromptRow] = []
     for comparisons in pairs:
         # several pairs may share one prompt
         prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
         suite = f"held-out {comparisons.metric}"
-        rows += [AskedPrompt(suite=suite, prompt=p, category="") for p in list(prompts.values())[:samples]]
+        rows += [PromptRow(suite=suite, prompt=p, category="") for p in list(prompts.values())[:samples]]
     return rows
 
 

@@ -1,26 +1,13 @@
 """The rows of `answers.jsonl`, for those who write them and those who read them; imports no tensors."""
 
 from collections.abc import Iterator
-from typing import NotRequired, TypedDict, cast
+from typing import cast
 
 from models.artifacts import Answers
-from models.data.dialogue import Message
+from models.data.prompts import PromptRow
 from models.files import jsonl
 
 ANSWERS = "answers.jsonl"
-
-
-class PromptRow(TypedDict):
-    """One row of `prompts.jsonl`: what a policy is asked."""
-
-    suite: str
-    """Role of the suite, or `held-out METRIC` where there are no suites."""
-    prompt: str | list[Message]
-    """Text that a user writes, or a dialogue that ends with the user's turn."""
-    category: str
-    """Empty where the suite names none."""
-    reference: NotRequired[str]
-    """An answer that would be right, where the suite holds one."""
 
 
 class AnswerRow(PromptRow):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 from models.artifacts import Answers, Memory, Policy, Prompts, file_digest
 from models.data.dialogue import Message, messages, prompt_texts
-from models.data.prompts import ALL
+from models.data.prompts import ALL, PromptRow
 from models.files import jsonl
 from models.policy import generate, vllm
 from models.policy.answer_cache import AnswerTable
-from models.policy.answer_rows import ANSWERS, AnswerRow, PromptRow
+from models.policy.answer_rows import ANSWERS, AnswerRow
 from models.policy.generate import Answer, Ask
 from models.policy.weights import device_kind, load, load_tokenizer, own_end, precision
 from models.recipe import Compute, Decoding, Engine
