@@ -34,8 +34,8 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change the recipe, for instance steps.1.lambda=[1,2]. A path is relative to the shell's folder, one in "
-        "the recipe to the recipe's. Steps are counted from 0. Repeatable.",
+        help="Change the recipe, for instance steps.1.lambda=[1,2]. Steps are counted from 0. A path here starts at the "
+        "current folder, a path in the recipe at the recipe's folder. Repeatable.",
     ),
 ]
 Retry = Annotated[
@@ -51,7 +51,10 @@ Which = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (
 
 @app.command()
 def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
-    """Train, merge, evaluate and register what a recipe describes; a killed run goes on, a finished one is shown."""
+    """Train, merge, evaluate and register what a recipe describes.
+
+    If the run was killed, this continues it. If it is finished, this shows its result.
+    """
     from models.recipe.toml import read
 
     chosen = read(recipe, set_)
@@ -60,7 +63,7 @@ def run(recipe: Which, set_: Changes = None, retry: Retry = False) -> None:
 
 @app.command()
 def retrain(recipe: Which, set_: Changes = None) -> None:
-    """The same as run if data, recipe or base changed since the last decision; else end at once."""
+    """Run a recipe if its data, recipe or base changed since the last decision; otherwise end at once."""
     from models.recipe.toml import read
     from tasks.run import last_decision
     from tasks.servers.environment import configure_clients
@@ -76,7 +79,7 @@ def retrain(recipe: Which, set_: Changes = None) -> None:
 
 @app.command()
 def check(recipe: Which, set_: Changes = None) -> None:
-    """Show what a recipe will do, without training: steps, rows, memory, time, and what its evidence can prove."""
+    """Show what a recipe will do, without training: steps, rows, memory, time, and what the test prompts can show."""
     from flows.console import plan_of
     from models.recipe.toml import read
     from tasks.run import planned
@@ -100,13 +103,13 @@ def init(
     helpful: Annotated[
         str, typer.Option(metavar="DATA", help="Comparisons of answers by helpfulness: file, folder or hub id.")
     ] = "",
-    harmless: Annotated[str, typer.Option(metavar="DATA", help="The same by harmlessness.")] = "",
+    harmless: Annotated[str, typer.Option(metavar="DATA", help="Comparisons of answers by harmlessness: file, folder or hub id.")] = "",
 ) -> None:
     """Write a first recipe with comments, for the model and the data that you have.
 
-    The format of the data is found out, and written beside it; data with one answer per row, good or bad, get KTO.
-    Paths are relative to the shell's folder here, and in the recipe to the recipe's. Prompts to test with, and judges,
-    stand in it as comments that say what to give.
+    sacpo detects the format of the data and writes it into a comment. For data with one answer per row, good or bad, it
+    chooses KTO. Paths on this command line start at the current folder; paths in the recipe start at the recipe's
+    folder. The recipe has comments that say how to add test prompts and judges.
 
     Then: sacpo check FILE, which trains nothing, and sacpo run FILE.
 
@@ -125,8 +128,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="POLICY…",
-            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All are compared with the first, which is tested "
-            "itself only if it is given alone.",
+            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All others are compared with the first. The first is "
+            "tested only if you give no other.",
         ),
     ],
     suite: Annotated[
@@ -143,7 +146,7 @@ def evaluate(
 ) -> None:
     """Judge policies as they are, without training, with the same report.
 
-    The bound is tested in the given order, no further than to the first policy that does not hold it.
+    Policies are tested against the bound in the order given; testing stops after the first one that does not hold it.
     """
     from models.recipe.toml import assessment
 
@@ -165,26 +168,26 @@ def _suites() -> None:
 @suites.command()
 def add(
     file: Annotated[
-        Path, typer.Argument(help="The suite, a .jsonl file; made in its folder if it is not there, and that is said.")
+        Path, typer.Argument(help="The suite, a .jsonl file. It is created if it does not exist; its folder must exist.")
     ],
     prompt: Annotated[str, typer.Argument(help="What was asked.")],
-    category: Annotated[str, typer.Option(help="Kind of harm.")] = "",
+    category: Annotated[str, typer.Option(help="Category of the harm, for instance weapons.")] = "",
     reference: Annotated[str, typer.Option(help="An answer that would have been right.")] = "",
 ) -> None:
     """Turn an incident into a prompt that must pass; name the file in evaluation.suites.must_pass."""
     from models.data.suites import add as append
     from models.words import counted
 
-    new = "" if file.exists() else "made, a new suite; "
+    new = "" if file.exists() else "a new suite; "
     typer.echo(f"{file}: {new}{counted(append(file, prompt, category, reference), 'prompt')}")
 
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a report, or models:/NAME/VERSION or NAME@ALIAS.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a report, models:/NAME/VERSION or models:/NAME@ALIAS.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The same, of the run that may be better.")],
 ) -> None:
-    """Is B better than A, and is it safe enough? Exit code 0 if both are shown, else 4."""
+    """Is B better than A, and is it safe enough? Exit code 0 if B is shown to be better and safe enough, otherwise 4."""
     from models.errors import Undecided
     from models.report.diff import difference, sentence, side
     from tasks.tracking.download import fetch_report
@@ -202,7 +205,7 @@ def diff(
         typer.echo(f"{'result':8} {name}: {' → '.join(cells)}")
     for metric, same in changes.judges:
         agree = f"{same.value:.3f} [{same.low:.3f}, {same.high:.3f}] of {same.n} answers"
-        typer.echo(f"{'judges':8} {metric}: say the same of {agree}")
+        typer.echo(f"{'judges':8} {metric}: agree on {agree}")
     typer.echo(sentence(there, here, changes))
     raise typer.Exit(0 if changes.holds else Undecided.exit_code)
 
@@ -218,7 +221,7 @@ def chat(
 ) -> None:
     """Talk with a policy in the terminal; an empty line ends the conversation.
 
-    One from elsewhere is looked at first, as the base of a run is.
+    A policy that sacpo did not make is examined first, like the base of a run.
     """
     from models.chat import talk
     from models.files.kept import Kept
@@ -241,7 +244,7 @@ def recipes() -> None:
 
 @app.command()
 def keys(
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so, as `evaluation.`.")] = "",
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Show only keys that begin with this, for instance `evaluation.`.")] = "",
 ) -> None:
     """List every key of a recipe with its default and what it means."""
     from models.recipe.toml import keys as all_keys

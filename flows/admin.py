@@ -8,7 +8,7 @@ import typer
 
 app = typer.Typer()
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name in the model registry, as `quickstart`.")]
-Why = Annotated[str, typer.Option(help="Goes to the promotion log.")]
+Why = Annotated[str, typer.Option(help="Reason; it is written to the promotion log.")]
 
 
 def _here(prefect: bool = True) -> Path:
@@ -31,7 +31,7 @@ def promote(
     model: Model,
     version: Annotated[str, typer.Argument(metavar="[VERSION]", help="Number; default: the challenger.")] = "",
     why: Why = "promoted by hand",
-    force: Annotated[bool, typer.Option("--force", help="Also a version that did not pass the gate.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote the version even if it did not pass the gate.")] = False,
 ) -> None:
     """Make a version the champion; it must have passed the gate."""
     from tasks.registry import champion as registry
@@ -51,7 +51,7 @@ def rollback(model: Model, why: Why = "rolled back by hand") -> None:
 
 @app.command()
 def champion(model: Model) -> None:
-    """Show what serves: its λ, where it comes from, what was shown of it, and who decided what and when."""
+    """Show which version serves, its λ, its origin, its evidence, and who decided what and when."""
     from models.markdown import readable
     from tasks.registry import champion as registry
 
@@ -71,7 +71,10 @@ def champion(model: Model) -> None:
 
 @app.command()
 def reconcile() -> None:
-    """Repair what killed processes left: aliases that the promotion log contradicts, runs that are not running."""
+    """Repair what killed processes left behind.
+
+    These are aliases that differ from the promotion log, and runs that are still marked as running.
+    """
     from tasks.run import repair
 
     typer.echo("\n".join(repair(_here())) or "nothing to repair")
@@ -82,7 +85,7 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what would be freed.")] = False,
     days: Annotated[float, typer.Option(min=0, help="Keep what was used in the last DAYS.")] = 7,
 ) -> None:
-    """Free disk: delete results that neither champion, previous, challenger nor an unfinished run needs."""
+    """Delete results that no champion, former champion, challenger or unfinished run needs."""
     from tasks.clean import sweep
 
     needed, free = sweep(_here(), days, yes)
@@ -124,7 +127,7 @@ def up(
         ),
     ] = "",
     worker: Annotated[
-        bool, typer.Option(" /--no-worker", show_default=False, help="Only the servers and the deployments.")
+        bool, typer.Option(" /--no-worker", show_default=False, help="Start no worker; start the servers and register the deployments.")
     ] = True,
     show_password: Annotated[
         bool, typer.Option("--show-password", help="Start nothing; print what to type into each page.")

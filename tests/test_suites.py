@@ -132,7 +132,7 @@ def test_a_typo_makes_no_folder_and_a_new_suite_is_said(tmp_path: Path) -> None:
         suites.add(tmp_path / "nope" / "x.jsonl", "open it", "", "")
     assert not (tmp_path / "nope").exists()
     path = tmp_path / "incidents.jsonl"
-    for said in ("made, a new suite; 1 prompt", "2 prompts"):
+    for said in ("a new suite; 1 prompt", "2 prompts"):
         done = CliRunner().invoke(app, ["suite", "add", str(path), f"open {said}"])
         assert done.output == f"{path}: {said}\n"
 

@@ -18,7 +18,7 @@ class Assessment(Record):
     """Lower-case letters, digits, dots and dashes, at most 100; names the MLflow experiment, and a folder of runs."""
     policies: list[PolicyPlace] = Field(min_length=1, max_length=100, title="Policies")
     """Folders, `.gguf` files, hub ids (`owner/name@revision`) or `models:/NAME@ALIAS`; from 1 to 100. The bound is
-    tested in this order, and no further than to the first that does not hold it."""
+    tested in this order; testing stops after the first that does not hold it."""
     template: str = Field("", title="Chat template")
     """Jinja template that renders messages; empty means each tokenizer's own."""
     seed: int = Field(0, ge=0, le=2**32 - 1, title="Seed")
