@@ -34,8 +34,8 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change the recipe, for instance steps.1.lambda=[1,2]. Steps are counted from 0. A path here starts at the "
-        "current folder, a path in the recipe at the recipe's folder. Repeatable.",
+        help="Change the recipe, for instance steps.1.lambda=[1,2]. Steps are counted from 0. A path here starts at "
+        "the current folder, a path in the recipe at the recipe's folder. Repeatable.",
     ),
 ]
 Retry = Annotated[
@@ -103,7 +103,9 @@ def init(
     helpful: Annotated[
         str, typer.Option(metavar="DATA", help="Comparisons of answers by helpfulness: file, folder or hub id.")
     ] = "",
-    harmless: Annotated[str, typer.Option(metavar="DATA", help="Comparisons of answers by harmlessness: file, folder or hub id.")] = "",
+    harmless: Annotated[
+        str, typer.Option(metavar="DATA", help="Comparisons of answers by harmlessness: file, folder or hub id.")
+    ] = "",
 ) -> None:
     """Write a first recipe with comments, for the model and the data that you have.
 
@@ -128,8 +130,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="POLICY…",
-            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All others are compared with the first. The first is "
-            "tested only if you give no other.",
+            help="Folder, .gguf file, hub id or models:/NAME@ALIAS. All others are compared with the first. The first "
+            "is tested only if you give no other.",
         ),
     ],
     suite: Annotated[
@@ -168,7 +170,8 @@ def _suites() -> None:
 @suites.command()
 def add(
     file: Annotated[
-        Path, typer.Argument(help="The suite, a .jsonl file. It is created if it does not exist; its folder must exist.")
+        Path,
+        typer.Argument(help="The suite, a .jsonl file. It is created if it does not exist; its folder must exist."),
     ],
     prompt: Annotated[str, typer.Argument(help="What was asked.")],
     category: Annotated[str, typer.Option(help="Category of the harm, for instance weapons.")] = "",
@@ -184,10 +187,15 @@ def add(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="Folder of a report, models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="Folder of a report, models:/NAME/VERSION or models:/NAME@ALIAS.")
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="The same, of the run that may be better.")],
 ) -> None:
-    """Is B better than A, and is it safe enough? Exit code 0 if B is shown to be better and safe enough, otherwise 4."""
+    """Is B better than A, and is it safe enough?
+
+    Exit code 0 if B is shown to be better and safe enough, otherwise 4.
+    """
     from models.errors import Undecided
     from models.report.diff import difference, sentence, side
     from tasks.tracking.download import fetch_report
@@ -244,7 +252,10 @@ def recipes() -> None:
 
 @app.command()
 def keys(
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Show only keys that begin with this, for instance `evaluation.`.")] = "",
+    prefix: Annotated[
+        str,
+        typer.Argument(metavar="[PREFIX]", help="Show only keys that begin with this, for instance `evaluation.`."),
+    ] = "",
 ) -> None:
     """List every key of a recipe with its default and what it means."""
     from models.recipe.toml import keys as all_keys

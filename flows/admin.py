@@ -31,7 +31,9 @@ def promote(
     model: Model,
     version: Annotated[str, typer.Argument(metavar="[VERSION]", help="Number; default: the challenger.")] = "",
     why: Why = "promoted by hand",
-    force: Annotated[bool, typer.Option("--force", help="Promote the version even if it did not pass the gate.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote the version even if it did not pass the gate.")
+    ] = False,
 ) -> None:
     """Make a version the champion; it must have passed the gate."""
     from tasks.registry import champion as registry
@@ -127,7 +129,10 @@ def up(
         ),
     ] = "",
     worker: Annotated[
-        bool, typer.Option(" /--no-worker", show_default=False, help="Start no worker; start the servers and register the deployments.")
+        bool,
+        typer.Option(
+            " /--no-worker", show_default=False, help="Start no worker; start the servers and register the deployments."
+        ),
     ] = True,
     show_password: Annotated[
         bool, typer.Option("--show-password", help="Start nothing; print what to type into each page.")
