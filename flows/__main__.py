@@ -192,7 +192,7 @@ def diff(
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="The same, of the run that may be better.")],
 ) -> None:
-    """Is B better than A, and is it safe enough?
+    """Say whether B is better than A, and safe enough.
 
     Exit code 0 if B is shown to be better and safe enough, otherwise 4.
     """

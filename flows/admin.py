@@ -131,7 +131,7 @@ def up(
     worker: Annotated[
         bool,
         typer.Option(
-            " /--no-worker", show_default=False, help="Start no worker; start the servers and register the deployments."
+            " /--no-worker", show_default=False, help="Start the servers and register the deployments, but no worker."
         ),
     ] = True,
     show_password: Annotated[
