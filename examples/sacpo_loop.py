@@ -104,7 +104,8 @@ def step_of(policy: Path) -> Step:
     arguments = manifests[policy]["given"]
     (folder,) = (f for f, manifest in manifests.items() if manifest["noun"]["digest"] == arguments["reference"])
     pairs = [json.loads(line) for line in (folder / "train.jsonl").read_bytes().splitlines()]
-    return Step(pairs, *(arguments["config"][name] for name in Step._fields[1:-1]), arguments["seed"])
+    settings = arguments["config"] | {"pairs": pairs, "seed": arguments["seed"]}
+    return Step(**{name: settings[name] for name in Step._fields})
 
 
 if __name__ == "__main__":
@@ -114,6 +115,6 @@ if __name__ == "__main__":
     folders = {(c["step"], c["lambda"]): Path(c["path"]) for c in report["candidates"] if c["kind"] != "merge"}
     base, places = folders[0, 0], (folders[1, 1], folders[2, lambda_])
     start = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    policies = sacpo(start, *map(step_of, places), report["recipe"]["settings"]["beta"], lambda_)
+    policies = sacpo(start, step_of(places[0]), step_of(places[1]), report["recipe"]["settings"]["beta"], lambda_)
     for name, policy, place in zip(("π_r", "π_{r+λg}"), policies, places, strict=True):
         print(f"{name}: within {gap(policy, place):.0e} of the run's weights, {gap(policy, base):.0e} from the base's")
