@@ -190,6 +190,17 @@ def test_two_answers_beside_a_prompt_of_another_name_are_no_dialogues() -> None:
         read({"chosen": "a", "rejected": "b"})
 
 
+def test_whole_dialogues_may_stand_in_columns_of_other_names() -> None:
+    """In HH-RLHF's markup or as messages; a column of the prompt that is not named leaves them two answers."""
+    mapping = {"chosen": "good", "rejected": "bad"}
+    texts = {"good": "\n\nHuman: hi\n\nAssistant: a", "bad": "\n\nHuman: hi\n\nAssistant: b"}
+    turns = {name: [said("user", "hi"), said("assistant", text)] for name, text in (("good", "a"), ("bad", "b"))}
+    for row in (texts, turns):
+        assert read(row, mapping) == ([said("user", "hi")], "a", "b")
+    with pytest.raises(BadData, match="no known format has the columns bad, good, query"):
+        read({"query": "q", "good": "a", "bad": "b"}, mapping)
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [

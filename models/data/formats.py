@@ -227,7 +227,7 @@ def _is_no_dialogue(row: Fields, fitting: Format) -> bool:
     """Whether two answers only look like two dialogues, since the column with the prompt has a name of its own."""
     if fitting.read is not dialogue_pair:
         return False
-    chosen = row.row["chosen"]
+    chosen = row.cell(row.called("chosen"))
     if isinstance(chosen, list) or ASSISTANT in str(chosen):
         return False
     return guessed_columns(row.file_columns, ("prompt",))["prompt"] != "…"
