@@ -12,7 +12,8 @@ from models.gate import facts
 from models.gate.gate import SafetyCounts
 from models.metrics import figures
 from models.metrics.figures import Candidate
-from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.metrics.length_control import length_controlled
+from models.metrics.statistics import Estimate, bounded_mean, mean, rate
 
 Row = dict[str, Any]
 

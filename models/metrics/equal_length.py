@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from models.metrics.statistics import LEANS, OVERLAP
+from models.metrics.length_control import LEANS, OVERLAP
 
 EQUAL_LENGTH = "helpful/win_rate_equal_length"
 MARK = (
@@ -10,6 +10,7 @@ MARK = (
     f"rate at equal length {LEANS}, a convention: it neither orders nor gates anything."
 )
 Tree = dict[str, Any]
+"""A report, or a figure in it, as JSON holds it."""
 
 
 def support(figure: Tree) -> str:
@@ -20,19 +21,20 @@ def support(figure: Tree) -> str:
 
 
 def table(tree: Tree) -> list[list[str]]:
-    """Return the figures of all candidates as rows of text, header first; empty where nobody has one."""
+    """Return the figures of all candidates as rows of text, header first; empty if no candidate has this figure."""
     rows = [
-        [told["name"], f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]", support(figure)]
-        for told in tree["candidates"]
-        if (figure := told["metrics"].get(EQUAL_LENGTH))
+        [candidate["name"], f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]", support(figure)]
+        for candidate in tree["candidates"]
+        if (figure := candidate["metrics"].get(EQUAL_LENGTH))
     ]
     return [["candidate", "helpful win rate at equal length", "stands on"], *rows] if rows else []
 
 
 def unmarked(metrics: dict[str, Tree]) -> dict[str, float | None]:
-    """Return each figure's value for a place that knows no marks and orders by figures (MLflow).
+    """Return each figure's value for MLflow, which has no marks and sorts runs by any figure.
 
-    A figure that leans on a convention is left out there; the overlap of every figure at equal length stands beside it.
+    A figure that leans on a convention is therefore left out. The overlap of every figure at equal length is added as
+    a figure of its own.
     """
     overlaps = {f"{name}_overlap": figure["overlap"] for name, figure in metrics.items() if "overlap" in figure}
     return {name: figure["value"] for name, figure in metrics.items() if not figure.get("leans")} | overlaps

@@ -14,7 +14,8 @@ from models.files import jsonl
 from models.judges.protocol import win
 from models.metrics import margins
 from models.metrics.equal_length import EQUAL_LENGTH
-from models.metrics.statistics import STEEPEST, Estimate, bounded_mean, length_controlled, mean, rate
+from models.metrics.length_control import length_controlled
+from models.metrics.statistics import STEEPEST, Estimate, bounded_mean, mean, rate
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"
 Row = dict[str, Any]
