@@ -22,6 +22,7 @@ from models.stage import stage
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+log = logging.getLogger(__name__)
 RESAMPLES = 1000
 """For standard errors of figures that are no means; those of means need none."""
 
@@ -133,7 +134,7 @@ def measure(
             fewshot_random_seed=seed,
         )
     except Exception as error:  # the harness runs code of task files, and fetches data: any error can come out of it
-        logging.getLogger(__name__).info("lm-evaluation-harness failed on %s", ", ".join(tasks), exc_info=True)
+        log.info("lm-evaluation-harness failed on %s", ", ".join(tasks), exc_info=True)
         why = (str(error).strip().splitlines() or ["?"])[0]
         raise BadRecipe(f"evaluation.tasks: the harness cannot run them: {type(error).__name__}: {why}") from error
     jsonl.write(out / "tasks.jsonl", (figure._asdict() for figure in _figures(outcome)))
@@ -200,8 +201,8 @@ def _content(task: Path) -> str:
         raise BadData(f"evaluation.tasks: {str(task)!r}: {why}; give a task file of lm-evaluation-harness") from error
     # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file would raise of a
     # text that is too long for a path; os.path.isfile returns False.
-    places = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
-    digests = {text: [_content(p) if is_file(text) else file_digest(p) for p in paths] for text, paths in places.items()}
+    paths = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
+    digests = {text: [_content(p) if is_file(text) else file_digest(p) for p in paths[text]] for text in paths}
     return content_digest([file_digest(task), digests])
 
 

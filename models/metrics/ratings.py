@@ -47,7 +47,7 @@ def matches(candidates: Sequence[Candidate], metric: str) -> Played:
 
 
 def _scored(candidate: Candidate, metric: str, places: dict[Answer, int]) -> tuple[list[int], list[float]]:
-    """Return the places of a candidate's answers and their scores, NaN without one; new answers are added to `places`."""
+    """Return the places of a candidate's answers, and their scores, NaN without one; `places` grows by new answers."""
     rows = [row for row in scores(candidate.verdicts, metric) if row["suite"] == metric]
     keys = [(row["suite"], json.dumps(row["prompt"]), row["sample"]) for row in rows]
     values = [row["score"] if row["status"] == "ok" else math.nan for row in rows]

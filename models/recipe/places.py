@@ -1,4 +1,4 @@
-"""Where a recipe's files are: which keys name a place, which folder a relative path starts from, and digests without."""
+"""Where a recipe's files are: which keys name a place, where relative paths start, and digests without places."""
 
 import re
 from collections.abc import Callable, Collection
