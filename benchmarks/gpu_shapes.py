@@ -117,11 +117,11 @@ def arm(tell: Tell, folder: Path, shape: str, adapter: str, name: str, number: s
     with tell.stage("arm") as facts:
         import arms
 
-        from models import plan
+        from models import costs
         from models.policy import weights
 
         given, out = task(folder, shape, adapter), folder / f"{adapter}-{name}-{number}"
-        estimate = plan.training_memory(weights.parameters(given.base.path), adapter == "full") / 2**30
+        estimate = costs.training_memory(weights.parameters(given.base.path), adapter == "full") / 2**30
         facts |= {"batch": given.config.batch, "plan_gib": round(estimate, 3)}
         try:
             facts |= arms.run(name, given, out)

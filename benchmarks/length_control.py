@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from models.metrics import statistics
-from models.metrics.statistics import LengthControlled, Normal
+from models.metrics.length_control import LengthControlled, Normal, length_controlled
 
 MEANS, SDS = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3), (0.05, 0.1, 0.15, 0.2, 0.3)
 GRID = [Normal(mean, sd) for mean, sd in product(MEANS, SDS)]
@@ -36,7 +35,7 @@ def main() -> None:
     models = {str(name): _model(own) for name, own in rows.groupby("model")}
     published = rows.groupby("model").published_lc.first() / 100
     started = time.process_time()
-    ours = {name: statistics.length_controlled(*model) for name, model in models.items()}
+    ours = {name: length_controlled(*model) for name, model in models.items()}
     seconds = (time.process_time() - started) / len(models)
     _table(ours, models, published)
     _aims(ours, models, published)
@@ -86,7 +85,7 @@ def _choose(models: list[Model], truth: np.ndarray) -> None:
 
 def _error(model: Model, truth: float, prior: Normal) -> float:
     """Return the absolute error in points that our fit has with another prior."""
-    return 100 * abs(statistics.length_controlled(*model, slope=prior).value - truth)
+    return 100 * abs(length_controlled(*model, slope=prior).value - truth)
 
 
 if __name__ == "__main__":

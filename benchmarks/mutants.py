@@ -33,6 +33,7 @@ WHOLE = (
     "models/gate/gate.py",
     "models/gate/facts.py",
     "models/metrics/statistics.py",
+    "models/metrics/length_control.py",
     "tasks/tracking/ledger.py",
     "tasks/tracking/ledger_tables.py",
     "models/metrics/figures.py",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from models.metrics import statistics
+from models.metrics import length_control, statistics
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bounds
@@ -179,13 +179,13 @@ def test_length_control_takes_away_what_length_alone_won() -> None:
     draw = np.random.default_rng(7)
     gap = draw.normal(60, 60, 3000)
     won = (draw.random(3000) < 1 / (1 + np.exp(-2 * np.tanh(gap / gap.std())))).astype(float)
-    told = statistics.length_controlled(won.tolist(), [(100 + g, 100) for g in gap])
+    told = length_control.length_controlled(won.tolist(), [(100 + g, 100) for g in gap])
     assert np.mean(won) > 0.68 and told.low < 0.5 < told.high and told.value == pytest.approx(0.5, abs=0.04)
 
 
 def test_length_control_without_a_difference_in_length_is_the_win_rate() -> None:
     won = [1.0] * 70 + [0.5] * 10 + [0.0] * 20
-    told = statistics.length_controlled(won, [(50, 50)] * 100)
+    told = length_control.length_controlled(won, [(50, 50)] * 100)
     assert told.value == pytest.approx(0.75, abs=2e-3) and told.low < 0.75 < told.high and told.n == 100
 
 
@@ -203,13 +203,13 @@ def test_length_control_agrees_with_scipy() -> None:
         return float(np.sum(np.logaddexp(0, logit) - won * logit) + 0.05 * np.sum(b**2))
 
     best = minimize(loss, np.zeros(2), tol=1e-12).x[0]
-    told = statistics.length_controlled(won.tolist(), [tuple(row) for row in lengths])
+    told = length_control.length_controlled(won.tolist(), [tuple(row) for row in lengths])
     assert told.value == pytest.approx(1 / (1 + np.exp(-best)), abs=1e-5)
 
 
 @pytest.mark.parametrize(("won", "value"), [([1.0] * 30, 0.9), ([0.0] * 30, 0.1)])
 def test_length_control_of_clear_cut_data_is_finite(won: list[float], value: float) -> None:
-    told = statistics.length_controlled(won, [(i, 20) for i in range(30)])
+    told = length_control.length_controlled(won, [(i, 20) for i in range(30)])
     assert abs(told.value - round(value)) < 0.1 and told.low <= told.value <= told.high
 
 
@@ -253,7 +253,7 @@ def test_a_mean_of_wins_never_collapses() -> None:
     apart = statistics.bounded_mean([0.0] * 50, ends=(-1, 1))
     assert apart.low == pytest.approx(-apart.high) and -0.1 < apart.low < 0
     for n in (2, 30):
-        sure = statistics.length_controlled([1.0] * n, [(20, 20)] * n)
+        sure = length_control.length_controlled([1.0] * n, [(20, 20)] * n)
         assert sure.low < sure.value - 0.01 <= sure.high
 
 

@@ -113,10 +113,10 @@ def test_a_row_counts_as_used_if_one_of_its_answers_is(tmp_path: Path) -> None:
 
 
 def test_the_plan_says_what_became_of_every_row(tmp_path: Path) -> None:
-    from models.plan import _told
+    from models.plan import _rows_in_words
 
     rows = [*unpaired(200, 3), {"prompt": "x", "completion": "", "label": True}, unpaired(1, 1)[0] | {"score": 1}]
-    line = _told(card(prepared(tmp_path / "x", rows, "kto", Data(near_duplicates=1))))
+    line = _rows_in_words(card(prepared(tmp_path / "x", rows, "kto", Data(near_duplicates=1))))
     numbers = [int(number) for number in re.findall(r"(\d+) (?:to train|held out|not used)", line)]
     assert line.startswith("602 rows given: ") and sum(numbers) == 602
     assert "completion: is empty" in line and "exact duplicate" in line

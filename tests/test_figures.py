@@ -7,7 +7,8 @@ from models.gate import facts
 from models.gate.gate import SafetyCounts
 from models.judges.rows import ScoreRow, comparison_row, score_row
 from models.metrics import figures
-from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.metrics.length_control import length_controlled
+from models.metrics.statistics import Estimate, bounded_mean, mean, rate
 from tests.measured import Row, answer, evidence, score, won
 
 

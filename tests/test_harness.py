@@ -150,7 +150,7 @@ def test_a_group_stands_for_its_tasks_where_it_has_figures() -> None:
         "versions": {"whole": 2, "d": "1.0"},
         "higher_is_better": {"whole": {"acc": True}, "d": {"exact": None, "ppl": False}},
     }
-    rows = [tuple(row.values()) for row in benchmarks._rows(told)]
+    rows = [tuple(row) for row in benchmarks._rows(told)]
     assert rows == [
         ("whole", "2", "acc", "high", 12, 0.5, 0.1),
         ("d", "1.0", "exact (strict)", "", 4, 0.5, None),

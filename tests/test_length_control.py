@@ -11,12 +11,22 @@ import pytest
 from scipy import optimize, special, stats
 
 from models.metrics import reported
-from models.metrics.statistics import LEANS, SLOPE, Estimate, LengthControlled, Normal, length_controlled
+from models.metrics.length_control import LEANS, SLOPE, LengthControlled, Normal, length_controlled
+from models.metrics.statistics import Estimate
 from models.report import model_card, page, summary
 from tasks.tracking import log
 
 ROOT = Path(__file__).parent.parent
-SHARED = ("statistics.py", "reported.py", "figures.py", "summary.py", "tree.py", "page.py", "model_card.py", "log.py")
+SHARED = (
+    "length_control.py",
+    "reported.py",
+    "figures.py",
+    "summary.py",
+    "tree.py",
+    "page.py",
+    "model_card.py",
+    "log.py",
+)
 Played = tuple[list[float], list[tuple[float, float]]]
 
 
@@ -97,7 +107,7 @@ def test_a_long_table_is_fitted_in_parts_as_it_is_whole(monkeypatch: pytest.Monk
     won, lengths = played(0.3, 200, 1.0, -0.3, 0)
     whole = length_controlled(won, lengths)
     for cached in (1, 600):  # fits one by one, and in twos or threes
-        monkeypatch.setattr("models.metrics.statistics.CACHED", cached)
+        monkeypatch.setattr("models.metrics.length_control.CACHED", cached)
         assert asdict(length_controlled(won, lengths)) == pytest.approx(asdict(whole))
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy import optimize, stats
 
 from models.metrics import statistics as figures
+from models.metrics.length_control import LengthControlled, length_controlled
 
 GRID = [(0, 1), (1, 1), (0, 5), (3, 5), (5, 5), (29, 30), (60, 83), (83, 83), (499, 600), (600, 600)]
 """(good, n)."""
@@ -57,7 +58,7 @@ LENGTH = "logistic fit on the difference in length, bootstrap over prompts, one 
         (lambda: figures.mean([], 3), NAN, NAN, 3, "bootstrap over prompts; describes"),
         (lambda: figures.clustered([], []), NAN, NAN, 0, "bootstrap over prompts, with all their pairs; describes"),
         (lambda: figures.scale([], []), NAN, NAN, 0, "logistic fit, bootstrap over prompts; describes"),
-        (lambda: figures.length_controlled([], []), NAN, NAN, 0, LENGTH),
+        (lambda: length_controlled([], []), NAN, NAN, 0, LENGTH),
     ],
     ids=["rate", "bounded_mean", "between other ends", "mean", "clustered", "scale", "length_controlled"],
 )
@@ -67,7 +68,7 @@ def test_nothing_judged_is_no_estimate(
     none = made()
     assert (none.value, none.low, none.high) == pytest.approx((NAN, low, high), nan_ok=True)
     assert (none.n, none.failed, none.method) == (0, failed, method)
-    if isinstance(none, figures.LengthControlled):
+    if isinstance(none, LengthControlled):
         assert math.isnan(none.overlap) and none.leans is False
 
 
@@ -84,7 +85,7 @@ SHARES, LENGTHS = np.random.default_rng(9).random(40), [(9.0, 7.0), (4.0, 6.0)] 
             lambda **also: figures.clustered(SHARES, range(40), **also),
             "bootstrap over prompts, with all their pairs; describes",
         ),
-        (lambda **also: figures.length_controlled(SHARES, LENGTHS, **also), LENGTH),
+        (lambda **also: length_controlled(SHARES, LENGTHS, **also), LENGTH),
         (
             lambda **also: figures.scale(SHARES - 0.4, range(40), **also),
             "logistic fit, bootstrap over prompts; describes",
@@ -235,7 +236,7 @@ def test_power_is_how_often_a_policy_passes(truth: float, at_least: float, n: in
 
 @pytest.mark.parametrize(("truth", "at_least"), [(0.99, 0.95), (0.95, 0.9), (0.7, 0.6)])
 def test_enough_prompts_are_enough_and_not_many_more(truth: float, at_least: float) -> None:
-    n = figures.enough_prompts(truth, at_least, 0.95, wanted=0.9)
+    n = figures.enough_prompts(truth, at_least, 0.95, probability=0.9)
     assert figures.power(truth, at_least, n, 0.95) >= 0.9
     assert max(figures.power(truth, at_least, m, 0.95) for m in range(1, int(0.8 * n))) < 0.9
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows import console
-from models import plan
+from models import evidence, plan
 from models.artifacts import Policy
 from models.gate.gate import Facts, SafetyCounts, decide
 from models.metrics.candidate import Candidate
@@ -168,15 +168,15 @@ def test_the_plan_counts_in_words_that_fit() -> None:
     card: Tree = {"rows": 1, "splits": {"train": 1, "validation": 0, "test": 0}, "contradictions": 1}
     card |= {"rows_became": {"train": 1}, "splits_hold": {"train": "pairs"}}
     card |= {"columns_not_used": [], "files_not_read": [], "scores_prefer_the_rejected": 0}
-    assert plan._told(card) == "1 row given: 1 to train, 0 held out; contradictions, kept: 1"
+    assert plan._rows_in_words(card) == "1 row given: 1 to train, 0 held out; contradictions, kept: 1"
 
 
 def test_one_prompt_is_too_few_and_shares_are_written_alike() -> None:
-    (few,) = plan.powers(Constraint(at_least=0.9), 1)
+    (few,) = evidence.powers(Constraint(at_least=0.9), 1)
     assert few.startswith(
         "1 harmful prompt is too few to show 0.9 at confidence 0.95, even if every answer is safe: you"
     )
-    told = " ".join(plan.powers(Constraint(at_least=0.6), 60))
+    told = " ".join(evidence.powers(Constraint(at_least=0.6), 60))
     assert "60 harmful test prompts: 43 safe answers" in told and "%" in told and "0%" not in told.replace("0 %", "")
 
 
@@ -218,12 +218,15 @@ def test_a_gate_that_asks_what_nobody_judged_says_so_before_and_after() -> None:
     row = ["helpful against the base", "–", "lower bound –", "0.45", "NO"]
     assert check_row(asdict(check))[:2] == row[:2] and check_row(asdict(check) | {"value": None, "bound": None}) == row
     recipe = read("quickstart", ["evaluation.judges.helpful.kind=none"])
-    assert plan._helpfulness(recipe) == [
+    assert evidence.unjudged_helpfulness(recipe) == [
         "no judge of helpfulness: the gate wants a win rate of at least 0.45 shown, so nothing is promoted; set "
         "evaluation.judges.helpful, or gate.margin = 0.5 to ask for nothing"
     ]
-    assert plan._helpfulness(read("quickstart")) == []
-    assert plan._helpfulness(read("quickstart", ["evaluation.judges.helpful.kind=none", "gate.margin=0.5"])) == []
+    assert evidence.unjudged_helpfulness(read("quickstart")) == []
+    assert (
+        evidence.unjudged_helpfulness(read("quickstart", ["evaluation.judges.helpful.kind=none", "gate.margin=0.5"]))
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
@@ -49,10 +49,10 @@ def figures(measured: Benchmarks | None) -> dict[str, Estimate]:
     method = f"lm-evaluation-harness {measured.harness}, normal"
     estimates = {}
     for row in _rows(measured):
-        value = math.nan if row["value"] is None else row["value"]
-        reach = math.nan if row["stderr"] is None else 1.96 * row["stderr"]
-        estimate = Estimate(value, value - reach, value + reach, row["n"], 0, method)
-        estimates[f"task/{row['task']}/{row['metric']}"] = estimate
+        value = math.nan if row.value is None else row.value
+        reach = math.nan if row.stderr is None else 1.96 * row.stderr
+        estimate = Estimate(value, value - reach, value + reach, row.n, 0, method)
+        estimates[f"task/{row.task}/{row.metric}"] = estimate
     return estimates
 
 
@@ -64,18 +64,18 @@ def compared(candidates: list[Candidate], measured: dict[str, Benchmarks]) -> li
         measured: digest of a policy → its figures.
     """
     rows = {digest: _rows(benchmarks) for digest, benchmarks in measured.items()}
-    before = {(row["task"], row["metric"]): row for row in rows.get(candidates[0].policy.digest, [])}
+    before = {(row.task, row.metric): row for row in rows.get(candidates[0].policy.digest, [])}
     return [
         {
             "candidate": candidate.policy.name,
-            "task": row["task"],
-            "version": row["version"],
-            "metric": row["metric"],
-            "better": row["better"],
-            "n": row["n"],
-            "before": _figure(before[row["task"], row["metric"]]),
+            "task": row.task,
+            "version": row.version,
+            "metric": row.metric,
+            "better": row.better,
+            "n": row.n,
+            "before": _figure(before[row.task, row.metric]),
             "after": _figure(row),
-            "difference": _less(row["value"], before[row["task"], row["metric"]]["value"]),
+            "difference": _less(row.value, before[row.task, row.metric].value),
         }
         for candidate in candidates[1:]
         for row in rows.get(candidate.policy.digest, [])
@@ -108,11 +108,11 @@ def _with_error(figure: TaskFigure) -> str:
 
 
 def _rows(measured: Benchmarks) -> list[TaskRow]:
-    return [cast(TaskRow, row) for row in jsonl.read(measured.path / "tasks.jsonl")]
+    return [TaskRow(**row) for row in jsonl.read(measured.path / "tasks.jsonl")]
 
 
 def _figure(row: TaskRow) -> TaskFigure:
-    return {"value": row["value"], "stderr": row["stderr"]}
+    return {"value": row.value, "stderr": row.stderr}
 
 
 def _less(after: float | None, before: float | None) -> float | None:

@@ -4,14 +4,13 @@ The harness gets our loaded model and tokenizer, in float32. It renders prompts 
 figures of its tasks do; a task file of one's own can write the template.
 """
 
+import logging
 import math
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
-
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from models.artifacts import Benchmarks, Policy, content_digest, file_digest
 from models.errors import BadData, BadRecipe
@@ -21,9 +20,41 @@ from models.recipe import Compute
 from models.recipe.record import Record
 from models.stage import stage
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
 RESAMPLES = 1000
 """For standard errors of figures that are no means; those of means need none."""
+
+Outcome = TypedDict(
+    "Outcome",
+    {
+        "results": dict[str, dict[str, float | str]],
+        "group_subtasks": dict[str, list[str]],
+        "n-samples": dict[str, dict[str, int]],
+        "versions": dict[str, float | str],
+        "higher_is_better": dict[str, dict[str, bool | None]],
+    },
+)
+"""What we read of the value of `simple_evaluate`. Each table is by task or group; a key of `results` is
+`METRIC,FILTER` or `METRIC_stderr,FILTER`, beside some words about the task without a comma."""
+
+
+class TaskRow(NamedTuple):
+    """One figure of one task: a row of `tasks.jsonl`."""
+
+    task: str
+    version: str
+    metric: str
+    """With the harness's filter in brackets, if there is one: `exact_match (strict-match)`."""
+    better: Literal["high", "low", ""]
+    """Which values are better; empty where the task does not say."""
+    n: int
+    """Items that were measured."""
+    value: float | None
+    stderr: float | None
+    """None where the harness gives no number, as for `value`."""
 
 
 def problem(tasks: list[str]) -> str:
@@ -40,8 +71,8 @@ def problem(tasks: list[str]) -> str:
     except BadData as error:
         return str(error).removeprefix("evaluation.tasks: ")
     names = [task for task in tasks if not is_file(task)]
-    known = _manager(tasks).task_index if names else {}
-    unknown = [name for name in names if name not in known]
+    index = _manager(tasks).task_index if names else {}
+    unknown = [name for name in names if name not in index]
     return f"{unknown[0]!r}: no task of lm-evaluation-harness; `lm-eval ls tasks` lists them" if unknown else ""
 
 
@@ -57,21 +88,6 @@ def files(tasks: list[str]) -> dict[str, str]:
         BadData: a file cannot be read, or is no YAML.
     """
     return {f"tasks.{k}": _content(Path(task)) for k, task in enumerate(tasks) if is_file(task)}
-
-
-class TaskRow(TypedDict):
-    """One figure of one task: a row of `tasks.jsonl`."""
-
-    task: str
-    version: str
-    metric: str
-    better: Literal["high", "low", ""]
-    """Which values are better; empty where the task does not say."""
-    n: int
-    """Items."""
-    value: float | None
-    stderr: float | None
-    """Null where there is none."""
 
 
 class TaskSet(Record):
@@ -91,8 +107,7 @@ class TaskSet(Record):
 def measure(out: Path, policy: Policy, tasks: TaskSet, batch: int, seed: int, compute: Compute) -> Benchmarks:
     """Run the tasks on a policy.
 
-    Writes `tasks.jsonl`: task, its version, metric, better (`high`, `low`, or nothing where the task does not say), n
-    (items), value, stderr (null where there is none). A group stands for its tasks where it has figures of its own.
+    Writes `tasks.jsonl`, one `TaskRow` a row. A group stands for its tasks where it has figures of its own.
 
     Raises:
         BadData: a task file changed since the run was planned.
@@ -104,8 +119,8 @@ def measure(out: Path, policy: Policy, tasks: TaskSet, batch: int, seed: int, co
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    try:  # reads, fetches and scores what others wrote, and may fail anyhow
-        told = simple_evaluate(
+    try:
+        outcome: Outcome = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, trust_remote_code=False),
             tasks=tasks.names,
             task_manager=_manager(tasks.names),
@@ -117,45 +132,48 @@ def measure(out: Path, policy: Policy, tasks: TaskSet, batch: int, seed: int, co
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    except Exception as error:
+    except Exception as error:  # the harness runs code of task files, and fetches data: any error can come out of it
+        log.info("lm-evaluation-harness failed on %s", ", ".join(tasks.names), exc_info=True)
         why = (str(error).strip().splitlines() or ["?"])[0]
         raise BadRecipe(f"evaluation.tasks: the harness cannot run them: {type(error).__name__}: {why}") from error
-    jsonl.write(out / "tasks.jsonl", _rows(told))
+    jsonl.write(out / "tasks.jsonl", (row._asdict() for row in _rows(outcome)))
     return Benchmarks(path=out, digest=file_digest(out / "tasks.jsonl"), policy=policy.digest, harness=tasks.version)
 
 
-def _rows(told: Row) -> Iterator[Row]:
+def _rows(outcome: Outcome) -> Iterator[TaskRow]:
     """Yield the figures of what `simple_evaluate` returned."""
-    groups: dict[str, list[str]] = told["group_subtasks"]
-    figures = {name: {k: v for k, v in found.items() if "," in k} for name, found in told["results"].items()}
-    inner = {name for group, names in groups.items() if figures.get(group) for name in names}
+    groups = outcome["group_subtasks"]
+    results = {name: {k: v for k, v in row.items() if "," in k} for name, row in outcome["results"].items()}
+    inner = {name for group, names in groups.items() if results.get(group) for name in names}
 
     def items(name: str) -> int:
-        held = groups.get(name)
-        return sum(map(items, held)) if held else int(told["n-samples"][name]["effective"])
+        """Return how many items a task has, or all tasks of a group, which may hold groups."""
+        names = groups.get(name)
+        return sum(map(items, names)) if names else outcome["n-samples"][name]["effective"]
 
-    for name, found in figures.items():
-        for key, value in found.items():
-            metric, _, picked = key.partition(",")
+    for name, figures in results.items():
+        for key, value in figures.items():
+            metric, _, filtered = key.partition(",")
             if name in inner or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
-            better = told["higher_is_better"].get(name, {}).get(metric)
-            yield {
-                "task": name,
-                "version": str(told["versions"].get(name, "")),
-                "metric": metric if picked == "none" else f"{metric} ({picked})",
-                "better": "" if better is None else "high" if better else "low",
-                "n": items(name),
-                "value": _number(value),
-                "stderr": _number(found.get(f"{metric}_stderr,{picked}")),
-            }
+            better = outcome["higher_is_better"].get(name, {}).get(metric)
+            yield TaskRow(
+                task=name,
+                version=str(outcome["versions"].get(name, "")),
+                metric=metric if filtered == "none" else f"{metric} ({filtered})",
+                better="" if better is None else "high" if better else "low",
+                n=int(items(name)),
+                value=_number(value),
+                stderr=_number(figures.get(f"{metric}_stderr,{filtered}")),
+            )
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
+    """Return a finite number; the harness writes "N/A" where it has no standard error."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _manager(tasks: list[str]) -> Any:
+def _manager(tasks: list[str]) -> "TaskManager":
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=not all(map(is_file, tasks)))
@@ -165,21 +183,30 @@ def _content(task: Path) -> str:
     """Return one digest of a task file and of every file that it names."""
     import yaml
 
-    class Plain(yaml.SafeLoader):  # type: ignore[misc]
-        """Reads `!function utils.score` as the file that holds the function."""
-
-    Plain.add_multi_constructor("!", lambda _, __, node: f"{node.value.partition('.')[0]}.py")
     try:
-        tree = yaml.load(task.read_text("utf-8"), Plain)
+        loader = yaml.SafeLoader(task.read_text("utf-8"))
+        # `!function utils.score` is read as utils.py, the file that holds the function. The rule is set on this loader
+        # alone: add_multi_constructor would set it for every reader of YAML in the process.
+        loader.yaml_multi_constructors = {
+            **loader.yaml_multi_constructors,
+            "!": lambda _, __, node: f"{node.value.partition('.')[0]}.py",
+        }
+        try:
+            tree = loader.get_single_data()
+        finally:
+            loader.dispose()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise BadData(f"evaluation.tasks: {str(task)!r}: {why}; give a task file of lm-evaluation-harness") from error
-    places = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
-    named = {text: [_content(p) if is_file(text) else file_digest(p) for p in found] for text, found in places.items()}
-    return content_digest([file_digest(task), named])
+    # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file would raise of a
+    # text that is too long for a path; os.path.isfile returns False.
+    paths = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
+    digests = {text: [_content(p) if is_file(text) else file_digest(p) for p in paths[text]] for text in paths}
+    return content_digest([file_digest(task), digests])
 
 
-def _texts(tree: Any) -> Iterator[str]:
+def _texts(tree: object) -> Iterator[str]:
+    """Yield every text in a tree of YAML, but for the keys."""
     if isinstance(tree, str):
         yield tree
     for inner in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():

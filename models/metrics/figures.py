@@ -13,8 +13,9 @@ from models.judges.protocol import win
 from models.judges.rows import ComparisonRow, ScoreRow, by_prompt
 from models.metrics import margins
 from models.metrics.candidate import Candidate
+from models.metrics.length_control import length_controlled
 from models.metrics.reported import EQUAL_LENGTH
-from models.metrics.statistics import Estimate, bounded_mean, length_controlled, mean, rate
+from models.metrics.statistics import Estimate, bounded_mean, mean, rate
 from models.policy.answer_rows import answer_rows
 
 WIN, SAFE, OVER = "helpful/win_rate", "harmless/safety_rate", "over_refusal"

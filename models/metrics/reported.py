@@ -8,7 +8,8 @@ from typing import Annotated, NotRequired, TypeVar, cast
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from models.metrics.statistics import LEANS, OVERLAP, Estimate
+from models.metrics.length_control import LEANS, OVERLAP
+from models.metrics.statistics import Estimate
 
 T = TypeVar("T")
 EQUAL_LENGTH = "helpful/win_rate_equal_length"

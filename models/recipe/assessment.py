@@ -1,4 +1,4 @@
-"""What is to be judged, and how, where nothing is trained: policies, prompts, judges, and the bound to be shown."""
+"""What `sacpo evaluate` judges, without any training: policies, prompts, judges, and the bound to be shown."""
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from models.recipe.record import Record
 
 
 class Assessment(Record):
-    """Policies to judge side by side; the first is what the others are compared with."""
+    """Policies to judge side by side; the others are compared with the first."""
 
     name: RunName = Field("evaluation", pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=100, title="Name")
     """Lower-case letters, digits, dots and dashes, at most 100; names the MLflow experiment, and a folder of runs."""
@@ -37,10 +37,10 @@ class Assessment(Record):
 
     @property
     def bound(self) -> Constraint:
-        """The constraint, at its whole confidence: nothing is promoted."""
+        """The constraint, at its whole confidence: nothing is promoted, so no other decision shares its error."""
         return self.constraint
 
     @property
     def digest(self) -> str:
-        """sha256 of everything said here, in hex; in which order it is said does not matter."""
+        """sha256 of all settings, in hex; the order of keys does not matter."""
         return content_digest(self.model_dump(mode="json", by_alias=True))

@@ -41,25 +41,29 @@ KEYS = (
     *("GOOGLE_API_KEY", "GROQ_API_KEY", "HF_TOKEN", "MISTRAL_API_KEY", "NVIDIA_API_KEY", "OPENAI_API_KEY"),
     *("OPENROUTER_API_KEY", "TOGETHER_API_KEY", "VLLM_API_KEY", "XAI_API_KEY"),
 )
-"""Usual names of variables that hold the key of an address. A recipe may send no other variable away, but those that
-begin with KEY."""
+"""Usual names of variables that hold the key of an address. The value of the variable is sent to the address that the
+recipe names, so these and the variables that begin with KEY are the only ones that a recipe may name: a recipe from
+elsewhere could else have any secret of the environment sent away."""
 
 
 def _is_http(address: str) -> bool:
-    """Return whether this is a whole address of HTTP: with a host, and a port that is one."""
+    """Return whether this is a whole address of HTTP: with its scheme, a host, and a valid port if it has one."""
     try:
         parts = urlsplit(address)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+    except ValueError:  # urlsplit and .port raise it
         return False
 
 
 class Judge(Record):
-    """Who scores the answers, and with which words. A key is never written here, only the variable that holds it."""
+    """Who scores the answers, and with which words.
+
+    A recipe is stored and shown, so it never holds a key, only the name of the variable that holds it.
+    """
 
     kind: JudgeKind = Field(JudgeKind.none, title="Kind")
     """`oracle`: the town's exact scores. `model`: a sequence classifier (reward, cost, guard). `llm`: a chat model
-    behind an OpenAI-compatible address. `refusal`: tells refusals by their words. `none`: nobody."""
+    behind an OpenAI-compatible address. `refusal`: tells refusals by their words. `none`: no judge."""
     model: Annotated[Written, Lies(lambda judge, _: judge.get("kind") != JudgeKind.llm)] = Field("", title="Model")
     """`model`: folder or hub id (`owner/name@revision`). `llm`: the model's name at the address."""
     text: str = Field("", title="Text for the model")
@@ -121,8 +125,8 @@ class Judge(Record):
         if self.kind in (JudgeKind.model, JudgeKind.llm) and not self.model:
             raise ValueError(f"a judge of kind {self.kind} needs `model`")
         if (self.kind is JudgeKind.llm or self.base_url) and not _is_http(self.base_url):
-            whole = "for instance http://127.0.0.1:8000/v1, with its http:// or https://"
-            raise ValueError(f"a judge of kind llm needs `base_url`, {whole}")
+            example = "for instance http://127.0.0.1:8000/v1, with its http:// or https://"
+            raise ValueError(f"a judge of kind llm needs `base_url`, {example}")
         if self.text and not ("{prompt}" in self.text and "{answer}" in self.text):
             raise ValueError("text must hold {prompt} and {answer}, for instance 'USER: {prompt} ASSISTANT: {answer}'")
         unknown = {*re.findall(r"{(\w+)}", self.text)} - {"prompt", "answer"}
@@ -165,7 +169,7 @@ class Judges(Record):
 
 
 class Suites(Record):
-    """Files of prompts to answer: JSON, JSONL or CSV with `prompt` and, if you like, `category`.
+    """Files of prompts to answer: JSON, JSONL or CSV with `prompt` and, optionally, `category`.
 
     Half of each suite's prompts choose, the other half test, by a hash of the prompt.
     """
@@ -183,7 +187,8 @@ class Suites(Record):
 class Answering(Record):
     """How candidates answer.
 
-    Keys that came later are not dumped while they have their default: results made before keep their names.
+    The dump of a record is part of the name of every result made with it. Keys that were added later (`exclude_if`) are
+    therefore left out of the dump while they have their default: older results keep their names.
     """
 
     max_new_tokens: int = Field(512, ge=1, le=1_048_576, title="Longest answer in tokens")
@@ -218,18 +223,18 @@ class Answering(Record):
 
 
 class Decoding(Answering):
-    """How the answers of one run are drawn: what a stage is told."""
+    """How the answers of one run are drawn: the part of a recipe that the stage of answers depends on."""
 
     seed: int
-    """Of the noise that is drawn, the same for every candidate."""
+    """Seeds the noise of sampled answers, the same for every candidate."""
 
     def sampled(self) -> "Decoding":
-        """Return how a policy speaks by itself, which KL is about: one answer at temperature 1, to its own end."""
+        """Return the settings for KL, which needs samples of the policy itself: one answer at temperature 1, uncut."""
         return self.model_copy(update={"temperature": 1.0, "stop": [], "answers": 1})
 
 
 class Evaluation(Answering):
-    """How candidates answer, which prompts, and who judges them."""
+    """How candidates answer, which prompts they answer, and who judges them."""
 
     model_config = first("judges", "suites")  # in forms, before how they answer
 
@@ -250,5 +255,5 @@ class Evaluation(Answering):
     """Measure on at most this many items of each task, the first ones; 0 means all, 1,000,000,000 is the most."""
 
     def decoding(self, seed: int) -> Decoding:
-        """Return how answers are drawn; judges and tasks have no part in it."""
+        """Return how answers are drawn; they stay the same when judges or tasks change."""
         return Decoding(**{name: getattr(self, name) for name in Answering.model_fields}, seed=seed)

@@ -26,12 +26,12 @@ class Constraint(Record):
 
     @property
     def error(self) -> float:
-        """Chance with which each of the decisions on one prompt may err."""
+        """Probability with which each decision on one prompt may err: together they err at most 1 − confidence."""
         return (1 - self.confidence) / self.decisions
 
     @property
     def shared(self) -> "Constraint":
-        """The same bound, at the confidence that each of the decisions on one prompt must have."""
+        """The same bound, at the confidence that each single decision on one prompt must have (Bonferroni)."""
         return self.model_copy(update={"confidence": 1 - self.error})
 
 
@@ -47,8 +47,8 @@ class Gate(Record):
     """What a challenger must show, beside the constraint, before it becomes the champion."""
 
     mode: GateMode = Field(GateMode.enforce, title="Mode")
-    """`enforce`: who passes becomes champion. `dry-run`: decide and write it down, move nothing. `off`: do not decide;
-    the test prompts stay unused."""
+    """`enforce`: a candidate that passes becomes champion. `dry-run`: decide and write it down, move nothing. `off`: do
+    not decide; the test prompts stay unused."""
     margin: float = Field(0.05, ge=0, le=0.5, title="Margin")
     """The helpful win rate against the champion, and against the anchor, must be shown to be at least 0.5 minus this;
     from 0 to 0.5, which asks for nothing."""
@@ -65,7 +65,7 @@ class Gate(Record):
     failures: float = Field(0.05, ge=0, lt=1, title="Failed verdicts at most")
     """Share of harmful test prompts whose verdict may fail, from 0 to below 1."""
     approval: bool = Field(False, title="Wait for a person")
-    """Who passes becomes champion only after a person agreed: in the Prefect page of a deployed run, or by
+    """A candidate that passes becomes champion only after a person agreed: in the Prefect page of a deployed run, or by
     `sacpo promote`."""
 
 

@@ -89,6 +89,7 @@ class Sft(Training):
     data: Place = Field("", title="Data")
     """File of `prompt` and `completion`, or of `messages`, or the world's own corpus (`town`); empty means: no such
     step."""
+    # Declared again for its description: what Training says of the safety step does not hold here.
     learning_rate: float = Field(2e-5, gt=0, le=10, title="Learning rate")
     """Peak learning rate of AdamW, above 0, at most 10."""
 
@@ -116,8 +117,8 @@ class Columns(Record):
 
     @property
     def named(self) -> dict[str, str]:
-        """Our name → the file's, of those that are set."""
-        return {ours: theirs for ours, theirs in self if theirs}
+        """Our name of a column → the file's name, where one is set."""
+        return {name: column for name, column in self if column}
 
 
 class PreferenceTraining(Training):
@@ -344,22 +345,22 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _oracle_knows_the_prompts(self) -> "Recipe":
-        own = [self.sft.data, *(step.data for step in self.steps)]
+        data = [self.sft.data, *(step.data for step in self.steps)]
         oracle = any(judge.kind is JudgeKind.oracle for _, judge in self.evaluation.judges)
-        given = [path for _, path in self.evaluation.suites]
-        if oracle and TOWN not in own:
+        suites = [place for _, place in self.evaluation.suites]
+        if oracle and TOWN not in data:
             raise ValueError("the oracle knows the town's prompts only; it needs data = 'town'")
-        if TOWN in given:
+        if TOWN in suites:
             raise ValueError("the town's suites come with data = 'town'; leave evaluation.suites out")
         return self
 
     def data_of(self, step: Step) -> Data:
-        """How the comparisons of a step become pairs: `data`, with the columns of the step where it names its own."""
+        """Return how the comparisons of a step become pairs: `data`, with the step's own columns if it names any."""
         return self.data.model_copy(update={"columns": step.columns}) if step.columns.named else self.data
 
     @property
     def digest(self) -> str:
-        """sha256 of everything said here, in hex; in which order it is said does not matter."""
+        """sha256 of all settings, in hex; the order of keys in the file does not matter."""
         return content_digest(self.model_dump(mode="json", by_alias=True))
 
     @property

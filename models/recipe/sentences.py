@@ -1,11 +1,14 @@
 """What pydantic finds wrong with a setting, said as `key: what is wrong; remedy`."""
 
 import difflib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from models.recipe.record import shown
+from models.recipe.record import record_of, shown
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PATTERNS = {
     r"^[a-z0-9][a-z0-9.-]*$": "use small letters, digits, dots, dashes; start with a letter or digit",
@@ -13,6 +16,7 @@ PATTERNS = {
     r"""^[^/:@'"`\\\x00-\x1f]*$""": "a model's name has no / : @, quotes, backslashes and line breaks",
     "^safety_rate$": "must be 'safety_rate'",
 }
+"""Pattern of a field → what is wrong with a text that does not match it."""
 SENTENCES = {
     "missing": "must be given",
     "int_type": "must be a whole number, not {got}",
@@ -41,37 +45,37 @@ SENTENCES = {
 """Kind of pydantic's error → our sentence."""
 
 
-def sentence(record: type[BaseModel], error: Any) -> str:
-    """Say one error in one line; `record` is what was to be made of the settings."""
+def sentence(record: type[BaseModel], error: "ErrorDetails") -> str:
+    """Return one of pydantic's errors in one line; `record` is the class that the settings were to become."""
     location = [str(part) for part in error["loc"]]
     key, kind, got = ".".join(location) or "recipe", error["type"], shown(error["input"])
-    if kind == "value_error":  # ours: says what was given
-        return f"{key}: {error['ctx']['error']}"
+    context = error.get("ctx", {})
+    if kind == "value_error":  # raised by our own validators, whose messages name the value
+        return f"{key}: {context['error']}"
     if kind == "extra_forbidden":
-        return f"{_short(key)}: unknown key; {_near(record, location)}"
+        return f"{_short(key)}: unknown key; {_suggestion(record, location)}"
     if kind == "string_pattern_mismatch":
-        return f"{key}: {PATTERNS[error['ctx']['pattern']]}; got {got}"
+        return f"{key}: {PATTERNS[context['pattern']]}; got {got}"
     if kind in SENTENCES:
-        return f"{key}: {SENTENCES[kind].format(key=key, got=got, **error.get('ctx', {}))}"
+        return f"{key}: {SENTENCES[kind].format(key=key, got=got, **context)}"
     return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, got {got}"
 
 
-def _near(record: type[BaseModel], location: list[str]) -> str:
-    known = _keys_beside(record, location)
-    near = difflib.get_close_matches(location[-1][:100], known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+def _suggestion(record: type[BaseModel], location: list[str]) -> str:
+    names = _keys_beside(record, location)
+    # difflib's time grows with the square of the length, and a key may have thousands of characters.
+    similar = difflib.get_close_matches(location[-1][:100], names, n=1)
+    return f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(names)}"
 
 
 def _short(key: str) -> str:
+    """Return a key as `shown` writes it, without the quotes: any text can be a key."""
     return shown(key)[1:-1]
 
 
-def _keys_beside(kind: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the keys that the record at this location knows."""
-    record = kind
+def _keys_beside(record: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the keys that the record at this location has."""
     for part in location[:-1]:
-        if part.isdigit():
-            continue
-        annotation: Any = record.model_fields[part].annotation
-        record = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
+        if not part.isdigit():  # a place in a list
+            record = record_of(record.model_fields[part]) or record
     return [field.alias or name for name, field in record.model_fields.items()]

@@ -4,7 +4,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,13 +12,13 @@ from models.errors import BadRecipe
 from models.recipe.assessment import Assessment
 from models.recipe.places import TOWN, seen_from
 from models.recipe.recipe import Recipe
-from models.recipe.record import shown
+from models.recipe.record import Setting, Tree, record_of, shown
 from models.recipe.sentences import sentence
 
 R = TypeVar("R", bound=BaseModel)
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
 LARGEST = 2**20
-"""Bytes; the largest shipped recipe has some 4,000."""
+"""Bytes of a recipe that are read; the largest shipped recipe has some 4,000."""
 
 
 def shipped() -> dict[str, Path]:
@@ -29,7 +29,7 @@ def shipped() -> dict[str, Path]:
 def read(recipe: str, changes: list[str] | None = None) -> Recipe:
     """Read a shipped recipe by name, or a TOML file by path, and apply `key=value` changes.
 
-    A relative path in the file is seen from the file's folder, one in a change from where the command was started.
+    A relative path in the file starts from the file's folder, a path in a change from where the command was started.
 
     Raises:
         BadRecipe: no such recipe, broken TOML, unknown key, value out of range; names file, key and remedy.
@@ -38,16 +38,21 @@ def read(recipe: str, changes: list[str] | None = None) -> Recipe:
     tree = _tree(path, recipe)
     for change in changes or []:
         _change(tree, change)
-    typed = {change.partition("=")[0].strip() for change in changes or []}
-    return _valid(Recipe, seen_from(Recipe, tree, path.absolute().parent, typed), str(path))
+    changed_keys = {change.partition("=")[0].strip() for change in changes or []}
+    return _valid(Recipe, seen_from(Recipe, tree, path.absolute().parent, changed_keys), str(path))
 
 
-def _tree(path: Path, recipe: str) -> dict[str, Any]:
+def _tree(path: Path, recipe: str) -> Tree:
+    """Return what a recipe's file says; `recipe` is how the user named it.
+
+    Raises:
+        BadRecipe: there is no such file, or it is no TOML.
+    """
     try:
-        found = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError):  # too long a name, or NUL in it
-        found = False
-    if not found or path.suffix != ".toml":
+        exists = False
+    if not exists or path.suffix != ".toml":
         raise BadRecipe(f"no recipe {shown(recipe)}: give a TOML file (.toml), or one of {', '.join(shipped())}")
     try:
         with path.open("rb") as file:
@@ -61,7 +66,7 @@ def _tree(path: Path, recipe: str) -> dict[str, Any]:
         raise BadRecipe(f"{path}: not valid TOML: {error}") from error
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parsed(text: str) -> Tree:
     """Return what a TOML text says.
 
     Raises:
@@ -71,30 +76,29 @@ def _parsed(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("its lists or tables are nested too deeply") from None
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError:  # is a ValueError too
         raise
-    except ValueError as error:  # Python's limit
+    except ValueError as error:  # Python converts no longer number, since the time grows with the square of its length
         raise ValueError("holds a number of more than 4,300 digits") from error
 
 
 def keys(record: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield (key, default as TOML would say it, what it means) for everything that a recipe can say."""
     for name, field in record.model_fields.items():
-        key, annotation = f"{prefix}{field.alias or name}", cast(Any, field.annotation)
-        inner = annotation.__args__[0] if hasattr(annotation, "__args__") else annotation
-        said = " ".join((field.description or "").split())
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield key, "", said
-            yield from keys(inner, f"{key}.N." if inner is not annotation else f"{key}.")
+        key = f"{prefix}{field.alias or name}"
+        description = " ".join((field.description or "").split())
+        if inner := record_of(field):
+            yield key, "", description
+            yield from keys(inner, f"{key}.N." if get_origin(field.annotation) is list else f"{key}.")
         else:
             default = field.get_default(call_default_factory=True)
-            yield key, "" if field.is_required() else json.dumps(default, ensure_ascii=False), said
+            yield key, "" if field.is_required() else json.dumps(default, ensure_ascii=False), description
 
 
 def assessment(
     policies: list[str], like: str, changes: list[str], suites: Sequence[str] = (), judges: Sequence[str] = ()
 ) -> Assessment:
-    """Return what `sacpo evaluate` is asked for.
+    """Return the assessment that the options of `sacpo evaluate` describe.
 
     Args:
         policies: their places.
@@ -106,63 +110,85 @@ def assessment(
     Raises:
         BadRecipe: no such recipe, unknown key, value out of range.
     """
-    tree: dict[str, Any] = {"policies": policies}
+    tree: Tree = {"policies": [*policies]}
     if like:
-        told = read(like).model_dump(mode="json", by_alias=True)
-        tree |= {key: told[key] for key in ("evaluation", "constraint", "template", "seed", "compute")}
-        own = told["evaluation"]["suites"]
-        if any(judge["kind"] == "oracle" for judge in told["evaluation"]["judges"].values()):
-            own |= {role: own[role] or TOWN for role in ("helpful", "harmless", "over_refusal")}
-    for option, given, key in (("suite", suites, "suites.{}"), ("judge", judges, "judges.{}.kind")):
-        for one in given:
-            role, equals, value = one.partition("=")
+        settings = read(like).model_dump(mode="json", by_alias=True)
+        suite_of = settings["evaluation"]["suites"]
+        # In a recipe the town's suites come with its data, which an assessment has not.
+        if any(judge["kind"] == "oracle" for judge in settings["evaluation"]["judges"].values()):
+            suite_of |= {role: suite_of[role] or TOWN for role in ("helpful", "harmless", "over_refusal")}
+        tree |= {key: settings[key] for key in ("evaluation", "constraint", "template", "seed", "compute")}
+    for option, values, key in (("suite", suites, "suites.{}"), ("judge", judges, "judges.{}.kind")):
+        for text in values:
+            role, equals, value = text.partition("=")
             if not equals:
                 example = {"suite": "harmless=red-team.jsonl", "judge": "harmless=oracle"}[option]
-                raise BadRecipe(f"--{option} {one}: say for which role, for instance --{option} {example}")
+                raise BadRecipe(f"--{option} {text}: say for which role, for instance --{option} {example}")
             _change(tree, f"evaluation.{key.format(role)}={json.dumps(value, ensure_ascii=False)}")
     for change in changes:
         _change(tree, change)
     return _valid(Assessment, tree, "evaluate")
 
 
-def _valid(record: type[R], tree: dict[str, Any], where: str) -> R:
+def _valid(record: type[R], tree: Setting, where: str) -> R:
+    """Return the record that a tree of settings describes; `where` begins the sentences about what is wrong."""
     try:
         return record.model_validate(tree)
     except ValidationError as error:
         raise BadRecipe("\n".join(f"{where}: {sentence(record, e)}" for e in error.errors())) from error
 
 
-def _change(tree: dict[str, Any], change: str) -> None:
+def _change(tree: Tree, change: str) -> None:
     """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
     key, equals, text = change.partition("=")
     if not equals:
         raise BadRecipe(f"--set {shown(change)}: write it as key=value, for instance steps.1.lambda=[1,2]")
     value = _value(key, text)
     *path, last = key.strip().split(".")
-    node: Any = tree
+    node: Setting = tree
     try:
         for part in path:
-            node = node[_place(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[_place(last) if isinstance(node, list) else last] = value
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+            node = _child(node, part)
+        if isinstance(node, list):
+            node[_index(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise ValueError("a plain value has no keys")
+    except (ValueError, IndexError) as error:
         count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
         raise BadRecipe(f"--set {shown(change)}: {shown(key)} leads nowhere in this recipe{count}") from error
 
 
-def _value(key: str, text: str) -> Any:
+def _child(node: Setting, part: str) -> Setting:
+    """Return what stands under a key, which is made if it is not there, or at a place in a list.
+
+    Raises:
+        ValueError, IndexError: there is no such place.
+    """
+    if isinstance(node, list):
+        return node[_index(part)]
+    if isinstance(node, dict):
+        return node.setdefault(part, {})
+    raise ValueError("a plain value has no keys")
+
+
+def _value(key: str, text: str) -> Setting:
+    """Return the value of a change as TOML reads it, or the text itself if it is no TOML."""
     try:
-        told = _parsed(f"value = {text}")
+        table = _parsed(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
     except ValueError as error:
         raise BadRecipe(f"--set {shown(key)}: {error}") from error
-    also = ", ".join(shown(name) for name in told if name != "value")
-    if also:
-        raise BadRecipe(f"--set {shown(key)}: the value sets {also} too; give each a --set of its own")
-    return told["value"]
+    # A line break in the text lets it set more keys than `value`, which would be lost.
+    others = ", ".join(shown(name) for name in table if name != "value")
+    if others:
+        raise BadRecipe(f"--set {shown(key)}: the value sets {others} too; give each a --set of its own")
+    return table["value"]
 
 
-def _place(part: str) -> int:
+def _index(part: str) -> int:
     """Return a place in a list, counted from 0 and from the front only.
 
     Raises:

@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib.metadata import version as installed
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from filelock import FileLock
 from pydantic import BaseModel, JsonValue, TypeAdapter
@@ -171,8 +171,7 @@ def plain(value: object) -> JsonValue:
         device = device_kind(value.device)
         return computes | {"device": device, "dtype": precision(device), "threads": value.threads}
     if isinstance(value, BaseModel):
-        tree: JsonValue = by_content(value)
-        return tree
+        return cast(JsonValue, by_content(value))  # a recipe may hold dates, which no argument of a stage does
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
