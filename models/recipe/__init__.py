@@ -10,16 +10,11 @@ from models.recipe.recipe import (
     Data,
     Device,
     Method,
-    Objective,
-    PreferenceTraining,
     Recipe,
-    Schedule,
     Selection,
-    Sft,
     Step,
-    Training,
-    kl_weight,
 )
+from models.recipe.training import Objective, PreferenceTraining, Schedule, Sft, Training, kl_weight
 
 __all__ = [
     "Answering",
