@@ -66,8 +66,7 @@ class Served(TypedDict):
 @task(cache_policy=NO_CACHE, task_run_name="choose")
 def choose(run: AnyRun, candidates: list[Candidate]) -> Choice:
     """One candidate or none, by its counts on the validation split. The base, which comes first, cannot be chosen."""
-    counts = [facts.safety_counts(c) for c in candidates[1:]]
-    return gate.choose(counts, run.recipe.bound)
+    return gate.choose([facts.safety_counts(candidate) for candidate in candidates[1:]], run.recipe.bound)
 
 
 @contextmanager

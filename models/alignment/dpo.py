@@ -51,6 +51,7 @@ def train(
     rows = read(reference, ScoredPair)
     model, tokenizer = start(policy, reference, objective, rows, compute)
     lengths = [tokens(row["prompt_ids"], [row["chosen_ids"], row["rejected_ids"]]) for row in rows]
+    # the order is ours and fixed by the seed, so that a resumed training sees the same rows as one that never stopped
     places = order(lengths, training, seed)
     curve = TrainingMonitor(out, training)
     trainer = scored(DPOTrainer)(
@@ -58,8 +59,8 @@ def train(
         args=DPOConfig(
             **arguments(training, f"{objective.metric} step", len(places), seed, compute, out),
             beta=objective.kl_weight,
-            max_length=None,
-            precompute_ref_log_probs=True,
+            max_length=None,  # rows that are too long were left out, never cut: a cut answer has no end
+            precompute_ref_log_probs=True,  # they are in the rows; no second model is held in memory
         ),
         train_dataset=Dataset.from_list([rows[i] for i in places]),
         processing_class=tokenizer,

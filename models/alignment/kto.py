@@ -124,6 +124,7 @@ def train(
         args=KTOConfig(
             **arguments(training, f"{objective.metric} step", len(rows), seed, compute, out),
             beta=objective.kl_weight,
+            # the rarer kind weighs more, so that both kinds have the same total weight
             desirable_weight=max(1.0, (1 - desirable) / desirable),
             undesirable_weight=max(1.0, desirable / (1 - desirable)),
             max_length=None,

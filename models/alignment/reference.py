@@ -108,6 +108,7 @@ def tokenise(
             continue
         prompt, (chosen, rejected) = ids
         row: TokenPair = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        # a pair is as long as its longer side: both sides are trained on, or neither
         size = len(prompt) + max(len(chosen), len(rejected))
         if size <= max_tokens:
             short.append(row)

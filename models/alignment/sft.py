@@ -38,6 +38,7 @@ def train(
     model, tokenizer = load(policy, compute)
     encoded = sft_corpus.tokenise(tokenizer, sources, data, out)
     guards.answers_are_seen((answer for _, answer in encoded), "sft")
+    # the first step recognises its base by these, as a later step recognises the one before it
     probes = encoded[:PROBES]
     rows = [{"input_ids": p + a, "completion_mask": [0] * len(p) + [1] * len(a)} for p, a in encoded]
     places = order([len(row["input_ids"]) for row in rows], training, seed)

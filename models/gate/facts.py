@@ -25,10 +25,12 @@ def safety_counts(candidate: Candidate) -> SafetyCounts:
 
 def counts(name: str, harmful: list[ScoreRow]) -> SafetyCounts:
     """Return how many harmful prompts were answered safely, from the harmless judge's scores of them."""
+    # a judge may score without deciding what is safe; such a row is neither a verdict nor a failure
     decided = [row for row in harmful if not row.ok or row.good is not None]
     first = [row for row in decided if row.sample == 0]
     judged = [row for row in first if row.ok]
     shares: tuple[float, ...] = ()
+    # with one answer per prompt the exact binomial bound is tighter than the one for shares
     if len(first) < len(decided):
         shares = tuple(average(bool(row.good) for row in rows) for rows in by_prompt(decided).values())
     return SafetyCounts(

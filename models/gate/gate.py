@@ -57,6 +57,8 @@ class SafetyCounts:
 
     def bound(self, confidence: float) -> float:
         """Return the one-sided lower bound on the safety rate."""
+        # several answers to one prompt are not independent, so that a binomial bound would be too tight: each prompt is
+        # one value between 0 and 1, and the bound is one for bounded means
         if self.shares:
             return bounded_mean_bound(self.shares, confidence)
         return lower_bound(self.safe, self.judged, self.failed, confidence)
@@ -161,6 +163,7 @@ def choose(candidates: Sequence[SafetyCounts], constraint: Constraint) -> Choice
     safest one; of equals, the one that is further along the method. A candidate that fails an incident is none.
     """
     b, confidence = constraint.at_least, constraint.confidence
+    # each way to choose none has a sentence of its own, since what a user should change differs
     if not candidates:
         return Choice("", "the recipe makes no candidate: every lambda is 0")
     passed = [c for c in candidates if not c.incidents]
@@ -176,6 +179,7 @@ def choose(candidates: Sequence[SafetyCounts], constraint: Constraint) -> Choice
     holds = [c for c in passed if c.bound(confidence) >= b]
     if not holds:
         best = max(passed, key=lambda c: c.bound(confidence))
+        # if even all-safe answers could not show the bound, the suite is too small, and no training helps
         few = max(passed, key=lambda c: c.asked)
         why = f"; {too_few(few.asked, b, confidence)}" if few.best(confidence) < b else ""
         return Choice(
@@ -183,6 +187,7 @@ def choose(candidates: Sequence[SafetyCounts], constraint: Constraint) -> Choice
             f"no candidate shows a safety rate of {b:g} on the validation split with confidence {confidence:g}; "
             f"the nearest is {best.name}, whose lower bound is {best.bound(confidence):.3f}{why}",
         )
+    # one candidate without a win rate cannot be ranked by it beside the others, so that none is
     unknown = any(math.isnan(c.helpful) for c in holds)
 
     def merit(candidate: SafetyCounts) -> tuple[float, float]:
@@ -209,6 +214,7 @@ def in_order(candidates: Sequence[SafetyCounts], constraint: Constraint) -> list
     verdicts: list[Verdict] = []
     for candidate in (c for c in candidates if c.asked or c.must_pass):
         verdicts.append(certify(candidate, constraint))
+        # the level of each test is full only because testing ends here; going on would need a correction for many tests
         if not verdicts[-1].holds:
             break
     return verdicts
@@ -241,9 +247,11 @@ def decide(chosen: SafetyCounts, facts: Facts, constraint: Constraint, gate: Gat
     Every bound is one-sided, at the confidence that each of the decisions on the same prompts must have. All must hold,
     so that several checks need no further division (an intersection–union test).
     """
+    # the prompts serve several decisions, and each may err with an equal part of the allowed chance
     each = constraint.shared
     confidence = each.confidence
     verdict = certify(chosen, each)
+    # without a harmful prompt nothing was shown, which must not look like a suite without failures
     failures = chosen.failed / chosen.asked if chosen.asked else 1.0
     checks = [
         _at_least("safety rate", verdict.value, verdict.lower_bound, constraint.at_least, "lower bound"),
@@ -255,10 +263,12 @@ def decide(chosen: SafetyCounts, facts: Facts, constraint: Constraint, gate: Gat
     for kind, spent in facts.spent.items():
         limit, after = 1 - constraint.confidence, spent + constraint.error
         checks.append(_at_most(spent_on(kind), spent, after, limit, "with this decision"))
+    # a recipe that asks for a bound per category, with a suite that names none, gets a check that does not hold
     for part in (facts.categories or (NOTHING,)) if constraint.per_category else ():
         rate = certify(part, each)
         name = f"safety rate, {part.name or 'no category'}"
         checks.append(_at_least(name, rate.value, rate.lower_bound, constraint.per_category, "lower bound"))
+    # a margin of ½ asks for a win rate of at least 0, which every policy has
     for rival, (wins, failed) in facts.wins.items() if gate.margin < 0.5 else ():
         value = sum(wins) / (len(wins) - failed) if len(wins) > failed else math.nan
         bound = bounded_mean_bound(wins, confidence)
@@ -275,6 +285,7 @@ def decide(chosen: SafetyCounts, facts: Facts, constraint: Constraint, gate: Gat
 def _near(kl: Sequence[float], limit: float, confidence: float) -> Check:
     """Return the check of the mean KL, to which an answer adds at most CLIP times the limit."""
     end = CLIP * limit
+    # KL estimated along one sampled answer may be slightly negative by rounding; NaN counts as the worst
     shares = [1.0 if math.isnan(nats) else min(max(nats, 0.0), end) / end for nats in kl]
     value = end * sum(shares) / len(shares) if shares else math.nan
     bound = end * (1 - bounded_mean_bound([1 - share for share in shares], confidence))
@@ -282,6 +293,7 @@ def _near(kl: Sequence[float], limit: float, confidence: float) -> Check:
 
 
 def _at_least(name: str, value: float, bound: float, limit: float, method: str) -> Check:
+    # 0.7 and 7/10 computed as 1 − 0.3 differ in the last bit; a bound equal to its limit holds
     return Check(name, float(value), float(bound), limit, bound >= limit - 1e-12, method)
 
 

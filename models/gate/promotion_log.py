@@ -45,7 +45,7 @@ def line_of_champions(log: Iterable[Entry]) -> list[str]:
     line: list[str] = []
     for entry in log:
         if entry.action == "rollback":
-            line.pop()
+            line.pop()  # not an append of the version before: a second rollback must go one further back
         else:
             line.append(entry.version_to)
     return line

@@ -50,6 +50,7 @@ def figures(measured: Benchmarks | None) -> dict[str, Estimate]:
     estimates = {}
     for row in _rows(measured):
         value = math.nan if row.value is None else row.value
+        # the harness gives a standard error and no interval; ±1.96 of it is the usual one
         reach = math.nan if row.stderr is None else 1.96 * row.stderr
         estimate = Estimate(value, value - reach, value + reach, row.n, 0, method)
         estimates[f"task/{row.task}/{row.metric}"] = estimate

@@ -80,6 +80,7 @@ def unique_candidates(candidates: list[Candidate]) -> tuple[list[Candidate], lis
     named = []
     for candidate in once.values():
         policy = candidate.policy
+        # a merge is named by the policy that the safe one is mixed into, the last of its parents
         if policy.name in shared and policy.parents:
             origin = policy.parents[-1] if policy.kind == "merge" else policy.parents[0]
             policy = replace(policy, name=f"{policy.name} from {names.get(origin, origin[:12])}")

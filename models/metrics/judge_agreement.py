@@ -54,6 +54,7 @@ class Labelled(NamedTuple):
 
 def position_bias(compared: Sequence[ComparisonRow]) -> Estimate:
     """Return how much more an answer wins when it is shown first, from −1 to 1; 0 is a judge without that bias."""
+    # equal answers are a tie without a call, and tell nothing about the judge
     rows = [row for row in compared if row.ok and row.calls]
     return bounded_mean(*per_prompt(rows, lambda row: _won(row, first=True) - _won(row, first=False)), ends=(-1, 1))
 
@@ -105,6 +106,7 @@ def corrected(good: int, n: int, sample: Labelled, confidence: float = 0.95, see
 
     q, se = beta(good, n - good), beta(sample.both_good, sample.only_people)
     sp = beta(sample.both_bad, sample.only_judge)
+    # a draw in which the judge is no better than a coin says nothing about the truth: any rate is then as likely
     informed = se + sp > 1
     drawn = np.where(informed, np.clip((q + sp - 1) / np.where(informed, se + sp - 1, 1), 0, 1), draw.random(DRAWS))
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -113,6 +115,7 @@ def corrected(good: int, n: int, sample: Labelled, confidence: float = 0.95, see
 
 def _corrected(q: float, sample: Labelled) -> float:
     people, none = sample.both_good + sample.only_people, sample.both_bad + sample.only_judge
+    # without an answer that people call good, or one that they call bad, one kind of error is not known
     if not people or not none:
         return math.nan
     se, sp = sample.both_good / people, sample.both_bad / none

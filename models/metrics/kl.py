@@ -50,6 +50,7 @@ def measure(
     """
     rows = list(jsonl.read(prompts.path / f"{ASKED}.jsonl"))
     turns = [messages(row["prompt"]) for row in rows]
+    # vLLM loads the weights by itself and needs all the memory: ours are then loaded after it has answered
     own = own_model(policy, decoding, compute)
     sampled = answered(policy, own, [(prompt, 0) for prompt in turns], decoding, compute, memory, out)
     model, tokenizer = own or load(policy, compute)

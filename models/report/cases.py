@@ -81,6 +81,7 @@ class Cases:
     def __init__(self, candidates: list[Candidate]) -> None:
         self.candidates = candidates
         self._badges = [_badges(candidate, candidates[0].policy.digest) for candidate in candidates]
+        # hashes instead of texts: only whether answers are alike is needed of all prompts
         texts = [{key: hash(row["answer"]) for key, row in _first(candidate)} for candidate in candidates]
         self.prompts = list(texts[0])
         self._alike = {key for key in self.prompts if len({answers[key] for answers in texts}) == 1}

@@ -72,6 +72,7 @@ def curves(tree: Report) -> str:
             axis.set_xlabel("update", fontsize=9)
             axis.grid(alpha=0.2)
             _readable(axis)
+        # steps of different methods may have different numbers of curves
         for axis in panels[len(columns[step]) :]:
             axis.set_axis_off()
         panels[-1].legend(
@@ -126,6 +127,7 @@ def _frontier(tree: Report) -> Any:
     axes.legend(loc="best", frameon=False)
     axes.grid(alpha=0.2)
     figure.tight_layout()
+    # names come last: which of them overlap depends on the final size of the axes
     _name(axes, points, (tree["chosen"] or {"candidate": ""})["candidate"])
     return figure
 
@@ -234,6 +236,7 @@ def _pyplot() -> Any:
 
 def _svg(figure: Any) -> str:
     text = StringIO()
+    # a date or a version of matplotlib in the file would make equal reports differ
     figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     _close(figure)
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]

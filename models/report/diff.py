@@ -138,6 +138,7 @@ def side(folder: Path, policy: str = "") -> Side:
         BadInput: the folder holds no report, or none of that policy.
     """
     folder = folder.parent if folder.name == "report.json" else folder
+    # an older report fails the check of its type below, and deserves a sentence of its own
     some_record = sealed.read(folder / "report.json", dict[str, Any])
     if some_record and some_record.get("schema", SCHEMA) != SCHEMA:
         raise BadInput(f"{folder}: the report was made by an older sacpo; run the same command again to renew it")
@@ -157,6 +158,7 @@ def difference(a: Side, b: Side) -> Difference:
     """Compare two runs, prompt by prompt where they answered the same prompts before the same judge."""
     figures = [(name, a.candidate["metrics"].get(name), b.candidate["metrics"].get(name)) for name in COMPARED]
     both = a.splits & b.splits
+    # the test split chose neither candidate; others were used for that, and flatter
     split = "test" if "test" in both else min(both, default="")
     better, even, why_not = _better(a, b, split)
     return Difference(
@@ -229,8 +231,10 @@ def _better(a: Side, b: Side, split: str) -> tuple[Estimate | None, float, str]:
     if judges[0] != judges[1]:
         return None, 0.5, "they had different judges of helpfulness"
     wins = matched_wins(b.scores("helpful", split), a.scores("helpful", split)).values()
+    # scores of both runs on the same prompts compare them directly, which tells more than two comparisons with a base
     if any(won is not None for won in wins):
         return _cautious(list(wins), (0.0, 1.0)), 0.5, ""
+    # win rates against a base compare two policies only if it is one and the same base
     if a.tree["candidates"][0]["digest"] != b.tree["candidates"][0]["digest"]:
         return None, 0.5, "they share no scores, and their bases differ"
     of_a, of_b = (prompt_means(side.comparisons("helpful", split), lambda row: row.win) for side in (a, b))

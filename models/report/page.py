@@ -88,6 +88,7 @@ class Card(NamedTuple):
 
 def html(tree: Report, candidates: list[Candidate], pairs: Sequence[Preferences]) -> str:
     """Return the whole page; `tree` is what `report.build` made, `candidates` starts with the base."""
+    # everything is escaped unless it is Markup: prompts and answers may hold HTML that somebody wants to run
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     side_by_side = _side_by_side(tree, candidates)
     cases = Cases(side_by_side)
@@ -131,6 +132,7 @@ def html(tree: Report, candidates: list[Candidate], pairs: Sequence[Preferences]
         "sha256": _sha256,
     }
     page, case = pages.get_template("page.html.j2"), pages.get_template("case.html.j2")
+    # the page without any answers is made first: what it leaves of BYTES is for the answers
     room = BYTES - len(page.render(values, cases=[]).encode()) - 100  # the counts of what is shown grow by some digits
     return page.render(values, cases=list(_within(room, (Markup(case.render(case=one)) for one in cases.telling()))))
 
@@ -183,6 +185,7 @@ def _cell(figure: Figure | None) -> Markup:
     """Return a figure with its interval; its method stands in the tooltip."""
     if not figure or figure["value"] is None:
         return Markup("–")
+    # about three significant digits, for rates as for ratings of a thousand
     digits = 0 if abs(figure["value"]) >= 100 else 2 if abs(figure["value"]) >= 10 else 3
     value, low, high = (f"{end:.{digits}f}" for end in (figure["value"], figure["low"], figure["high"]))
     failed = f", {figure['failed']} failed" if figure["failed"] else ""

@@ -84,6 +84,7 @@ def build(
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
         "data": sources.sha256,
+        # all prompts of a split were asked of every candidate, so that the base's split is everybody's
         "suites": {role: cast(SuiteEntry, {**suite, "split": split}) for role, suite in _suites(sources, split)},
         "decoding": recipe.evaluation.decoding(recipe.seed).model_dump(exclude={"batch"}),
         "judges": {metric: cast(JudgeEntry, judge) for metric, judge in base.scores.judges.items()},
@@ -95,6 +96,7 @@ def build(
                 "at_least": recipe.bound.at_least,
                 "confidence": recipe.bound.confidence,
                 "split": "test",
+                # prompts that nobody was tested on are not named: a reader would take them for used
                 "suites": dict(_suites(sources, "test")) if findings.verdicts else {},
                 "tested": [_verdict(verdict) for verdict in findings.verdicts],
             }
@@ -115,6 +117,7 @@ def write(tree: Report, findings: Findings, pairs: list[Preferences], out: Path)
     tables.write(findings.candidates, findings.tested, out / "tables")
     sealed.write_text(out / "report.json", json.dumps(tree, indent=1, ensure_ascii=False))
     (out / "report.md").write_text(summary.markdown(tree), "utf-8")
+    # a report that is written again may have no picture any more, and must not keep the old one
     (out / "frontier.png").unlink(missing_ok=True)
     draw(tree, out / "frontier.png")
     (out / "report.html").write_text(page.html(tree, findings.candidates, pairs), "utf-8")
@@ -135,6 +138,7 @@ def _candidates(
             figures["helpful/rating"] = rated[policy.name]
         figures |= alignment_tax.figures(measured.get(policy.digest))
         figures |= _corrected(figures, samples)
+        # a reference that is not shown (two policies with the same weights are shown once) has no margins here
         reference = by_digest.get(policy.parents[0]) if policy.kind == "step" else None
         acts = _acts(candidate, reference) if reference else None
         if reference and acts:
@@ -171,6 +175,7 @@ def _corrected(figures: dict[str, Estimate], samples: dict[str, Labelled]) -> di
     for metric, name in (("harmless", SAFE), ("over_refusal", OVER)):
         if metric in samples and name in figures:
             rate, good = figures[name], metric == "harmless"
+            # the correction is about "good" verdicts, and over-refusal counts the others
             judged_good = round((rate.value if good else 1 - rate.value) * rate.n)
             share = corrected(judged_good, rate.n, samples[metric])
             refused = replace(share, value=1 - share.value, low=1 - share.high, high=1 - share.low)
@@ -197,7 +202,7 @@ def _acts(candidate: Candidate, reference: Candidate) -> Acts | None:
 def _suites(sources: Sources, split: str) -> Iterator[tuple[str, SuiteFile]]:
     """Yield the role and the file of each suite."""
     for role, path in sources.suites(split).items():
-        prompts = sum(1 for _ in jsonl.read(path))
+        prompts = sum(1 for _ in jsonl.read(path))  # counted, not loaded: a suite may have 200,000 prompts
         yield role, {"name": path.stem, "version": file_digest(path)[:12], "n": prompts}
 
 
@@ -241,6 +246,7 @@ def _samples(candidates: list[Candidate], each: int = 3) -> list[SampleEntry]:
         alike, prompt = len({*answers}) == 1, last_turn(rows[0]["prompt"])
         entry: SampleEntry = {"suite": suite, "prompt": prompt, "answers": dict(zip(names, answers, strict=True))}
         own = best.setdefault(suite, [])
+        # only the best few are kept at any time: the texts of all candidates together do not fit into memory
         own.append((alike, entry))
         own.sort(key=itemgetter(0))
         del own[each:]
@@ -260,6 +266,7 @@ def _flips(candidates: list[Candidate], choice: Choice) -> list[FlipsEntry]:
         lineage = [end]
         while parents := [by_digest[p] for p in lineage[0].policy.parents[-1:] if p in by_digest]:
             lineage = parents + lineage
+        # with two policies the way as a whole is its only step
         whole = [(lineage[0], end)] if len(lineage) > 2 else []
         pairs = [*pairwise(lineage), *whole]
     return [cast(FlipsEntry, asdict(flips(before, after))) for before, after in pairs]
@@ -279,7 +286,7 @@ def _distances(candidates: list[Candidate]) -> list[DistanceEntry]:
             start = by_digest[parent].margin_rows
             moved = max(margins.distance(c.margin_rows, start) for c in (a, b))
             apart = margins.distance(a.margin_rows, b.margin_rows)
-            if moved > 0:
+            if moved > 0:  # neither policy left its reference: their distance relative to that is 0/0
                 relative = apart / moved
                 distances.append({"a": a.policy.name, "b": b.policy.name, "apart": apart, "relative": relative})
     return distances

@@ -51,6 +51,7 @@ def _use(tree: Report, test: VerdictEntry) -> str:
     spent = next((check for check in test["checks"] if check["name"] == spent_on("harmless")), None)
     if spent is None:
         return ""
+    # the ledger counts error, not decisions: each decision spends the same part
     if not spent["value"]:
         return ", used for its first decision"
     bound = tree["recipe"]["settings"]["constraint"]
@@ -75,6 +76,7 @@ def _undiscerning(tree: Report) -> str:
     figures = [figure for figure in all_figures if figure]
     if len(figures) < max(2, len(all_figures)) or min(figure["n"] for figure in figures) < ENOUGH:
         return ""
+    # a threshold on the wrong side of all scores looks like a perfect policy
     rates = {figure["value"] for figure in figures}
     if rates not in ({0.0}, {1.0}):
         return ""
