@@ -101,7 +101,7 @@ def adopt(run: AnyRun, place: str) -> Policy:
 def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
     """The optional supervised step; without one, the policy as it is."""
     if not run.recipe.sft.data:
-        return policy
+        return policy  # most bases are fine-tuned already
     return run.make(
         sft.train,
         "base · sft",
@@ -118,6 +118,7 @@ def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
 def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> Reference:
     """The reference's log-probs on the training rows, once for every λ."""
     title = f"reference · {pairs.metric} under {policy.name}"
+    # KTO's rows are put into their final order here, since each carries the answer of another row of its batch
     if not step.method.paired:
         return run.make(
             kto.score,

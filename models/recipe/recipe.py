@@ -250,6 +250,7 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _metrics_differ(self) -> "Recipe":
+        # a metric names the columns of a report, the tables of margins and the policies of its step
         names = [step.metric for step in self.steps]
         twice = next((name for name in names if names.count(name) > 1), "")
         if twice:
@@ -261,6 +262,7 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _oracle_knows_the_prompts(self) -> "Recipe":
+        # the oracle computes its scores from the words of the town; of any other text it knows nothing
         data = [self.sft.data, *(step.data for step in self.steps)]
         oracle = any(judge.kind is JudgeKind.oracle for _, judge in self.evaluation.judges)
         suites = [place for _, place in self.evaluation.suites]

@@ -44,6 +44,7 @@ class Training(Record):
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> "Training":
+        # gradients are summed over whole micro-batches; a smaller last one would weigh its rows more
         if self.micro_batch and self.batch % self.micro_batch:
             raise ValueError(f"micro_batch must divide batch, got {self.micro_batch} and {self.batch}")
         return self
@@ -67,6 +68,7 @@ class Sft(Training):
     @property
     def training(self) -> Training:
         """How the weights are moved, without the place of the data: what the training is told."""
+        # the values were checked when the recipe was read
         return Training.model_construct(**{name: getattr(self, name) for name in Training.model_fields})
 
 

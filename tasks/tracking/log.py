@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock
 from pydantic import JsonValue
@@ -13,7 +13,7 @@ from models.artifacts import Preferences
 from models.errors import BadInput
 from models.files import jsonl
 from models.files.kept import Kept
-from models.recipe.record import flat
+from models.recipe.record import Setting, flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,7 +142,7 @@ def params(client: "MlflowClient", run_id: str, settings: JsonValue, logged: Col
     """
     from mlflow.entities import Param
 
-    values = {key: value for key, value in flat(settings).items() if value != "" and key not in logged}
+    values = {key: value for key, value in flat(cast(Setting, settings)).items() if value != "" and key not in logged}
     params = [Param(key, str(value)[:6000]) for key, value in values.items()]  # MLflow takes no longer values
     for start in range(0, len(params), 100):  # and at most 100 params in one call
         client.log_batch(run_id, params=params[start : start + 100])
