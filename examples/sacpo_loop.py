@@ -104,7 +104,7 @@ def step_of(policy: Path) -> Step:
     arguments = manifests[policy]["given"]
     (folder,) = (f for f, manifest in manifests.items() if manifest["noun"]["digest"] == arguments["reference"])
     pairs = [json.loads(line) for line in (folder / "train.jsonl").read_bytes().splitlines()]
-    settings = arguments["config"] | {"pairs": pairs, "seed": arguments["seed"]}
+    settings = arguments["training"] | {"pairs": pairs, "seed": arguments["seed"]}
     return Step(**{name: settings[name] for name in Step._fields})
 
 

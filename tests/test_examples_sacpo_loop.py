@@ -65,18 +65,20 @@ def flow(tmp_path_factory: pytest.TempPathFactory, compute: Compute) -> Flow:
 
     files = make(origins.gather, files=origins.named(recipe), sha256=origins.digests(recipe), seed=seed, halves=True)
     town = make(weights.base, base="town", sha256=weights.base_digest("town"), template="", seed=seed)
-    base = make(sft.train, policy=town, sources=files, config=recipe.sft, data=data, seed=seed, compute=compute)
+    base = make(
+        sft.train, policy=town, sources=files, training=recipe.sft.training, data=data, seed=seed, compute=compute
+    )
     policies = [base]
     for k, step in enumerate(recipe.steps):
-        pairs = make(
-            preferences.prepare, sources=files, role=f"steps.{k}", metric=step.metric, paired=True, label=step.label,
-            limit=step.pairs, config=data,
-        )  # fmt: skip
+        pairs = make(preferences.prepare, sources=files, role=f"steps.{k}", selection=step.selection, config=data)
         before = policies[-1]
-        scored = make(reference.score, policy=before, preferences=pairs, splits=["train"], data=data, compute=compute)
+        scored = make(
+            reference.score, policy=before, preferences=pairs, splits=["train"], max_tokens=data.max_tokens,
+            compute=compute,
+        )  # fmt: skip
         policies.append(make(
-            dpo.train, policy=before, reference=scored, config=step, lambda_=step.lambda_[0], beta=recipe.beta,
-            seed=seed, compute=compute,
+            dpo.train, policy=before, reference=scored, objective=step.objective(recipe.beta, step.lambda_[0]),
+            training=step.training, seed=seed, compute=compute,
         ))  # fmt: skip
     return Flow(recipe, *policies)
 
