@@ -250,7 +250,7 @@ TEMPLATES = {
     "half a brace": ("is no Jinja", "{{ messages "),
     "an unknown filter": ("is no Jinja", "{{ messages | shuffle }}"),
     "10,000 brackets": ("is no Jinja", "{{ " + "(" * 10_000 + " }}"),
-    "raises": ("cannot write these messages (no)", "{{ raise_exception('no') }}"),
+    "raises": ("cannot write these messages: no", "{{ raise_exception('no') }}"),
     "divides by zero": ("cannot write these messages", ALL + "{{ 1 / 0 }}"),
     "an undefined name": ("cannot write these messages", ALL + "{{ nothing.at.all }}"),
     "includes a file": ("cannot write these messages", ALL + "{% include '/etc/passwd' %}"),

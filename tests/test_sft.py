@@ -75,5 +75,5 @@ def test_a_row_that_the_template_refuses_is_named_and_the_others_are_trained_on(
     (left_out,) = jsonl.read(out / "left_out.jsonl")
     assert left_out["row"] == 4 and "no system message" in left_out["why"]
     (tmp_path / "corpus.jsonl").write_text(json.dumps(rows[3]) + "\n")
-    with pytest.raises(BadPolicy, match=r"cannot write these messages \(no system message\)"):
+    with pytest.raises(BadPolicy, match=r"cannot write these messages: no system message"):
         sft.train(out, strict, sources, config, Data(), 0, compute)

@@ -238,7 +238,7 @@ def test_rows_that_a_template_refuses_are_left_out_and_named(
     assert kept.counts["train"] == len(rows) - 2 and kept.counts["dropped"] == 2
     named = list(jsonl.read(tmp_path / "out" / "unwritable.jsonl"))
     assert [(row["split"], row["line"]) for row in named] == [("train", 2), ("train", 5)]
-    assert all("cannot write these messages (in turn)" in row["why"] and row["prompt"] for row in named)
+    assert all("cannot write these messages: in turn" in row["why"] and row["prompt"] for row in named)
     assert json.loads((tmp_path / "out" / "card.json").read_text())["dropped_as_unwritable"] == 2
 
 

@@ -4,17 +4,16 @@ The prompt is rendered by the chat template with its generation prompt, so that 
 context it will see when it answers. The answer is tokenised by itself and ends with one EOS.
 """
 
-import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from models.errors import BadPolicy
+from models.files.foreign import refuse_if_it_fails
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-log = logging.getLogger(__name__)
 
 
 class Message(TypedDict):
@@ -103,14 +102,6 @@ def _answer(eos: str, whole: str, start: str, plain: str) -> str:
 def _render(tokenizer: "PreTrainedTokenizerBase", dialogues: list[list[Message]], **options: bool) -> list[str]:
     if not tokenizer.chat_template:
         raise BadPolicy(f"{tokenizer.name_or_path}: the tokenizer has no chat template; give one in the recipe")
-    try:
+    sentence = f"{tokenizer.name_or_path}: the chat template cannot write these messages"
+    with refuse_if_it_fails(BadPolicy, sentence, "give another as `template` in the recipe"):
         return list(tokenizer.apply_chat_template(dialogues, tokenize=False, **options)) if dialogues else []
-    except BadPolicy:  # the time limit of models/policy/templates.py, which a signal raises while jinja renders
-        raise
-    except Exception as error:  # a template is a program of somebody else, and may raise anything
-        log.debug("%s: the chat template failed", tokenizer.name_or_path, exc_info=True)
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise BadPolicy(
-            f"{tokenizer.name_or_path}: the chat template cannot write these messages ({why}); give another as "
-            "`template` in the recipe"
-        ) from error

@@ -4,7 +4,6 @@ The harness gets our loaded model and tokenizer, in float32. It renders prompts 
 figures of its tasks do; a task file of one's own can write the template.
 """
 
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 from models.artifacts import Benchmarks, Policy, content_digest, file_digest
 from models.errors import BadData, BadRecipe
 from models.files import jsonl
+from models.files.foreign import refuse_if_it_fails
 from models.policy.weights import load
 from models.recipe import Compute
 from models.recipe.record import Record
@@ -23,7 +23,6 @@ from models.stage import stage
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-log = logging.getLogger(__name__)
 RESAMPLES = 1000
 """For standard errors of figures that are no means; those of means need none."""
 
@@ -119,7 +118,8 @@ def measure(out: Path, policy: Policy, tasks: TaskSet, batch: int, seed: int, co
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    try:
+    # the harness runs code of task files, and fetches data
+    with refuse_if_it_fails(BadRecipe, "evaluation.tasks: the harness cannot run them"):
         outcome: Outcome = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch, trust_remote_code=False),
             tasks=tasks.names,
@@ -132,10 +132,6 @@ def measure(out: Path, policy: Policy, tasks: TaskSet, batch: int, seed: int, co
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    except Exception as error:  # the harness runs code of task files, and fetches data: any error can come out of it
-        log.info("lm-evaluation-harness failed on %s", ", ".join(tasks.names), exc_info=True)
-        why = (str(error).strip().splitlines() or ["?"])[0]
-        raise BadRecipe(f"evaluation.tasks: the harness cannot run them: {type(error).__name__}: {why}") from error
     jsonl.write(out / "tasks.jsonl", (row._asdict() for row in _rows(outcome)))
     return Benchmarks(path=out, digest=file_digest(out / "tasks.jsonl"), policy=policy.digest, harness=tasks.version)
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 from models.data import town
 from models.errors import BadPolicy
+from models.files.foreign import refuse_if_it_fails
 from models.policy import headers, templates
-from models.policy.failures import bad_policy_if_it_fails
 from models.policy.probe import Found, Subject
 from models.recipe.places import TOWN
 from models.recipe.record import flat, shown
@@ -174,7 +174,7 @@ def _config(path: Path) -> "PreTrainedConfig":
 
     if path.suffix == ".gguf":
         _report_place(f"{path}: its header")
-        with bad_policy_if_it_fails(f"{path}: transformers cannot read this GGUF file"):
+        with refuse_if_it_fails(BadPolicy, f"{path}: transformers cannot read this GGUF file"):
             config = AutoConfig.from_pretrained(**_source(path))
         return config
     config = _read_config(path, trained=True)
@@ -196,7 +196,7 @@ def _read_config(path: Path, trained: bool) -> "PreTrainedConfig":
     file = path / "config.json"
     _report_place(str(file))
     _refuse_settings(file, trained)
-    with bad_policy_if_it_fails(f"{file}: transformers cannot read it", "give a model that it knows"):
+    with refuse_if_it_fails(BadPolicy, f"{file}: transformers cannot read it", "give a model that it knows"):
         config = AutoConfig.from_pretrained(**_source(path))
     return config
 
@@ -253,7 +253,7 @@ def _weights(
         )
     # Sizes in the config that do not fit each other fail when the model is built of them. Shapes that do not fit
     # those of the weights must not fail here: `report` names them all
-    with bad_policy_if_it_fails(f"{path / 'config.json'}: no model can be built of it", "copy the model again"):
+    with refuse_if_it_fails(BadPolicy, f"{path / 'config.json'}: no model can be built of it", "copy the model again"):
         empty = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
         _, report = models[type(config)].from_pretrained(
             None, config=config, state_dict=empty, device_map="meta", output_loading_info=True,
@@ -283,7 +283,7 @@ def _quantised(path: Path, config: "PreTrainedConfig") -> int:
     from gguf import GGUFReader
     from transformers import AutoModelForCausalLM
 
-    with bad_policy_if_it_fails(f"{path}: this GGUF file is damaged or cut off", headers.AGAIN):
+    with refuse_if_it_fails(BadPolicy, f"{path}: this GGUF file is damaged or cut off", headers.AGAIN):
         stored = sum(math.prod(map(int, tensor.shape)) for tensor in GGUFReader(path).tensors)
         with torch.device("meta"):
             needed = AutoModelForCausalLM.from_config(config).num_parameters()
@@ -305,7 +305,9 @@ def _tokenizer(path: Path, trained: bool = True) -> "PreTrainedTokenizerBase":
             headers.regular(file)
         if settings.exists() and "auto_map" in headers.settings(settings):
             raise BadPolicy(f"{settings}: its auto_map names code of its own, which is not run; take auto_map out")
-    with bad_policy_if_it_fails(f"{path}: its tokenizer cannot be loaded", "put its files (tokenizer.json, …) there"):
+    with refuse_if_it_fails(
+        BadPolicy, f"{path}: its tokenizer cannot be loaded", "put its files (tokenizer.json, …) there"
+    ):
         tokenizer = AutoTokenizer.from_pretrained(**_source(path))
     # A tokenizer may load and yet know no token, as where its files are not there
     if not tokenizer(templates.TURNS[0], add_special_tokens=False)["input_ids"]:

@@ -16,9 +16,9 @@ from models.artifacts import Policy, content_digest, file_digest
 from models.data import town
 from models.errors import BadPolicy, Damaged
 from models.files import sealed
+from models.files.foreign import refuse_if_it_fails
 from models.files.hub import is_name, local
 from models.policy import headers
-from models.policy.failures import bad_policy_if_it_fails
 from models.policy.headers import WEIGHTS
 from models.recipe import Compute, Device
 from models.recipe.places import TOWN
@@ -183,7 +183,7 @@ def _dequantise(file: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"gguf_file": file.name, "local_files_only": True}
-    with bad_policy_if_it_fails(f"base {str(file)!r}: transformers cannot read this GGUF file"):
+    with refuse_if_it_fails(BadPolicy, f"base {str(file)!r}: transformers cannot read this GGUF file"):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
     # The weights are plain float32 by now; with these traces transformers would save and load them as quantised
