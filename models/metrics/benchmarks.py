@@ -135,8 +135,8 @@ def measure(
         )
     except Exception as error:  # the harness runs code of task files, and fetches data: any error can come out of it
         log.info("lm-evaluation-harness failed on %s", ", ".join(tasks), exc_info=True)
-        why = (str(error).strip().splitlines() or ["?"])[0]
-        raise BadRecipe(f"evaluation.tasks: the harness cannot run them: {type(error).__name__}: {why}") from error
+        reason = (str(error).strip().splitlines() or ["?"])[0]
+        raise BadRecipe(f"evaluation.tasks: the harness cannot run them: {type(error).__name__}: {reason}") from error
     jsonl.write(out / "tasks.jsonl", (figure._asdict() for figure in _figures(outcome)))
     return Benchmarks(path=out, digest=file_digest(out / "tasks.jsonl"), policy=policy.digest, harness=version)
 
@@ -197,8 +197,10 @@ def _content(task: Path) -> str:
         finally:
             loader.dispose()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise BadData(f"evaluation.tasks: {str(task)!r}: {why}; give a task file of lm-evaluation-harness") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BadData(
+            f"evaluation.tasks: {str(task)!r}: {reason}; give a task file of lm-evaluation-harness"
+        ) from error
     # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file would raise of a
     # text that is too long for a path; os.path.isfile returns False.
     paths = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
