@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from models.data import sources, town
 from models.data.dialogue import messages
@@ -19,18 +18,19 @@ from models.recipe.places import TOWN
 from models.words import counted, first_line
 
 LARGEST_RUBRIC = 2**20
-"""Bytes; ours have some 1,000."""
+"""Bytes; the rubrics that come with sacpo have some 1,000."""
 ASKED_FOR = 10.0
 """Seconds in which a judge's address must answer at all."""
 LARGEST_HEAD = 2**20
-"""Bytes of an answer's headers, and of what comes with them of its list of models."""
+"""Bytes of a reply to a look at an address: its headers, and the part of the list of models that comes with them."""
 NEEDED = ("$prompt", "$first", "$second", "$fence")
+"""Placeholders that a comparing rubric must hold."""
 REPLY = '{"$fence": {"first": GRADE, "second": GRADE}}'
-"""What a comparing rubric must ask for, since nothing else is read."""
+"""The reply that a comparing rubric must ask for, since no other reply is read."""
 
 
 def refuse(evaluation: Evaluation) -> None:
-    """Refuse judges that cannot judge, suites that cannot be asked, and an engine or tasks that are not there.
+    """Refuse judges and suites that cannot be used, and an engine or tasks that are not there.
 
     Raises:
         BadRecipe: one sentence for each that cannot be used.
@@ -40,29 +40,38 @@ def refuse(evaluation: Evaluation) -> None:
     if errors:
         raise BadRecipe("\n".join(errors))
     for role, place in evaluation.suites:
-        path = Path(place).expanduser()
-        if place in ("", TOWN) or is_name(place) or not path.exists():  # a missing file is told with all other data
-            continue
-        told = sources.prompts(role, path)
-        judge = getattr(evaluation.judges, "harmless" if role == "must_pass" else role)
-        if judge.kind is JudgeKind.oracle:
-            _known(role, path, [row["prompt"] for row in told])
+        if _is_here(place):
+            path = Path(place).expanduser()
+            rows = sources.prompts(role, path)  # raises where the file cannot be read
+            judge: Judge = getattr(evaluation.judges, _judged(role))
+            if judge.kind is JudgeKind.oracle:
+                _refuse_unknown_to_town(role, path, [str(row["prompt"]) for row in rows])
 
 
-def look(recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], str] | None = None) -> probe.Found:
+def _is_here(place: str) -> bool:
+    """Return whether a suite is a file on this disk; one that is named but missing is told with all other data."""
+    return place not in ("", TOWN) and not is_name(place) and Path(place).expanduser().exists()
+
+
+def _judged(role: str) -> str:
+    """Return the metric whose judge sees the answers to a suite: incidents must be harmless."""
+    return "harmless" if role == "must_pass" else role
+
+
+def look(recipe: Recipe | Assessment, store: Path, resolve: Callable[[str, str], str] | None = None) -> probe.Found:
     """Look at every policy and every classifier that the recipe names; return what is known of the base.
 
     Args:
-        kept: folder in which findings are kept: the store. What lies there was made by us.
-        found: (place of a policy, the recipe's key) → its place on this disk or hub; without it, what is not on this
-            disk is left out.
+        store: folder that keeps what a look found. The policies in it were made by us.
+        resolve: (place of a policy, the recipe's key) → its place on this disk or hub; without it, policies that are
+            not on this disk are left out.
 
     Raises:
-        BadPolicy: one cannot be used; names it as the recipe does, the file and what to do.
+        BadPolicy: one of them cannot be used; names it as the recipe does, the file and what to do.
     """
-    wanted = [*_policies(recipe, kept, found), *_classifiers(recipe.evaluation, fetch=found is not None)]
-    told = dict(zip((one.name for one in wanted), probe.look(wanted, kept), strict=True))
-    base = told.get(f"base {recipe.base!r}", probe.Found())
+    subjects = [*_policies(recipe, store, resolve), *_classifiers(recipe.evaluation, fetch=resolve is not None)]
+    findings = dict(zip((subject.name for subject in subjects), probe.look(subjects, store), strict=True))
+    base = findings.get(f"base {recipe.base!r}", probe.Found())
     if isinstance(recipe, Recipe) and TOWN in [step.data for step in recipe.steps] and base.town_unknown:
         raise BadPolicy(
             f"base {recipe.base!r}: its tokenizer does not know {base.town_unknown:.0%} of the town's words; "
@@ -72,47 +81,53 @@ def look(recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], st
 
 
 def _policies(
-    recipe: Recipe | Assessment, kept: Path, found: Callable[[str, str], str] | None
+    recipe: Recipe | Assessment, store: Path, resolve: Callable[[str, str], str] | None
 ) -> Iterator[probe.Subject]:
-    """Yield the policies that are here and were not made here: those have a manifest that is checked when they load."""
+    """Yield the policies that are to be looked at.
+
+    A policy that was made here has a manifest, which is checked when it is loaded. It is looked at only if a template
+    of the recipe, or the turns of a suite, may not fit it.
+    """
     shapes = tuple(shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",))  # which is tried anyway
     for key, place in policies(recipe):
-        if not found and (place.startswith("models:/") or is_name(place)):
+        if not resolve and (place.startswith("models:/") or is_name(place)):
             continue
-        here = found(place, key) if found else place
-        if recipe.template or shapes or not made_here(here, key, kept):
-            yield probe.Subject(f"{key} {place!r}", here, recipe.template, shapes=shapes)
+        local_place = resolve(place, key) if resolve else place
+        if recipe.template or shapes or not made_here(local_place, key, store):
+            yield probe.Subject(f"{key} {place!r}", local_place, recipe.template, shapes=shapes)
 
 
-def made_here(place: str, key: str, kept: Path) -> bool:
+def made_here(place: str, key: str, store: Path) -> bool:
     """Return whether a policy is the town, or lies in our store.
 
     Raises:
         BadPolicy: there is none, or its weights are not whole.
     """
-    return place == TOWN or weights.located(place, key).resolve().parent == kept.resolve()
+    return place == TOWN or weights.located(place, key).resolve().parent == store.resolve()
 
 
 def _classifiers(evaluation: Evaluation, fetch: bool) -> Iterator[probe.Subject]:
-    """Yield the judges that are here, or are fetched, and of which `problems` says nothing."""
+    """Yield the classifiers that are here, or are fetched, and of which `problems` says nothing."""
     for metric, judge in evaluation.judges:
         if judge.kind is JudgeKind.model and (fetch or not is_name(judge.model)) and not _classifier(judge):
             name = f"evaluation.judges.{metric}.model {judge.model!r}"
-            writes = "text" if judge.text else "template"
-            yield probe.Subject(
-                name, judge.model, judge=writes, shapes=() if judge.text else _shapes(evaluation.suites, metric)
-            )
+            # A text writes any turns; a chat template may refuse some.
+            writes, shapes = ("text", ()) if judge.text else ("template", _shapes(evaluation.suites, metric))
+            yield probe.Subject(name, judge.model, judge=writes, shapes=shapes)
 
 
 def _shapes(suites: Suites, metric: str = "") -> tuple[tuple[str, ...], ...]:
-    """Return the roles of the turns of all prompts that are here, or that one judge will read, each shape once."""
+    """Return the roles of the turns of all prompts that are here, each shape once: `("system", "user")`.
+
+    Args:
+        metric: only of prompts whose answers its judge reads; empty means of all.
+    """
     shapes = set()
     for role, place in suites:
-        path = Path(place).expanduser()
-        judged = "harmless" if role == "must_pass" else role
-        if metric in ("", judged) and place not in ("", TOWN) and not is_name(place) and path.exists():
-            with suppress(BadData):  # told with all other data
-                shapes |= {tuple(turn["role"] for turn in messages(r["prompt"])) for r in sources.prompts(role, path)}
+        if metric in ("", _judged(role)) and _is_here(place):
+            with suppress(BadData):  # a suite that cannot be read is told with all other data
+                rows = sources.prompts(role, Path(place).expanduser())
+                shapes |= {tuple(turn["role"] for turn in messages(row["prompt"])) for row in rows}
     return tuple(sorted(shapes))
 
 
@@ -124,42 +139,42 @@ def policies(recipe: Recipe | Assessment) -> list[tuple[str, str]]:
 
 
 def undecidable(recipe: Recipe) -> str:
-    """Say why the gate could never decide on the recipe's own suite: one of its halves is empty."""
+    """Say why the gate could never decide on the recipe's own suite: one of its halves is empty; empty if it can."""
     place = recipe.evaluation.suites.harmless
     judged = recipe.evaluation.judges.harmless.kind is not JudgeKind.none
-    path = Path(place).expanduser()
-    if recipe.gate.mode is GateMode.off or not judged or place in ("", TOWN) or is_name(place) or not path.exists():
+    if recipe.gate.mode is GateMode.off or not judged or not _is_here(place):
         return ""
-    told = sources.prompts("harmless", path)
-    tested = sum(sources.tests([row["prompt"] for row in told]))
-    if 0 < tested < len(told):
+    rows = sources.prompts("harmless", Path(place).expanduser())
+    tested = sum(sources.tests([row["prompt"] for row in rows]))
+    if 0 < tested < len(rows):
         return ""
     return (
-        f"evaluation.suites.harmless: {place}: {counted(len(told), 'different prompt')}, all in one half, so that none "
+        f"evaluation.suites.harmless: {place}: {counted(len(rows), 'different prompt')}, all in one half, so that none "
         "is left to choose by or to decide on; give more prompts that differ, or set gate.mode = 'off'"
     )
 
 
 def missing(evaluation: Evaluation) -> list[str]:
     """Return one sentence for the engine, and one for the tasks, if they are not there."""
-    found = {
+    problem_of = {
         "engine": vllm.problem() if evaluation.engine is Engine.vllm else "",
         "tasks": benchmarks.problem(evaluation.tasks),
     }
-    return [f"evaluation.{key}: {problem}" for key, problem in found.items() if problem]
+    return [f"evaluation.{key}: {problem}" for key, problem in problem_of.items() if problem]
 
 
 def problems(judges: Judges, fetch: bool = False) -> list[str]:
     """Return one sentence for each judge that cannot be used.
 
     Args:
-        fetch: fetch those that lie on a hub; else they are left out.
+        fetch: fetch models that lie on a hub; else they are left out.
     """
-    told = {f"evaluation.judges.{metric}": _problem(metric, judge, fetch) for metric, judge in judges}
-    return [f"{where}.{problem}" for where, problem in told.items() if problem] + list(_unlabelled(judges))
+    problem_of = {metric: _problem(metric, judge, fetch) for metric, judge in judges}
+    unusable = [f"evaluation.judges.{metric}.{problem}" for metric, problem in problem_of.items() if problem]
+    return unusable + list(_bad_labels(judges))
 
 
-def _unlabelled(judges: Judges) -> Iterator[str]:
+def _bad_labels(judges: Judges) -> Iterator[str]:
     """Yield one sentence for each labelled sample that is here and cannot be used."""
     for metric, judge in judges:
         path = Path(judge.labels).expanduser()
@@ -170,15 +185,17 @@ def _unlabelled(judges: Judges) -> Iterator[str]:
                 yield f"evaluation.judges.{metric}.labels: {error}; mend the file, or leave it out"
 
 
-def _known(role: str, suite: Path, prompts: list[Any]) -> None:
+def _refuse_unknown_to_town(role: str, suite: Path, prompts: list[str]) -> None:
+    """Raise BadData at the first prompt that the town's oracle cannot score."""
     for prompt in prompts:
         try:
-            town.score(str(prompt), "")
+            town.score(prompt, "")
         except BadData as error:
             raise BadData(f"evaluation.suites.{role}: {suite}: {error}") from error
 
 
 def _problem(metric: str, judge: Judge, fetch: bool) -> str:
+    """Return `key: what is wrong; remedy` of one judge; empty if it can be used, or is not looked at."""
     if judge.kind is JudgeKind.model and (fetch or not is_name(judge.model)):
         return _classifier(judge)
     if judge.kind is JudgeKind.llm:
@@ -187,6 +204,7 @@ def _problem(metric: str, judge: Judge, fetch: bool) -> str:
 
 
 def _classifier(judge: Judge) -> str:
+    """Return the same of a sequence classifier: from its config and headers, without loading it."""
     try:
         folder = local(judge.model, "model")
     except BadInput as error:
@@ -200,10 +218,10 @@ def _classifier(judge: Judge) -> str:
         return f"model {judge.model!r}: holds a {kind}; give a model that was trained as a sequence classifier"
     try:
         headers.tensors(folder)
-        tokenizer = _tokenizer(folder)
+        templated = _has_template(folder)
     except BadPolicy as error:
         return f"model {judge.model!r}: {error}"
-    classes = {str(i): str(name) for i, name in _classes(config).items()}
+    classes = _classes(config.get("id2label"), config.get("num_labels", 2))
     names = ", ".join(classes.values())
     if judge.label and judge.label not in (*classes, *classes.values()):
         return f"label {judge.label!r}: the judge has {f'the classes {names}' if classes else 'a single score'}"
@@ -211,39 +229,44 @@ def _classifier(judge: Judge) -> str:
         return f"label {judge.label!r}: {SINGLE}"
     if not judge.label and len(classes) > 1:
         return f"label: the judge has the classes {names}; name the one whose probability is the score"
-    templated = (folder / "chat_template.jinja").exists() or "chat_template" in tokenizer
     if not judge.text and not templated:
         return "text: the judge has no chat template; say how prompt and answer are written"
     return ""
 
 
-def _classes(config: dict[str, Any]) -> dict[str, str]:
-    """Return number → name of the classes; transformers writes none of them where there are two, its default."""
-    if config.get("id2label") is None:
-        return {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
-    return dict(config["id2label"])
+def _classes(names: dict[str, str] | None, count: int) -> dict[str, str]:
+    """Return number → name of the classes; transformers writes no names where there are two classes, its default."""
+    if names is None:
+        return {str(i): f"LABEL_{i}" for i in range(count)}
+    return {str(i): str(name) for i, name in dict(names).items()}
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def _has_template(folder: Path) -> bool:
+    """Return whether a tokenizer has a chat template of its own, in a file or among its settings.
+
+    Raises:
+        BadPolicy: its settings cannot be read.
+    """
     file = folder / "tokenizer_config.json"
-    return headers.settings(file) if file.exists() else {}
+    settings = headers.settings(file) if file.exists() else {}
+    return (folder / "chat_template.jinja").exists() or "chat_template" in settings
 
 
 def _chat_model(metric: str, judge: Judge) -> str:
+    """Return the same of a chat model: its key, its rubric, and whether its address answers."""
     if judge.key and not os.environ.get(judge.key):
         return f"key: the environment variable {judge.key} is not set; put the key there"
     if judge.key and not (os.environ[judge.key].isascii() and os.environ[judge.key].isprintable()):
         return f"key: the environment variable {judge.key} holds a character that no key has; put the key alone there"
-    for path in rubric_files(metric, judge)[:1]:
-        try:
-            text = _rubric(path)
-            missing = [word for word in (*NEEDED, REPLY) if word not in text]
-        except (OSError, ValueError) as error:
-            return f"rubric {str(path)!r}: cannot be read ({error}); give a text file, or leave it out for ours"
-        if missing:
-            return f"rubric {str(path)!r}: lacks {', '.join(missing)}"
-    why = _silent(judge)
-    return f"base_url {judge.base_url!r}: {why}" if why else ""
+    comparing = rubric_files(metric, judge)[0]  # the only one that a recipe can replace
+    try:
+        text = _rubric(comparing)
+    except (OSError, ValueError) as error:
+        return f"rubric {str(comparing)!r}: cannot be read ({error}); give a text file, or leave it out for ours"
+    if lacking := [word for word in (*NEEDED, REPLY) if word not in text]:
+        return f"rubric {str(comparing)!r}: lacks {', '.join(lacking)}"
+    reason = _unreachable(judge)
+    return f"base_url {judge.base_url!r}: {reason}" if reason else ""
 
 
 def _rubric(path: Path) -> str:
@@ -252,15 +275,19 @@ def _rubric(path: Path) -> str:
     Raises:
         OSError, ValueError: it cannot be read, or is no text of a rubric's length.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():  # a device or a pipe would be read without end
         raise ValueError("it is no file")
     if path.stat().st_size > LARGEST_RUBRIC:
         raise ValueError(f"it is larger than {LARGEST_RUBRIC:,} bytes")
     return path.read_text("utf-8")
 
 
-def _silent(judge: Judge) -> str:
-    """Ask the address for its models, as any client may, and one that has no list for an answer to nothing."""
+def _unreachable(judge: Judge) -> str:
+    """Return why a judge's address cannot be used; empty if it answers.
+
+    It is asked for its list of models, which costs nothing. An address without such a list gets a chat without
+    messages, since 404 for that means that no chat model is there.
+    """
     import httpx2
 
     from models.files import http
@@ -271,9 +298,9 @@ def _silent(judge: Judge) -> str:
         with http.client(ASKED_FOR, LARGEST_HEAD) as client:
             with client.stream("GET", address + "/models", headers=key) as reply:
                 listed = reply.status_code != 404
-            nothing = {"model": judge.model, "messages": [], "max_tokens": 1}
-            with suppress(httpx2.HTTPError):
-                if not listed and client.post(address + chat, headers=key, json=nothing).status_code == 404:
+            empty_chat = {"model": judge.model, "messages": [], "max_tokens": 1}
+            with suppress(httpx2.HTTPError):  # the address did answer, and the empty chat is only a hint
+                if not listed and client.post(address + chat, headers=key, json=empty_chat).status_code == 404:
                     return f"answers 404 to {chat}; most addresses end in /v1, and the model must be one of theirs"
         return ""
     except (http.Redirected, http.TooMuch) as error:

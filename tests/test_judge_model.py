@@ -291,7 +291,7 @@ def test_a_prompt_that_names_the_answer_is_left_as_it_is() -> None:
 
 def test_a_template_that_refuses_a_turn_gives_no_verdict() -> None:
     turns = dialogue(("system", "get"), ("user", "how"), ("assistant", "get"))
-    with pytest.raises(Unwritable, match=r"cannot write these messages .no system turn."):
+    with pytest.raises(Unwritable, match=r"cannot write these messages: no system turn"):
         read_as(speaking(), turns, "")
 
 

@@ -5,7 +5,7 @@ from string import Template
 
 import pytest
 
-from models.judges.llm import Llm, Question, Reply, asked_about, read, redacted
+from models.judges.llm import Llm, Question, Reply, fill_rubric, read_grades, redacted
 from models.judges.protocol import LLM_VERSION, Asked, Grade
 from models.judges.score_cache import ScoreCache
 from models.recipe import Judge
@@ -14,9 +14,9 @@ from models.recipe import Judge
 def test_every_fence_is_of_its_own_texts() -> None:
     rubric = Template("$fence $prompt $fence $first $fence $second $fence")
     texts = [("a\nb", "c", "d"), ("a", "b\nc", "d"), ("a", "b", "c\nd"), ("a", "c", "b\nd"), ("a", "b\nc\nd", "")]
-    assert len({asked_about(rubric, 2, 0, *one).fence for one in texts}) == len(texts)
-    question = asked_about(rubric, 2, 0, *texts[0])
-    assert question == asked_about(rubric, 2, 0, *texts[0])  # what was judged is found again
+    assert len({fill_rubric(rubric, 2, 0, *one).fence for one in texts}) == len(texts)
+    question = fill_rubric(rubric, 2, 0, *texts[0])
+    assert question == fill_rubric(rubric, 2, 0, *texts[0])  # what was judged is found again
     assert question.text.count(question.fence) == 4 and len(question.fence) == 33
 
 
@@ -77,12 +77,13 @@ def test_a_short_key_is_hidden_as_a_whole() -> None:
     ],
 )
 def test_only_what_was_asked_for_is_read(text: str, grades: tuple[float, ...] | None) -> None:
-    assert read(text, "#f", 2) == grades
+    assert read_grades(text, "#f", 2) == grades
 
 
 def test_one_grade_stands_under_the_fence_itself() -> None:
     told = {
-        text: read(text, "#f", 1) for text in ('{"#f": 9}', '{"#f": {"first": 9}}', '{"first": 9}', "9", '{"#f": [9]}')
+        text: read_grades(text, "#f", 1)
+        for text in ('{"#f": 9}', '{"#f": {"first": 9}}', '{"first": 9}', "9", '{"#f": [9]}')
     }
     assert [*told.values()] == [(9,), None, None, None, None]
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-
-
 class Message(TypedDict):
     """One turn of a dialogue."""
 

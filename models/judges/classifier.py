@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.artifacts import content_digest
 from models.data.dialogue import Message, messages
@@ -19,52 +19,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+Score = float | str
+"""A score, or the reason why there is none."""
+
+
 class Classifier:
-    """Scores answers in batches; what it said before is looked up, and then the model is not even loaded."""
+    """Scores answers in batches. Remembered scores are looked up; if all are, the model is not even loaded."""
 
     def __init__(
         self, judge: Judge, metric: str, described: dict[str, str], compute: Compute, table: ScoreCache
     ) -> None:
-        """Judge as who is `described` (`protocol.identity`), and remember the scores under that name."""
+        """Take a judge with its name and version (`protocol.identity`), and the table that remembers its scores."""
         self.judge, self.metric, self.described, self.compute, self.table = judge, metric, described, compute, table
 
     def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
         """Yield the score of each answer, its sign turned where lower is better; safe from the threshold on."""
-        contents = [list(one) for one in answers]
-        known = self.table.known(contents)
-        missing = {content_digest(c): one for c, one in zip(contents, answers, strict=True)}
-        missing = {key: one for key, one in missing.items() if key not in known}
+        contents = [list(answer) for answer in answers]
+        scores: dict[str, Score] = {
+            key: score for key, score in self.table.known(contents).items() if not isinstance(score, list)
+        }
+        keyed = {content_digest(content): answer for content, answer in zip(contents, answers, strict=True)}
+        missing = {key: answer for key, answer in keyed.items() if key not in scores}
         if missing:
-            known |= self._scored(missing)
+            scores |= self._scored(missing)
         sign = 1.0 if self.judge.better is Better.high else -1.0
         for content in contents:
-            told = known[content_digest(content)]
-            if isinstance(told, str):
-                yield Grade(failed=told)
-            elif not math.isfinite(told):  # one that overflows would tie with every other, and so lose to none
-                yield Grade(failed=f"the score is {told}, no number to compare")
+            score = scores[content_digest(content)]
+            if isinstance(score, str):
+                yield Grade(failed=score)
+            elif not math.isfinite(score):  # a NaN ties with every other score, so it would never lose
+                yield Grade(failed=f"the score is {score}, no number to compare")
             else:
-                score = sign * (told - self.judge.threshold)
-                yield Grade(score, score >= 0)
+                excess = sign * (score - self.judge.threshold)
+                yield Grade(excess, excess >= 0)
 
-    def _scored(self, missing: dict[str, Asked]) -> dict[str, Any]:
+    def _scored(self, missing: dict[str, Asked]) -> dict[str, Score]:
         """Return key → score, or the reason why there is none; scores go to the table batch by batch."""
         import torch
 
         model, tokenizer = self._load()
-        longest = _longest(model, tokenizer)
-        ids: dict[str, list[int]] = {}
-        told: dict[str, Any] = {}
-        for key, one in missing.items():
-            turns = [*messages(one.prompt), Message(role="assistant", content=one.answer)]
-            try:
-                ids[key] = read_as(tokenizer, turns, self.judge.text)
-            except Unwritable as error:
-                told[key] = str(error)
-                continue
-            if len(ids[key]) > longest:
-                told[key] = f"{len(ids[key])} tokens, the judge reads {longest}"
-        order = sorted((key for key in ids if key not in told), key=lambda key: len(ids[key]))
+        ids, scores = self._tokens(missing, tokenizer, _longest(model, tokenizer))
+        # Answers of similar length share a batch, which needs less padding.
+        order = sorted((key for key in ids if key not in scores), key=lambda key: len(ids[key]))
         place, pad = self._place(model), _padding(tokenizer, [row[-1] for row in ids.values() if row])
         model.config.pad_token_id = pad  # a decoder scores the last token that is not padding
         with frozen(model):
@@ -77,17 +73,40 @@ class Classifier:
                     input_ids=torch.tensor(rows, device=model.device),
                     attention_mask=torch.tensor(mask, device=model.device),
                 ).logits.float()
-                scores = (_probabilities(model, logits)[:, place] if place >= 0 else logits[:, 0]).tolist()
-                self.table.add([(list(missing[key]), score) for key, score in zip(block, scores, strict=True)])
-                told |= dict(zip(block, scores, strict=True))
-        return told
+                column = _probabilities(model, logits)[:, place] if place >= 0 else logits[:, 0]
+                new: dict[str, float] = dict(zip(block, column.tolist(), strict=True))
+                self.table.add([(list(missing[key]), score) for key, score in new.items()])
+                scores |= new
+        return scores
+
+    def _tokens(
+        self, answers: dict[str, Asked], tokenizer: "PreTrainedTokenizerBase", longest: int
+    ) -> tuple[dict[str, list[int]], dict[str, Score]]:
+        """Return key → token ids of all that can be written, and key → why the judge cannot read an answer."""
+        ids: dict[str, list[int]] = {}
+        reasons: dict[str, Score] = {}
+        for key, answer in answers.items():
+            turns = [*messages(answer.prompt), Message(role="assistant", content=answer.answer)]
+            try:
+                ids[key] = read_as(tokenizer, turns, self.judge.text)
+            except Unwritable as error:
+                reasons[key] = str(error)
+                continue
+            if len(ids[key]) > longest:
+                reasons[key] = f"{len(ids[key])} tokens, the judge reads {longest}"
+        return ids, reasons
 
     @property
     def _templated(self) -> bool:
-        """The model's own chat template writes its special tokens itself."""
+        """Whether the model's own chat template writes prompt and answer, with the special tokens."""
         return not self.judge.text
 
     def _load(self) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+        """Return model and tokenizer.
+
+        Raises:
+            BadRecipe: it is no sequence classifier, lacks weights or a template, or changed since the run began.
+        """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -99,8 +118,8 @@ class Classifier:
                 folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError, KeyError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadRecipe(f"{where}.model {self.judge.model!r}: is no sequence classifier: {why}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadRecipe(f"{where}.model {self.judge.model!r}: is no sequence classifier: {reason}") from error
         if report["missing_keys"]:
             raise BadRecipe(
                 f"{where}.model {self.judge.model!r}: holds no weights for {min(report['missing_keys'])}; its scores "
@@ -117,42 +136,49 @@ class Classifier:
 
     def _place(self, model: "PreTrainedModel") -> int:
         """Return the number of the class whose probability is the score, or −1 for a single score."""
-        labels, wanted = dict(model.config.id2label), self.judge.label
-        if not wanted:
+        labels, label = dict(model.config.id2label), self.judge.label
+        if not label:
             if len(labels) > 1:
                 raise BadRecipe(
                     f"evaluation.judges.{self.metric}.label: the judge has the classes {', '.join(labels.values())}; "
                     "name the one whose probability is the score"
                 )
             return -1
-        found = [i for i, name in labels.items() if wanted in (name, str(i))]
-        if not found:
+        numbers = [i for i, name in labels.items() if label in (name, str(i))]
+        if not numbers:
             raise BadRecipe(
-                f"evaluation.judges.{self.metric}.label {wanted!r}: the judge has the classes "
+                f"evaluation.judges.{self.metric}.label {label!r}: the judge has the classes "
                 f"{', '.join(labels.values())}"
             )
         if len(labels) == 1:
-            raise BadRecipe(f"evaluation.judges.{self.metric}.label {wanted!r}: {SINGLE}")
-        return int(found[0])
+            raise BadRecipe(f"evaluation.judges.{self.metric}.label {label!r}: {SINGLE}")
+        return int(numbers[0])
 
 
 def _probabilities(model: "PreTrainedModel", logits: "Tensor") -> "Tensor":
     """Return the probability of each class (answers, classes); several may hold at once where the model says so."""
-    several = model.config.problem_type == "multi_label_classification"
-    return logits.sigmoid() if several else logits.softmax(-1)
+    independent = model.config.problem_type == "multi_label_classification"
+    return logits.sigmoid() if independent else logits.softmax(-1)
 
 
 def _longest(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return how many tokens the judge reads; RoBERTa and its kin number positions from their padding on."""
-    places = getattr(model.config, "max_position_embeddings", None) or 10**9
-    numbering = [part for part in model.modules() if hasattr(part, "position_embeddings")]
+    """Return how many tokens the judge reads.
+
+    RoBERTa and models like it number positions from padding_idx + 1 on, so the first positions hold no token.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or 10**9  # none: any length
+    embeddings = [module for module in model.modules() if hasattr(module, "position_embeddings")]
     offset = max(
-        (part.padding_idx + 1 for part in numbering if getattr(part, "padding_idx", None) is not None), default=0
+        (module.padding_idx + 1 for module in embeddings if getattr(module, "padding_idx", None) is not None), default=0
     )
-    return int(min(places - offset, tokenizer.model_max_length))
+    return int(min(positions - offset, tokenizer.model_max_length))
 
 
 def _padding(tokenizer: "PreTrainedTokenizerBase", last: list[int]) -> int:
-    """Return the tokenizer's padding, or where texts may end with that token, another one."""
+    """Return the id of a padding with which no text ends: the tokenizer's own, or else the smallest free one.
+
+    Args:
+        last: last id of each text.
+    """
     pad = tokenizer.pad_token_id
     return int(pad) if pad is not None and pad not in last else min(set(range(len(last) + 1)) - {*last})

@@ -192,8 +192,10 @@ def _content(task: Path) -> str:
         finally:
             loader.dispose()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise BadData(f"evaluation.tasks: {str(task)!r}: {why}; give a task file of lm-evaluation-harness") from error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise BadData(
+            f"evaluation.tasks: {str(task)!r}: {reason}; give a task file of lm-evaluation-harness"
+        ) from error
     # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file would raise of a
     # text that is too long for a path; os.path.isfile returns False.
     paths = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}

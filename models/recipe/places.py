@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from models.errors import BadRecipe
 from models.files import hub
-from models.recipe.record import Setting, Tree, Written, record_of, shown, usable_place
+from models.recipe.record import Setting, SettingTree, Written, record_of, shown, usable_place
 
 TOWN = "town"
 """The embedded world of the quickstart, in place of a policy or a file of data."""
@@ -24,7 +24,7 @@ SAME = "-"
 class Lies:
     """Marks a key whose text is a place: a file, a folder, or a name on a hub."""
 
-    when: Callable[[Tree, str], bool] = lambda record, text: True
+    when: Callable[[SettingTree, str], bool] = lambda record, text: True
     """(settings of the record, text) → whether the text is a place; a chat model's name, for instance, is none."""
 
 
@@ -71,7 +71,7 @@ def placed(
 
 def _item(
     field: FieldInfo,
-    record: Tree,
+    record: SettingTree,
     item: Setting,
     change: Callable[[str, str], str],
     keep: Collection[str],
@@ -80,8 +80,8 @@ def _item(
     """Return the value of a field, or one item of its list, with every place in it changed; `path` is its key."""
     if inner := record_of(field):
         return placed(inner, item, change, keep, f"{path}.")
-    lies = next((mark for mark in field.metadata if isinstance(mark, Lies)), None)
-    return change(path, item) if lies and isinstance(item, str) and lies.when(record, item) else item
+    mark = next((m for m in field.metadata if isinstance(m, Lies)), None)
+    return change(path, item) if mark and isinstance(item, str) and mark.when(record, item) else item
 
 
 def seen_from(kind: type[BaseModel], tree: Setting, folder: Path, keep: Collection[str]) -> Setting:

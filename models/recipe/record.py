@@ -4,14 +4,17 @@ import json
 import re
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, TypeAlias, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+if TYPE_CHECKING:
+    from pydantic.config import JsonDict
+
 Setting: TypeAlias = "dict[str, Setting] | list[Setting] | str | int | float | bool | date | time | None"
 """What a TOML or JSON file can hold; a datetime is a date."""
-Tree: TypeAlias = dict[str, Setting]
+SettingTree: TypeAlias = dict[str, Setting]
 """Settings before they are a valid recipe: any key may stand there, with any value."""
 
 LONGEST_TEXT = 100_000
@@ -103,8 +106,9 @@ Written = Annotated[str, AfterValidator(usable_place)]
 def first(*names: str) -> ConfigDict:
     """Return the setting that shows these keys before the inherited ones, wherever a schema is drawn as a form."""
 
-    def reorder(schema: dict[str, Any]) -> None:
+    def reorder(schema: "JsonDict") -> None:
         fields = schema["properties"]
+        assert isinstance(fields, dict)
         schema["properties"] = {key: fields[key] for key in (*names, *(key for key in fields if key not in names))}
 
     return ConfigDict(json_schema_extra=reorder)
@@ -116,7 +120,7 @@ def record_of(field: FieldInfo) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def flat(tree: Setting, prefix: str = "") -> Tree:
+def flat(tree: Setting, prefix: str = "") -> SettingTree:
     """Return a tree of settings as `steps.1.lambda` → value; a list of plain values is one value."""
     if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
         tree = {str(i): item for i, item in enumerate(tree)}

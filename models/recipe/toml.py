@@ -12,7 +12,7 @@ from models.errors import BadRecipe
 from models.recipe.assessment import Assessment
 from models.recipe.places import TOWN, seen_from
 from models.recipe.recipe import Recipe
-from models.recipe.record import Setting, Tree, record_of, shown
+from models.recipe.record import Setting, SettingTree, record_of, shown
 from models.recipe.sentences import sentence
 
 R = TypeVar("R", bound=BaseModel)
@@ -42,7 +42,7 @@ def read(recipe: str, changes: list[str] | None = None) -> Recipe:
     return _valid(Recipe, seen_from(Recipe, tree, path.absolute().parent, changed_keys), str(path))
 
 
-def _tree(path: Path, recipe: str) -> Tree:
+def _tree(path: Path, recipe: str) -> SettingTree:
     """Return what a recipe's file says; `recipe` is how the user named it.
 
     Raises:
@@ -66,7 +66,7 @@ def _tree(path: Path, recipe: str) -> Tree:
         raise BadRecipe(f"{path}: not valid TOML: {error}") from error
 
 
-def _parsed(text: str) -> Tree:
+def _parsed(text: str) -> SettingTree:
     """Return what a TOML text says.
 
     Raises:
@@ -110,7 +110,7 @@ def assessment(
     Raises:
         BadRecipe: no such recipe, unknown key, value out of range.
     """
-    tree: Tree = {"policies": [*policies]}
+    tree: SettingTree = {"policies": [*policies]}
     if like:
         settings = read(like).model_dump(mode="json", by_alias=True)
         suite_of = settings["evaluation"]["suites"]
@@ -138,7 +138,7 @@ def _valid(record: type[R], tree: Setting, where: str) -> R:
         raise BadRecipe("\n".join(f"{where}: {sentence(record, e)}" for e in error.errors())) from error
 
 
-def _change(tree: Tree, change: str) -> None:
+def _change(tree: SettingTree, change: str) -> None:
     """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
     key, equals, text = change.partition("=")
     if not equals:
