@@ -7,7 +7,6 @@ that is killed and started again finds it there, finds what served at that time 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
@@ -34,8 +33,11 @@ from tasks.registry.approval import Approval
 from tasks.run import AnyRun, Run
 from tasks.stages import Yardstick, ask, candidate_named, judged, kl_distances, load_policy
 from tasks.tracking.ledger import Ledger, Standing
+from tasks.tracking.log import allowed
 from tasks.work import terminal, workers
 from tasks.work.prefect_pages import task
+
+RIVALS = "rivals.json"
 
 
 class Rivals(NamedTuple):
@@ -209,8 +211,8 @@ def register(
         "gate.mode": mode.value,
     }
     if verdict:
-        # MLflow refuses a comma in the name of a tag, and the names of some checks have one.
-        tags |= {f"gate.{check.name.replace(',', '')}": str(check) for check in verdict.checks}
+        # MLflow refuses a comma in the name of a tag; a category in the name of a check may hold any other sign, too.
+        tags |= {f"gate.{allowed(check.name.replace(',', ''))}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
     name, version = run.recipe.registered_name, run.tracker.register(policy, tags)
     source = registry.source(run.root, name, version)
@@ -279,7 +281,7 @@ def promote(
         except Stale:
             if len(registry.log(root, model)) == rivals.seen:
                 raise
-            sealed.remove(_rivals_file(run))
+            sealed.remove(run.folder / RIVALS)
             terminal.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None
     registry.follow(root, model)
@@ -296,7 +298,7 @@ def may_be_promoted(run: Run[Recipe], verdict: Verdict | None) -> bool:
 
 def _served(run: Run[Recipe]) -> Served:
     """Return what served when this run first asked; a file that cannot be read any more is written anew."""
-    served = sealed.read(_rivals_file(run), Served)
+    served = sealed.read(run.folder / RIVALS, Served)
     if served is None:
         model = run.recipe.registered_name
         log = registry.log(run.root, model)
@@ -304,7 +306,7 @@ def _served(run: Run[Recipe]) -> Served:
         anchor = run.recipe.gate.anchor or (f"models:/{model}/{line[0]}" if line else "")
         served = Served(seen=len(log), champion=f"models:/{model}/{line[-1]}" if line else "", anchor=anchor)
         run.folder.mkdir(parents=True, exist_ok=True)
-        sealed.write(_rivals_file(run), served)
+        sealed.write(run.folder / RIVALS, served)
     return served
 
 
@@ -313,18 +315,14 @@ def _forget_former_champion(run: Run[Recipe], challenger: Policy) -> None:
 
     They stay if it was this run that moved it: its verdict rests on the champion before.
     """
-    served = sealed.read(_rivals_file(run), Served)
+    served = sealed.read(run.folder / RIVALS, Served)
     if served:
         model = run.recipe.registered_name
         log = registry.log(run.root, model)
         later = {entry.version_to for entry in log[served["seen"] :]}
         moved = later and challenger.digest not in (registry.policy(run.root, model, version) for version in later)
         if moved or len(log) < served["seen"]:  # fewer lines than before: a backup of the log was put back
-            _rivals_file(run).unlink()
-
-
-def _rivals_file(run: Run[Recipe]) -> Path:
-    return run.folder / "rivals.json"
+            (run.folder / RIVALS).unlink()
 
 
 def _prompts(tested: Candidate, settings: Gate) -> dict[str, set[str]]:

@@ -132,6 +132,17 @@ def test_a_champion_of_somebody_else_is_the_new_rival(runs: Path, policy: Policy
     assert in_file(run) == Served(seen=1, champion=place, anchor=place)
 
 
+def test_a_category_of_any_letters_is_registered(runs: Path, policy: Policy) -> None:
+    """MLflow refuses most signs in the name of a tag, and its check is named after its category."""
+    run, sources = started(runs), Sources(path=policy.path, digest="data", files={})
+    counts = SafetyCounts("drugs & weapons (minor), ümlaut", 0.5, 400, 400, 0)
+    facts = Facts(categories=(counts,))
+    verdict = decide(replace(counts, name="base"), facts, Constraint(per_category=0.5), Gate(margin=0.5))
+    registered = decisions.register.fn(run, CHOICE, verdict, candidates(policy), sources)
+    tags = client(runs).get_model_version("quickstart", registered.version).tags
+    assert tags["gate.safety rate drugs - weapons -minor- -mlaut"].startswith("safety rate, drugs & weapons (minor),")
+
+
 def test_its_own_promotion_is_no_reason_to_ask_anew(runs: Path, policy: Policy) -> None:
     """The verdict that let it become the champion would be asked for again, beside itself."""
     run = started(runs)

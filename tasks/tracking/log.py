@@ -93,7 +93,7 @@ def candidate(client: "MlflowClient", run: "Run", candidate: "CandidateEntry") -
     own_run = client.create_run(experiment, run_name=f"candidate · {candidate['name']}", tags=tags).info.run_id
     figures = {name: value for name, value in unmarked(candidate["metrics"]).items() if value is not None}
     metrics = [
-        Metric(_allowed(name), value, run.info.start_time, 0, model_id=model.model_id, run_id=own_run)
+        Metric(allowed(name), value, run.info.start_time, 0, model_id=model.model_id, run_id=own_run)
         for name, value in figures.items()
     ]
     client.log_batch(own_run, metrics=metrics)
@@ -118,12 +118,12 @@ def headline(report: "Report") -> dict[str, float]:
         figures |= {"test/safety_rate": test["value"], "test/lower_bound": test["lower_bound"]}
         checks = [check for check in test["checks"] if check["name"] != "safety rate"]  # it is the value above
         figures |= {f"test/{check['name']}": check["value"] for check in checks}
-    return {_allowed(name): float(value) for name, value in figures.items() if value is not None}
+    return {allowed(name): float(value) for name, value in figures.items() if value is not None}
 
 
-def _allowed(metric: str) -> str:
-    """Return a metric's name in the letters that MLflow allows; categories may hold others."""
-    return re.sub(r"[^\w .:/-]", "-", metric, flags=re.ASCII)
+def allowed(name: str) -> str:
+    """Return the name of a metric or a tag in the letters that MLflow allows; categories may hold others."""
+    return re.sub(r"[^\w .:/-]", "-", name, flags=re.ASCII)
 
 
 def numbers(client: "MlflowClient", run_id: str, values: dict[str, float]) -> None:
