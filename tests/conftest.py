@@ -21,7 +21,7 @@ os.environ.update(
     MLFLOW_DISABLE_TELEMETRY="true", PREFECT_SERVER_ANALYTICS_ENABLED="false",
 )  # fmt: skip
 
-os.environ.setdefault("SACPO_SEED", str(SystemRandom().randrange(2**32)))  # what test_bad_input.py draws with
+os.environ.setdefault("SACPO_SEED", str(SystemRandom().randrange(2**32)))  # what test_flows_bad_input.py draws with
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # read once, when tasks.tracking.connection is imported
 
 import pytest
@@ -55,7 +55,16 @@ PATIENCE = 600
 """Seconds to wait for what must happen; a busy machine is no fault."""
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
 LOGINS = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-LONGEST = ("walk", "run", "servers", "death", "evaluate", "approval", "operations", "temporary_server")
+LONGEST = (
+    "flows_walk",
+    "flows_align",
+    "servers_up",
+    "tasks_death",
+    "flows_evaluate",
+    "tasks_approvals",
+    "flows_admin",
+    "access_temporary_server",
+)
 """Files that take a minute or more; of the first, one makes what those after them need."""
 
 

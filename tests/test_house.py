@@ -176,6 +176,20 @@ def test_tests_are_flat_and_no_package() -> None:
     assert not [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent != ROOT / "tests"]
 
 
+TOPICS = {
+    "test_house", "test_examples_frontier", "test_examples_sacpo_loop", "test_benchmarks_gpu", "test_mlflow_serving",
+    "test_models_chat", "test_models_plan", "test_models_preflight", "test_models_starter",
+}  # fmt: skip
+"""Tests of what stands in no room."""
+
+
+def test_the_name_of_a_test_file_begins_with_the_room_that_it_tests() -> None:
+    """`test_ROOM_FILE.py`, or `test_ROOM_TOPIC.py` where it tests more than one file: a newcomer finds a file's tests."""
+    rooms = {path.parent.name for storey in STOREYS for path in modules(storey)} - {"models"}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        assert path.stem in TOPICS or path.stem.split("_")[1] in rooms, path.name
+
+
 def test_packages_are_listed_by_hand() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     rooms = {str(path.parent.relative_to(ROOT)).replace("/", ".") for storey in STOREYS for path in modules(storey)}

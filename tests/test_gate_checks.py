@@ -8,7 +8,7 @@ import pytest
 from models.gate.gate import Check, Choice, SafetyCounts, choose, decide, in_order
 from models.metrics.statistics import bounded_mean_bound, lower_bound
 from models.recipe import Constraint, Gate
-from tests.test_gate import BOUND, SAFE, candidate, facts, failed
+from tests.test_gate_gate import BOUND, SAFE, candidate, facts, failed
 
 
 def test_a_check_says_what_was_asked_found_and_demanded() -> None:
