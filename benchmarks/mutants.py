@@ -37,6 +37,7 @@ WHOLE = (
     "tasks/tracking/ledger.py",
     "tasks/tracking/ledger_tables.py",
     "models/metrics/figures.py",
+    "models/metrics/candidate.py",
 )
 SAMPLED = ("models/alignment/merge.py", *(f"models/alignment/{name}.py" for name in ("trainer", "dpo", "kto", "sft")))
 SAMPLE, SEED = 100, 0

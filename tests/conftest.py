@@ -56,15 +56,9 @@ PATIENCE = 600
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
 LOGINS = ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 LONGEST = (
-    "flows_walk",
-    "flows_align",
-    "servers_up",
-    "tasks_death",
-    "flows_evaluate",
-    "tasks_approvals",
-    "flows_admin",
+    "flows_walk", "flows_align", "servers_up", "tasks_death", "flows_evaluate", "tasks_approvals", "flows_admin",
     "access_temporary_server",
-)
+)  # fmt: skip
 """Files that take a minute or more; of the first, one makes what those after them need."""
 
 

@@ -184,7 +184,7 @@ TOPICS = {
 
 
 def test_the_name_of_a_test_file_begins_with_the_room_that_it_tests() -> None:
-    """`test_ROOM_FILE.py`, or `test_ROOM_TOPIC.py` where it tests more than one file: a newcomer finds a file's tests."""
+    """`test_ROOM_FILE.py`, or `test_ROOM_TOPIC.py` where it tests more than one file."""
     rooms = {path.parent.name for storey in STOREYS for path in modules(storey)} - {"models"}
     for path in (ROOT / "tests").glob("test_*.py"):
         assert path.stem in TOPICS or path.stem.split("_")[1] in rooms, path.name
