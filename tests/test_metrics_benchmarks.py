@@ -109,6 +109,14 @@ def test_a_task_is_named_by_all_that_it_names(town_task: Path) -> None:
     assert benchmarks.files(["hellaswag", str(outer)]) == {"tasks.1": named[-1]["tasks.0"]}
 
 
+@pytest.mark.parametrize("included", ["town.yaml", "between.yaml"], ids=["itself", "one that includes it"])
+def test_a_task_that_includes_itself_is_a_sentence(included: str, town_task: Path) -> None:
+    town_task.write_text(f"{town_task.read_text()}include: {included}\n")
+    town_task.with_name("between.yaml").write_text("include: town.yaml\n")
+    with pytest.raises(BadData, match="includes itself, or a file that includes it; take that out"):
+        benchmarks.files([str(town_task)])
+
+
 def test_a_task_that_changes_or_cannot_be_run_is_told(
     policy: Policy, town_task: Path, compute: Compute, tmp_path: Path
 ) -> None:

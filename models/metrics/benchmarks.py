@@ -175,8 +175,12 @@ def _manager(tasks: list[str]) -> "TaskManager":
     return TaskManager(include_defaults=not all(map(is_file, tasks)))
 
 
-def _content(task: Path) -> str:
-    """Return one digest of a task file and of every file that it names."""
+def _content(task: Path, outer: tuple[Path, ...] = ()) -> str:
+    """Return one digest of a task file and of every file that it names.
+
+    Args:
+        outer: the task files that led here.
+    """
     import yaml
 
     try:
@@ -196,10 +200,13 @@ def _content(task: Path) -> str:
         raise BadData(
             f"evaluation.tasks: {str(task)!r}: {reason}; give a task file of lm-evaluation-harness"
         ) from error
+    inside = (*outer, task.resolve())
     # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file would raise of a
     # text that is too long for a path; os.path.isfile returns False.
     paths = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
-    digests = {text: [_content(p) if is_file(text) else file_digest(p) for p in paths[text]] for text in paths}
+    if any(path.resolve() in inside for text in paths if is_file(text) for path in paths[text]):
+        raise BadData(f"evaluation.tasks: {str(task)!r}: includes itself, or a file that includes it; take that out")
+    digests = {text: [_content(p, inside) if is_file(text) else file_digest(p) for p in paths[text]] for text in paths}
     return content_digest([file_digest(task), digests])
 
 
