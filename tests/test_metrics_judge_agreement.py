@@ -131,6 +131,13 @@ def test_a_hostile_row_of_labels_is_named(row: str, said: str, tmp_path: Path) -
         suites.labels(tmp_path / "labels.jsonl")
 
 
+def test_a_judge_reads_the_system_message_of_a_labelled_answer(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps({"system": "Be brief.", "prompt": "why ?", "answer": "so", "good": True}))
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "why ?"}]
+    assert suites.labels(path) == [(turns, "so", True)]
+
+
 def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:
     told = [(True, True), (True, False), (False, True), (False, False), (True, True)]
     lines = [{"good": g, "judged": j, "status": "ok"} for g, j in told]

@@ -84,7 +84,9 @@ def labels(path: Path) -> list[LabelledAnswer]:
         if not fields.get("prompt") or not isinstance(answer, str) or good is None:
             raise bad_row(path, number, "needs `prompt`, `answer` and `good` (true or false)")
         try:
-            prompt = prompt_of(Fields({"prompt": row["prompt"]}))
+            # other columns of a suite mean nothing here, but the judge must see the system message
+            columns = ("prompt", "system", "system_prompt")
+            prompt = prompt_of(Fields({name: row[name] for name in columns if name in row}))
         except (BadData, Unusable) as error:
             raise bad_row(path, number, error) from error
         sample.append(LabelledAnswer(prompt, answer, good))
