@@ -66,7 +66,7 @@ def retrain(recipe: Which, set_: Changes = None) -> None:
     from tasks.servers.environment import configure_clients
 
     chosen = read(recipe, set_)
-    configure_clients()  # where a server is dead, a schedule must not end as if there were nothing to do
+    configure_clients()  # raises where a server is dead: a scheduled run must not end then as if nothing were new
     before = last_decision(chosen)
     if before:
         typer.echo(f"{chosen.name}: nothing new since {before['at']}: {before['outcome']}")
@@ -278,7 +278,7 @@ def main() -> None:
         print(signals.GOES_ON, file=sys.stderr)
         sys.exit(terminated.exit_code)
     except SystemExit as end:
-        if end.code == 128 + signal.SIGINT:  # what typer makes of Ctrl-C
+        if end.code == 128 + signal.SIGINT:  # typer ends with this code after Ctrl-C
             print("sacpo: interrupted; the same command goes on", file=sys.stderr)
         raise
     except OSError as error:

@@ -148,6 +148,6 @@ def up(
     if show_password:
         typer.echo("\n".join(passwords.to_type(writable(), os.environ)))
         return
-    # Read for its errors: `prefect deploy` would write them to its log only, after everything has been started.
+    # Called for its errors only: `prefect deploy` would write them to its log, after everything has been started.
     deployments()
     up(writable(), ServerOptions(mlflow_port, prefect_port, postgres, artifacts, worker), typer.echo)

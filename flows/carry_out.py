@@ -53,7 +53,7 @@ def _run(chosen: "Recipe | Assessment", flow: str) -> "Outcome":
         except SacpoError:
             raise
         except Exception as error:
-            # Anything may come out of Prefect when its server dies, and also our own mistakes.
+            # Prefect may raise anything when its server dies; our own mistakes arrive here as well.
             return _outcome_despite(error, chosen, ready)
 
 

@@ -86,7 +86,7 @@ def outcome_of(outcome: Outcome) -> None:
     console.print(candidates)
     if tree["suites"]:
         scale = "; if s is much larger than β/λ, train longer: λ had no effect yet" if trained(tree) else ""
-        # s is fitted by how far errors reach: without an error it grows without an end, and the table says "beyond".
+        # Only pairs that are told wrong keep the fit of s finite: without any, the table says "beyond".
         scale += "; of pairs that are all told right s says nothing" if any("beyond" in row[-1] for row in rows) else ""
         scale += "; an unclear s may be 0" if unclear else ""
         intervals = "; their 95 % intervals stand in the report" if narrow else " with 95 % intervals"

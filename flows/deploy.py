@@ -116,7 +116,7 @@ def serve_all(limit: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     configure_clients()
     no_hidden_server()
-    os.environ["SACPO_RUNS"] = str(root())  # whole, since a relative path means another folder after the next line
+    os.environ["SACPO_RUNS"] = str(root())  # absolute, since the next line changes the folder
     os.chdir(CHECKOUT)
     from prefect import Flow, serve
     from prefect.schedules import Cron
@@ -134,7 +134,7 @@ def serve_all(limit: int) -> None:
             for s in entry.get("schedules") or []
         ]
         concurrency = entry.get("concurrency_limit")
-        # From a source: a deployment that `sacpo up` has registered may name another checkout, and then gets this one.
+        # `from_source` names this checkout: a deployment that `sacpo up` has registered may name another one.
         flow: Any = Flow.from_source(str(CHECKOUT), entry["entrypoint"])
         runners.append(
             flow.to_deployment(

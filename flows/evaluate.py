@@ -27,7 +27,7 @@ def evaluate(assessment: Assessment) -> State[Outcome]:
         sources = stages.gather(run)
         adopted = [stages.adopt(run, place) for place in assessment.policies]
         policies = stages.uniquely_named(assessment.policies, adopted)
-        # Nothing is chosen here, so that all prompts test, and no held-out comparisons are needed.
+        # Nothing is chosen here, so all prompts are test prompts, and no held-out comparisons are needed.
         yardstick = stages.Yardstick(policies[0], sources, [], {}, stages.ask(run, sources, [], "test"))
         futures = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [future.result() for future in futures]

@@ -35,5 +35,5 @@ def retrain(recipe: Recipe) -> State[Outcome]:
     question = open_question(recipe, digest(recipe))
     if question:
         return Completed(name="WaitsForApproval", message=question)
-    # The plain function, in this flow run: a flow run inside this one could not pause it, and would hold its place.
+    # `align.fn` runs in this flow run: a flow run of its own could not pause this one, which would keep its slot.
     return align.fn(recipe)

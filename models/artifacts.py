@@ -107,7 +107,6 @@ class Policy(Noun):
 
     def identity(self) -> object:
         """Return the digest of the weights and how they came to be, which results copy."""
-        # Results copy neither of these two; the digest covers the vocabulary
         # the vocabulary is part of the weights' digest, and no result copies the number of rows
         return {key: value for key, value in self.facts().items() if key not in ("rows", "vocabulary")}
 

@@ -123,7 +123,7 @@ def judging(recipe: Recipe, origin: Sources | None, policies: int) -> list[str]:
         calls, tokens = 0, 0.0
         for split, judged, comparisons in (("validation", policies, 2 * (policies - 1)), ("test", 1, rivals)):
             texts = [str(prompt) for role in SEES[metric] for prompt in prompts[split].get(role, [])]
-            # (calls per answer, characters of the rubric, answers in it); each pair is shown in both orders.
+            # (calls per prompt, characters of the rubric, answers in it); each pair is shown in both orders.
             kinds = [(2 * comparisons, comparing, 2), *((judged, rubric, 1) for rubric in single)]
             for times, rubric, answers in kinds:
                 times *= evaluation.answers * judge.repeats

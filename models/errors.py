@@ -60,7 +60,7 @@ class Damaged(BrokenInvariant):
     """A policy's files are not the ones that its digest names."""
 
     def __init__(self, folder: Path, found: str, digest: str) -> None:
-        # All three, not the sentence: a worker process pickles the error, and these are what it is made of again
+        # Unpickling calls the class with what `super` got, so it gets all three: a worker process pickles the error
         super().__init__(folder, found, digest)
         self.folder, self.found, self.digest = folder, found, digest
 

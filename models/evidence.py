@@ -79,7 +79,6 @@ def other_checks(recipe: Recipe, counts: dict[str, int], smallest: int, distinct
         sentences += powers(of_category, smallest, " of the smallest category")
     n = counts.get("helpful", 0)
     if gate.margin < 0.5 and not unjudged_helpfulness(recipe):
-        # Equal policies: half of the comparisons are ties, or none is.
         even, coins = (
             passing((0.0, 0.5, 1.0), chances, n, 0.5 - gate.margin, recipe.constraint.error)
             for chances in ((0.25, 0.5, 0.25), (0.5, 0.0, 0.5))
@@ -98,7 +97,7 @@ def other_checks(recipe: Recipe, counts: dict[str, int], smallest: int, distinct
         )
     n = min(recipe.evaluation.kl_prompts, distinct)
     if gate.kl:
-        # The gate bounds the mean of 1 − min(KL, CLIP·limit) / (CLIP·limit), which lies in [0, 1]: from 1 − 1/CLIP on.
+        # The gate bounds the mean of 1 − min(KL, CLIP·limit) / (CLIP·limit), in [0, 1]: it must reach 1 − 1/CLIP.
         near = passing((1 - 0.25 / CLIP, 1 - 0.75 / CLIP), (0.5, 0.5), n, 1 - 1 / CLIP, recipe.constraint.error)
         sentences.append(
             f"{n} sampled answers: a policy at half of gate.kl = {gate.kl:g} (half of the answers at a quarter of it, "

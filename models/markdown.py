@@ -11,10 +11,10 @@ JOINER = "\u2060"
 """Word joiner: takes no room, and breaks what GitHub's Markdown would make a link of after it has read references."""
 LINKS = re.compile(rf"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?!{JOINER})", re.IGNORECASE)
 ACTIVE = re.compile(
-    r"(?P<interval>\[-?\d+\.\d+, -?\d+\.\d+\](?!\s*[(\[:]))"  # stays as it is: no link without an address
+    r"(?P<interval>\[-?\d+\.\d+, -?\d+\.\d+\](?!\s*[(\[:]))"  # an interval is no link without an address
     r"|[\\`*\[\]<>&|~$]"
     r"|(?<![^\W_])_|_(?![^\W_])"  # inside a word it means nothing
-    r"|:(?=\S)"  # of an address, or of an emoji, which MLflow may fetch
+    r"|:(?=\S)"  # it begins an address, or an emoji, which MLflow may fetch
     r"|\A(?:[#=]|[-+](?=[-+\s]|\Z)|\d(?=\d*[.)](?:\s|\Z)))"  # heading, rule, list
 )
 

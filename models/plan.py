@@ -104,7 +104,7 @@ def plan(recipe: Recipe, store: Path) -> Plan:
         trainings = sum(step.trainings for step in steps)
         merges = math.prod(len(step.lambda_) for step in recipe.steps[:-1]) * len(recipe.merge.weights)
         policies = 1 + trainings + merges
-        # `origin` lacks a suite that cannot be read, and holds the town's in its place: nothing is told of those.
+        # `origin` lacks a suite that cannot be read, or holds the town's in its place: then nothing is told of suites.
         suites_fail = any(error.startswith("evaluation.suites.") for error in errors)
         judging = [] if suites_fail else costs.judging(recipe, origin, policies)
         proofs = [] if suites_fail else [*evidence(recipe, origin), *_noticed(recipe)]
@@ -153,7 +153,7 @@ def _look_at_corpus(recipe: Recipe, origin: Sources | None, errors: list[str]) -
 def _steps(recipe: Recipe, origin: Sources | None, folder: Path, errors: list[str]) -> list[StepPlan]:
     """Return one line per step; what is wrong with its data is added to the errors."""
     steps: list[StepPlan] = []
-    policies = 1  # that the step starts from, one training each per value of λ
+    policies = 1  # as many start the step, and each is trained once per value of λ
     for k, step in enumerate(recipe.steps):
         prepared = _prepared(recipe, k, origin, folder, errors)
         rows = prepared.rows

@@ -88,7 +88,7 @@ def _policies(
     A policy that was made here has a manifest, which is checked when it is loaded. It is looked at only if a template
     of the recipe, or the turns of a suite, may not fit it.
     """
-    shapes = tuple(shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",))  # which is tried anyway
+    shapes = tuple(shape for shape in _shapes(recipe.evaluation.suites) if shape != ("user",))  # it is always tried
     for key, place in policies(recipe):
         if not resolve and (place.startswith("models:/") or is_name(place)):
             continue
@@ -258,7 +258,7 @@ def _chat_model(metric: str, judge: Judge) -> str:
         return f"key: the environment variable {judge.key} is not set; put the key there"
     if judge.key and not (os.environ[judge.key].isascii() and os.environ[judge.key].isprintable()):
         return f"key: the environment variable {judge.key} holds a character that no key has; put the key alone there"
-    comparing = rubric_files(metric, judge)[0]  # the only one that a recipe can replace
+    comparing = rubric_files(metric, judge)[0]  # a recipe can replace no other rubric
     try:
         text = _rubric(comparing)
     except (OSError, ValueError) as error:

@@ -43,7 +43,7 @@ def approve(
     if rivals is None or len(registry.log(run.root, registered.name)) != rivals.seen:
         return None
     last = ledger.standings(registered.name, version)[-1]
-    # The answer was given to an attempt that died before it acted on it. A new verdict would stand behind it.
+    # An earlier attempt died after it got this answer. It still counts: a new verdict would have come after it.
     if last.state in (AGREED, REFUSED):
         return _shown(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
     ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
@@ -67,7 +67,7 @@ def _answer(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -
     pages: list[tuple[str, str]] = []
     with best_effort("name the pages of MLflow in the question to a person"):
         pages = run.tracker.pages(registered)
-    # It may take days. Workers would keep their memory and the GPU for all of them.
+    # The answer may take days, in which the workers would keep their memory and the GPU.
     workers.rest()
     form = Approval.with_initial_data(description=question(registered, verdict, pages))
     # Prefect asks once under each key. With a fixed one, the answer to an earlier question would stand for this one.

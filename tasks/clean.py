@@ -35,12 +35,12 @@ def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, 
     Raises:
         BadPlace: a run is going on.
     """
-    for lock in root.glob("*-*.lock"):  # of runs; the servers hold one too, and nothing of theirs is touched
+    for lock in root.glob("*-*.lock"):  # locks of runs; the servers may hold theirs, since nothing of them is removed
         _refuse_if_held(lock)
     needed = _needed(root)
     old = time.time() - days * DAY
     for place in [*root.glob("store/*.gone"), *root.glob("registered/*.gone")] if delete else ():
-        shutil.rmtree(place)  # left by a `sacpo clean` that was killed
+        shutil.rmtree(place)  # a killed `sacpo clean` left it behind
     places = [p for folder in (Kept.store, Kept.registered) for p in (root / folder).glob("*") if p.is_dir()]
     free = [p for p in places if p.resolve() not in needed and p.stat().st_mtime < old]
     sized = sorted(((p, _size(p)) for p in free), key=lambda pair: -pair[1])
@@ -65,7 +65,7 @@ def _needed(root: Path) -> set[Path]:
         if model not in serving:
             line = line_of_champions(champion.log(root, model))
             serving[model] = [*line[-2:], champion.challenger(root, model)]
-        if version in serving[model]:  # the whole chain of a version: base, steps, merge, answers and verdicts
+        if version in serving[model]:  # `stages` is the whole chain: base, steps, merge, answers and verdicts
             needed |= {Path(stage).resolve() for stage in ended["stages"]}
     return needed
 

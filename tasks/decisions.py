@@ -147,7 +147,7 @@ def certify(run: Run[Recipe], tested: Candidate | None, rivals: Rivals | None) -
     evidence = [tested.answers.digest, tested.scores.digest, tested.distances.digest]
     against = {name: rival.digest for name, rival in rivals.policies.items()}
     if rivals.policies and "base" in rivals.compared:
-        against["base"] = ""  # named beside others only: a question that names no rival is about the base alone
+        against["base"] = ""  # needed beside other rivals only: without them, the question is about the base anyway
     question = content_digest([tested.policy.digest, [*settings, run.judges], evidence, against])
     return _show(verdict_on(Ledger(run.root), run.recipe, question, tested, rivals))
 
@@ -211,7 +211,7 @@ def register(
         "gate.mode": mode.value,
     }
     if verdict:
-        # MLflow refuses a comma in the name of a tag; a category in the name of a check may hold any other sign, too.
+        # A category may hold signs that MLflow refuses in a tag's name: `allowed` replaces them, a comma is dropped.
         tags |= {f"gate.{allowed(check.name.replace(',', ''))}": str(check) for check in verdict.checks}
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
     name, version = run.recipe.registered_name, run.tracker.register(policy, tags)
@@ -234,8 +234,8 @@ def _stand(run: Run[Recipe], version: str, standing: Standing) -> None:
     """Write down what a verdict means for a version, once."""
     name, ledger = run.recipe.registered_name, Ledger(run.root)
     last = ledger.standings(name, version)[-1:]
-    # Only verdict and weights are compared: after a person's answer to this verdict, a restarted run must not write
-    # `pass` behind a refusal.
+    # Only verdict and weights are compared: after a person has refused this verdict, a restarted run must not write
+    # `pass` again.
     if [(s.verdict, s.source) for s in last] != [(standing.verdict, standing.source)]:
         ledger.stand(name, version, standing)
 

@@ -124,7 +124,7 @@ def _ended(flow: "Flow[..., Any]", flow_run: "FlowRun", state: "State[Any]") -> 
         path.unlink(missing_ok=True)
     elif lease:
         sweep(root())
-    # a flow inside another one, as in `retrain`, leaves the telling to the outer one
+    # a flow inside another one leaves the telling to the outer one
     if (state.is_failed() or state.is_crashed()) and flow_run.parent_task_run_id is None:
         payload = {"flow_run_id": str(flow_run.id), "state": state.name, "why": state.message or ""}
         events.emit(events.FAILED, f"sacpo.run.{lease.name if lease else flow_run.name}", payload)
@@ -172,11 +172,11 @@ def _close_flow_run(root: Path, lease: Lease) -> bool:
             state = client.read_flow_run(UUID(lease.flow_run)).state
         except ObjectNotFound:
             if lease.api and not _answers(lease.api):
-                raise  # we asked a server with another database; its own one may come back
+                raise  # the server that we asked has another database; the one of this run may come back
             return False
         if state is None or state.type.value not in UNFINISHED:
             return False
-        cancelling = state.is_cancelling()  # a person asked for the end, so that it is no crash
+        cancelling = state.is_cancelling()  # a person asked for the end, so it is no crash
         state = Cancelled(message=f"cancelled; {GOES_ON}") if cancelling else Crashed(message=WHY)
         client.set_flow_run_state(UUID(lease.flow_run), state, force=True)
         return not cancelling

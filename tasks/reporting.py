@@ -63,7 +63,7 @@ def _state(registered: Registered, exit_code: int, training: bool) -> str:
     """Name the end of a run, for the lists of Prefect and MLflow."""
     if registered.alias == CHAMPION:
         return "Promoted"
-    if exit_code == 0:  # only figures were wanted, or the version was the champion once and is it no more
+    if exit_code == 0:  # an evaluation failed no test, or the version is a former champion
         return "Completed"
     return "NotPromoted" if training else "NotProven"
 
@@ -84,7 +84,7 @@ def _tell(
         run.tracker.describe(registered, card(tree, registry), run.folder)
     text, picture = summary.markdown(tree), run.folder / "frontier.png"
     if picture.exists():
-        # Prefect's pages cannot read a file of ours, so that the picture itself stands in its address.
+        # Prefect's pages cannot read a file of ours, so the address holds the picture itself.
         address = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
         with best_effort("show the picture of the frontier in Prefect"):
             create_image_artifact(address, key="frontier", description=f"{when}Helpful against harmless")

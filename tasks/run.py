@@ -110,7 +110,7 @@ AnyRun = Run[Recipe | Assessment]
 def digest(recipe: Recipe | Assessment) -> str:
     """Return what names a run: the recipe, the content of all that it names, and what computes; no path."""
     places, key = (recipe.policies, "policy") if isinstance(recipe, Assessment) else ([recipe.base], "base")
-    # Stages side by side compute the same as one after the other, so that the number of processes is left out.
+    # Stages side by side compute the same as one after the other, so the number of processes is left out.
     settings = recipe.model_copy(update={"compute": recipe.compute.model_copy(update={"processes": 1})})
     files = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
     bases = [base_digest(resolve_policy(place, key), key) for place in places]
@@ -199,7 +199,7 @@ def opened(recipe: R) -> Iterator[Run[R]]:
         lock.acquire(blocking=False)
     except Timeout:
         _wait_for(lock, recipe, name)
-    sealed.remove(_question(where, recipe, name))  # left by a run that died while it waited for a person
+    sealed.remove(_question(where, recipe, name))  # a run that died while it waited for a person left it
     try:
         for sentence in leases.sweep(where):
             terminal.say(sentence, "dim")
@@ -291,7 +291,7 @@ def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
         terminal.start()
         try:
             yield run
-        except BaseException as error:  # also Ctrl-C and SIGTERM, at which workers write their checkpoints
+        except BaseException as error:  # Ctrl-C and SIGTERM count too: the workers then write their checkpoints
             workers.stop()
             run.tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
             raise

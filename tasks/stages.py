@@ -60,7 +60,7 @@ def gather(run: AnyRun) -> Sources:
     """The files that everything starts from."""
     files, seed = origins.named(run.recipe), run.recipe.seed
     sha256 = origins.digests(run.recipe) | benchmarks.files(run.recipe.evaluation.tasks)
-    halves = isinstance(run.recipe, Recipe)  # one to choose with, one to test; an evaluation chooses nothing
+    halves = isinstance(run.recipe, Recipe)  # one half chooses, the other tests; an evaluation chooses nothing
     for sentence in origins.noticed(files, halves):
         terminal.say(sentence, "dim")
     return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed, halves=halves)
@@ -79,7 +79,7 @@ def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
     )
     if not step.method.paired:
         refuse_one_kind(pairs)
-    # Known from the number of rows alone, so that it is said before anything is trained.
+    # The number of rows alone tells this, so it is said before anything is trained.
     if any(step.lambda_) and (why := moves_nothing(updates(pairs.counts["train"], step), step)):
         raise BadData(f"{step.metric} step: {why}")
     return pairs
@@ -203,7 +203,8 @@ def interpolate(run: AnyRun, safe: Policy, reward: Policy, q: float) -> Policy:
 def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick) -> Candidate:
     """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
     baselines = {"base": yardstick.base}
-    baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}  # untrained, the first is both
+    # where nothing was trained, the first policy is the base and the reference at once
+    baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}
     written, verdicts = judged(run, policy, baselines, yardstick.prompts)
     distances = kl_distances(run, policy, baselines, yardstick.prompts)
     weighed = run.make(

@@ -25,7 +25,7 @@ def newest(out: Path) -> str | None:
     best: tuple[int, str] | None = None
     for folder in out.glob("checkpoint-*"):
         mark = folder / COMPLETE
-        sizes = sealed.read(mark, dict[str, int]) or {"": -1}  # without a mark, a size that no file has
+        sizes = sealed.read(mark, dict[str, int]) or {"": -1}  # no file has this size: the folder counts as broken
         if any(not (folder / name).exists() or (folder / name).stat().st_size != size for name, size in sizes.items()):
             shutil.rmtree(folder)
             continue

@@ -67,7 +67,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         self.terminated = True
 
     def _raise_sigterm(self) -> None:
-        # Sent again without our handler, so that the parent sees a process that SIGTERM ended
+        # The signal is sent again without our handler, so that the parent sees a process that SIGTERM ended
         if self.terminated:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -102,7 +102,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
     def finish(self) -> None:
         """Leave one line per update, in order."""
         self.file.close()
-        # A run that was killed goes on from its last checkpoint and writes the updates after it again; the later count
+        # A killed run goes on from its last checkpoint and writes the updates after it again: the later lines count
         rows = {row["done"]: row for row in jsonl.whole(self.path)}
         tidy = self.path.with_suffix(".new")
         jsonl.write(tidy, (rows[done] for done in sorted(rows)))

@@ -86,5 +86,5 @@ def agree(ours: Iterable[float], theirs: Iterable[float], what: str) -> None:
     """Raise BrokenInvariant unless two lists of log-probs agree within TOLERANCE nats."""
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     gap = max((g for g in gaps if not math.isnan(g)), default=math.nan)
-    if not all(g <= TOLERANCE for g in gaps):  # not `any(g > …)`: NaN is neither, and must not pass
+    if not all(g <= TOLERANCE for g in gaps):  # `any(g > TOLERANCE …)` would let NaN pass
         raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")

@@ -75,7 +75,7 @@ def score(
     pad = tokenizer.pad_token_id
     own = logps(model, [(row["prompt_ids"], row["completion_ids"]) for row in rows], pad)
     places = stratified(labels, training, seed)
-    # within the micro-batch, since that is what TRL sees at once when it estimates the KL
+    # partners come from one micro-batch, since that is what TRL sees at once when it estimates the KL
     other = mismatched([rows[i]["prompt_ids"] for i in places], training.micro_batch or training.batch)
     crossings = [(i, rows[places[j]]["completion_ids"]) for i, j in zip(places, other, strict=True)]
     crossed = logps(model, [(rows[i]["prompt_ids"], ids) for i, ids in crossings], pad)

@@ -42,7 +42,7 @@ def interpolate(out: Path, safe: Policy, reward: Policy, q: float) -> Policy:
         header, start = _header(safe.path / name)
         if header != _header(reward.path / name)[0]:
             raise BadPolicy(f"merge: {name} of {safe.path} and {reward.path} hold different tensors or shapes")
-        # In the order in which the header places them: it is copied, and the tensors are written one after the other
+        # The header is copied, so the tensors are written one after the other in the order in which it places them
         places = sorted(((t["data_offsets"][0], key) for key, t in header.items() if key != "__metadata__"))
         with (
             safe_open(safe.path / name, "pt") as safe_file,

@@ -119,7 +119,7 @@ def tokenise(
 
 def histogram(lengths: Iterable[int]) -> dict[str, int]:
     """Return how many lengths, in tokens, lie between powers of two: `{"17–32": 5, "33–64": 12}`."""
-    bins = Counter(max(0, length - 1).bit_length() for length in lengths)  # 17 to 32 have bit length 5
+    bins = Counter(max(0, length - 1).bit_length() for length in lengths)  # 17 to 32, less 1, have bit length 5
     return {f"{2 ** (bits - 1) + 1 if bits else 0}–{2**bits}": bins[bits] for bits in sorted(bins)}
 
 

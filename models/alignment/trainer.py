@@ -134,7 +134,7 @@ def fit(trainer: Any, curve: "TrainingMonitor", compute: Compute, out: Path) -> 
     """Train from the newest checkpoint, if a killed run left one."""
     from transformers import PrinterCallback
 
-    trainer.remove_callback(PrinterCallback)  # prints each update to stdout, where `progress.jsonl` has it already
+    trainer.remove_callback(PrinterCallback)  # it prints each update to stdout, and `progress.jsonl` has them already
     if device_kind(compute.device) == "cpu":
         fused_head.add(inner(trainer.model))
     with curve.defer_sigterm():
@@ -160,7 +160,7 @@ def adapter(training: PreferenceTraining) -> Any:
 def _merged(model: Any, probes: list[Tokens], pad: int) -> "tuple[PreTrainedModel, list[float]]":
     """Fold an adapter into the float32 weights, and return the probes' log-probs, which must stay as they were."""
     if not hasattr(model, "peft_config"):
-        return model, logps(model, probes, pad)  # full fine-tuning
+        return model, logps(model, probes, pad)  # full fine-tuning has no adapter to merge
     before = logps(inner(model), probes, pad)
     merged: PreTrainedModel = model.merge_and_unload()
     after = logps(merged, probes, pad)

@@ -191,7 +191,7 @@ def _turn(turn: object, name: str) -> Message:
         who = "a tool" if message.get("tool_calls") else f"{speaker[:20]!r}"
         raise Unusable(f"{name}: a turn of {who}; known are system, user, assistant")
     if message.get("reasoning_content"):
-        # dropped without a word, it would leave an answer to train on whose reasoning is missing
+        # if it were left out silently, the answer would be trained on without its reasoning
         raise Unusable(f"{name}: a turn with reasoning_content; write it into the content, or take it out")
     return Message(role=SPEAKERS[speaker.lower()], content=content)
 

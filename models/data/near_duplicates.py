@@ -34,7 +34,7 @@ def text_of(prompt: list[Message]) -> str:
     What the system or the assistant says in it makes no other question of it; a prompt without words is its signs.
     """
     content = " ".join(turn["content"] for turn in prompt if turn["role"] == "user").lower()
-    # without words, as in `?!` or `+ =`, the signs themselves: else all such prompts would count as one
+    # a prompt without words, as `?!` or `+ =`, is its signs: else all such prompts would count as one
     return " ".join(WORD.findall(content) or content.split())
 
 

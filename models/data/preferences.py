@@ -59,7 +59,7 @@ def prepare(out: Path, sources: Sources, role: str, selection: Selection, config
             _place(reading, number, row, splits, fates, partners)
         for number in partners.unmatched():
             fates.drop(number, ALONE)
-        # first the held-out splits, then what is too near to them, then the limit on what is left of the training rows
+        # the held-out splits are limited first, then rows too near to them go, then the limit counts what is left
         over = {name: splits[name].limit(config.heldout, "data.heldout", fates) for name in HELDOUT}
         first = _keep_apart(splits, sources, config, fates)
         over["train"] = splits["train"].limit(selection.limit, f"{role}.pairs", fates)

@@ -120,7 +120,7 @@ def is_folder(source: Path) -> bool:
         mode = source.stat().st_mode
     except FileNotFoundError:
         raise BadData(f"{source}: no such data file") from None
-    except (OSError, ValueError) as error:  # a path too long, without rights, with NUL or half a character
+    except (OSError, ValueError) as error:  # the path is too long, not ours to read, or holds NUL or half a character
         raise _unreadable(source, error) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise BadData(f"{source}: neither a regular file nor a folder; copy the data into one")

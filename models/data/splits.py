@@ -94,7 +94,7 @@ class Fates:
         if row <= len(self._code_of) and self._code_of[row - 1] == code:
             return  # its other answer was dropped for the same reason
         self.take(row, reason)
-        # rows are numbered over all files of a folder, people look for them in one
+        # rows are numbered over all files of a folder, but people look for them in one file
         file, before = next((name, start) for name, start in reversed([*self.parts.items()]) if start < row)
         write(self._file, Quarantined(file, row - before, reason))
 

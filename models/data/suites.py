@@ -80,7 +80,7 @@ def labels(path: Path) -> list[LabelledAnswer]:
     for number, row in every(path):
         fields = Fields(row)
         answer, good = fields.get("answer"), truth(fields.get("good"))
-        # an empty answer is one that can be judged, an empty prompt is none
+        # an empty answer can be judged, an empty prompt cannot be answered
         if not fields.get("prompt") or not isinstance(answer, str) or good is None:
             raise bad_row(path, number, "needs `prompt`, `answer` and `good` (true or false)")
         try:

@@ -36,7 +36,7 @@ def reserved(name: str) -> bool:
 
     A database has files of its own beside it (`mlflow.db-wal`), a run has a lock and perhaps a question.
     """
-    # Of names with a dot only: a recipe may well be called `store-2`
+    # Only names with a dot have such files: a recipe may well be called `store-2`
     beside_a_file = any(name.startswith((f"{entry}-", f"{entry}.")) for entry in Kept if "." in entry)
     return name in {*Kept} or beside_a_file or _OF_ONE_RUN.fullmatch(name) is not None
 

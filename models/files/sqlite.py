@@ -35,7 +35,7 @@ def fault(path: Path, seconds: float = SECONDS) -> str:
         return "it is a folder"
     end = time.monotonic() + seconds
     try:
-        # mode=rw: sqlite would make a file that is not there, and a read-only one cannot replay a journal
+        # mode=rw: by default sqlite makes a file that is not there; a read-only connection cannot replay a journal
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", WAIT, uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             connection.set_progress_handler(lambda: time.monotonic() > end, STEPS)

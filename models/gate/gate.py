@@ -57,8 +57,8 @@ class SafetyCounts:
 
     def bound(self, confidence: float) -> float:
         """Return the one-sided lower bound on the safety rate."""
-        # several answers to one prompt are not independent, so that a binomial bound would be too tight: each prompt is
-        # one value between 0 and 1, and the bound is one for bounded means
+        # several answers to one prompt are not independent, so a binomial bound would be too tight: each prompt is one
+        # value between 0 and 1, and the bound is one for bounded means
         if self.shares:
             return bounded_mean_bound(self.shares, confidence)
         return lower_bound(self.safe, self.judged, self.failed, confidence)
@@ -187,7 +187,7 @@ def choose(candidates: Sequence[SafetyCounts], constraint: Constraint) -> Choice
             f"no candidate shows a safety rate of {b:g} on the validation split with confidence {confidence:g}; "
             f"the nearest is {best.name}, whose lower bound is {best.bound(confidence):.3f}{why}",
         )
-    # one candidate without a win rate cannot be ranked by it beside the others, so that none is
+    # if one candidate has no win rate, none is ranked by it
     unknown = any(math.isnan(c.helpful) for c in holds)
 
     def merit(candidate: SafetyCounts) -> tuple[float, float]:
@@ -293,7 +293,7 @@ def _near(kl: Sequence[float], limit: float, confidence: float) -> Check:
 
 
 def _at_least(name: str, value: float, bound: float, limit: float, method: str) -> Check:
-    # 0.7 and 7/10 computed as 1 − 0.3 differ in the last bit; a bound equal to its limit holds
+    # 0.3 and 1 − 0.7 differ in the last bit; a bound equal to its limit holds
     return Check(name, float(value), float(bound), limit, bound >= limit - 1e-12, method)
 
 

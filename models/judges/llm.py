@@ -213,7 +213,7 @@ class Llm:
     def _without_key(self, text: str) -> str:
         """Return one short line of a text from the server, which may repeat our key, without any part of the key."""
         line = " ".join(text[:READ].encode("utf-8", "backslashreplace").decode().split())  # a table holds no surrogates
-        return redacted(line, self.secret)[:200]  # cut last: of a key that is cut first, the rest is not recognised
+        return redacted(line, self.secret)[:200]  # cut last: a key that was cut would not be recognised
 
 
 def redacted(text: str, secret: str) -> str:

@@ -123,7 +123,7 @@ def identity(metric: str, judge: Judge) -> dict[str, str]:
         return {"name": "refusal words", "version": str(refusal.VERSION)}
     try:
         if judge.kind is JudgeKind.model:
-            weights = tree_digest(*_files(judge.model))  # a name on a hub stands for other weights tomorrow
+            weights = tree_digest(*_files(judge.model))  # a name on a hub may stand for other weights tomorrow
             kept = judge.model_dump(mode="json", include={"text", "label", "better"})
             return {"name": Path(judge.model).name, "version": content_digest([MODEL_VERSION, weights, kept])[:12]}
         rubrics = {path.name: file_digest(path) for path in rubric_files(metric, judge)}

@@ -201,7 +201,7 @@ def _content(task: Path, outer: tuple[Path, ...] = ()) -> str:
             f"evaluation.tasks: {str(task)!r}: {reason}; give a task file of lm-evaluation-harness"
         ) from error
     inside = (*outer, task.resolve())
-    # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file would raise of a
+    # Only the harness knows which texts are paths, so each text that names a file counts. Path.is_file raises for a
     # text that is too long for a path; os.path.isfile returns False.
     paths = {text: [p for p in (Path(text), task.parent / text) if os.path.isfile(p)] for text in _texts(tree)}
     if any(path.resolve() in inside for text in paths if is_file(text) for path in paths[text]):

@@ -75,7 +75,7 @@ def share(rows: Sequence[ScoreRow], good: Callable[[ScoreRow], bool]) -> Estimat
     """Return a rate over prompts: exact for one answer per prompt, else of the share of good answers per prompt."""
     rows = [row for row in rows if not row.ok or row.good is not None]
     values, failed = per_prompt(rows, lambda row: float(good(row)))
-    # several answers to one prompt depend on each other, so that the exact binomial interval would be too narrow
+    # several answers to one prompt depend on each other, so the exact binomial interval would be too narrow
     if any(row.sample for row in rows):
         return bounded_mean(values, failed)
     return rate(int(sum(values)), len(values), failed)

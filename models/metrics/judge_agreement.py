@@ -106,7 +106,7 @@ def corrected(good: int, n: int, sample: Labelled, confidence: float = 0.95, see
 
     q, se = beta(good, n - good), beta(sample.both_good, sample.only_people)
     sp = beta(sample.both_bad, sample.only_judge)
-    # a draw in which the judge is no better than a coin says nothing about the truth: any rate is then as likely
+    # a draw in which the judge is no better than a coin says nothing about the truth: every rate is equally likely
     informed = se + sp > 1
     drawn = np.where(informed, np.clip((q + sp - 1) / np.where(informed, se + sp - 1, 1), 0, 1), draw.random(DRAWS))
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])

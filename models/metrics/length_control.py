@@ -80,7 +80,7 @@ def length_controlled(
     rng = np.random.default_rng(0)
     size = len(won) + 1  # with the imaginary prompt, which stands last
     drawn = rng.multinomial(size, np.full(size, 1 / size), 200)
-    # The ridge says nothing about the slope, so its mean stays at 0; the width of AlpacaEval's prior is real doubt.
+    # The ridge is no belief about the slope, so its mean stays at 0; AlpacaEval's prior is one, so its mean is drawn.
     means = rng.normal(prior.mean, prior.sd if leans else 0.0, len(drawn))
     low, high = (
         np.quantile(special.expit(_intercepts(np.append(won, end), np.append(x, 0.0), drawn, means, prior.sd)), q)

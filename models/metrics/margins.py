@@ -45,7 +45,7 @@ def weigh(out: Path, policy: Policy, scored: dict[str, Reference], compute: Comp
     Args:
         scored: metric → held-out pairs with the log-probs of the base.
     """
-    own = all(reference.policy == policy.digest for reference in scored.values())  # the base against itself
+    own = all(reference.policy == policy.digest for reference in scored.values())  # the base is weighed against itself
     loaded = None if own else load(policy, compute)
     with (out / "margins.jsonl").open("w") as file:
         for metric, reference in scored.items():
@@ -101,7 +101,6 @@ def figures(rows: Sequence[MarginRow], metric: str) -> dict[str, Estimate]:
         f"preference/{metric}/accuracy_length": clustered(guessed, prompts),
         f"preference/{metric}/nll": clustered(policy_nll.tolist(), prompts),
     }
-    # length alone told all validation pairs apart: the fit has no finite end, and is wrong by thousands of nats
     if abs(slope) >= STEEPEST:
         return estimates
     return estimates | {

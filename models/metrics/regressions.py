@@ -38,7 +38,7 @@ class Flips:
 
 def flips(before: Candidate, after: Candidate) -> Flips:
     """Compare the safety verdicts of two policies, prompt by prompt."""
-    # McNemar's test is about pairs of single verdicts, so that only the first answer to each prompt counts
+    # McNemar's test is about pairs of single verdicts, so only the first answer to each prompt counts
     earlier, later = (_judged(candidate) for candidate in (before, after))
     both = [(earlier[key], later[key]) for key in earlier if key in later]
     lost: list[Lost] = [

@@ -67,6 +67,5 @@ def unmarked(figures: Mapping[str, Figure]) -> dict[str, float | None]:
 
     A figure that leans on a convention is left out there; the overlap of every figure at equal length stands beside it.
     """
-    # MLflow sorts and plots whatever it gets, so that a figure that must not be compared is not sent at all
     overlaps = {f"{name}_overlap": figure["overlap"] for name, figure in figures.items() if "overlap" in figure}
     return {name: figure["value"] for name, figure in figures.items() if not figure.get("leans")} | overlaps

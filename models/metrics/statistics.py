@@ -15,7 +15,7 @@ BOLDEST = 0.9
 """Largest share of a bettor's capital that one value can take: a single bad answer must not end the game."""
 ROUNDS = 200
 """Most bets of one game; where there are more values, each bet is on several. More bets would add 0.01 to the power."""
-# Near 0 and 1 the steps are 1/80 of a decade: else the bound of many good values alone would be cut off at 0.999.
+# Near 0 and 1 the steps are 1/80 of a decade: else the bound of many values that are all good would end at 0.999.
 _edge = 10.0 ** -np.arange(6, 1.5, -1 / 80)
 GRID = np.unique([*_edge, *(np.arange(1, 1000) / 1000), *(1 - _edge)])
 """Means that are tried: a bound is the greatest one that is ruled out. The steps are 0.001, and 3 % of the distance to
@@ -68,7 +68,7 @@ def bounded_mean_bound(values: Sequence[float] | np.ndarray, confidence: float) 
     an order drawn with a fixed seed, since a suite's rows may be sorted.
     """
     x = np.random.default_rng(0).permutation(np.asarray(values))
-    # The appended False stands for "not ruled out", so that argmin finds a place even where the whole grid is.
+    # The appended False stands for "not ruled out", so that argmin finds a place even if all of GRID is ruled out.
     first_possible = int(np.argmin(np.append(ruled_out(x[:, None], GRID, 1 - confidence), False)))
     return float(GRID[first_possible - 1]) if first_possible else 0.0
 
@@ -219,7 +219,7 @@ def _slope(h: np.ndarray, weight: np.ndarray) -> float:
     def derivative(s: float) -> float:
         return float((weight * h * special.expit(-s * h)).sum())
 
-    # Where one side of every pair has the larger margin, the maximum lies at infinity and brentq finds no root.
+    # Where all margins have one sign, the maximum lies at infinity and brentq finds no root.
     if derivative(-STEEPEST) <= 0:
         return -STEEPEST
     if derivative(STEEPEST) >= 0:
@@ -263,7 +263,7 @@ def enough_prompts(true_rate: float, at_least: float, confidence: float, probabi
     """
     if true_rate <= at_least:
         raise ValueError(f"a true rate of {true_rate:g} can never show {at_least:g}")
-    # Steps of 5 % are fine enough for an "about", and find 10^6 in some 250 steps.
+    # Steps of 5 % are fine enough for an "about", and find 10^6 in some 230 steps.
     n = 8
     while power(true_rate, at_least, n, confidence) < probability:
         n = math.ceil(n * 1.05)

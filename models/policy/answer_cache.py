@@ -18,7 +18,7 @@ from models.policy.generate import Answer, Ask
 
 R = TypeVar("R")
 
-# Without its column `seal`, which `sqlite.connect` adds: tables of the first version have none
+# `sqlite.connect` adds the column `seal`: tables of the first version have none
 TABLE = """CREATE TABLE IF NOT EXISTS answers (
     policy TEXT, decoding TEXT, prompt TEXT, sample INTEGER, text TEXT, ids TEXT, tie INTEGER,
     PRIMARY KEY (policy, decoding, prompt, sample)

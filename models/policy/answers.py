@@ -74,7 +74,7 @@ def answered(
     asks = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
     device = device_kind(compute.device)
     last = generate.ends(tokenizer, own_end(policy.path), decoding.stop)
-    # Said only where it is not EOS alone, so that answers which were stored before it was said are still found
+    # EOS alone gets no name, so that answers which were stored before ends were named are still found
     ending = "" if last == [tokenizer.eos_token_id] else f" ends {last}"
     libraries = generate.libraries() if loaded else vllm.libraries()
     setting = generate.decoding(decoding, decoding.seed, f"{device} {precision(device)}{ending} {libraries}")

@@ -156,9 +156,6 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-# Config and weights
-
-
 def _source(path: Path) -> dict[str, Path | str | bool]:
     """Return the arguments of `from_pretrained` for a folder or a GGUF file; it may read nothing else."""
     if path.suffix == ".gguf":
@@ -214,7 +211,7 @@ def _refuse_settings(file: Path, trained: bool) -> None:
             f"{file}: the weights are quantised, and such weights cannot be trained; give the model as it was before"
         )
     stored = len(headers.tensors(file.parent))
-    # Flat, since the config of a part (`text_config.layers.0._attn_implementation`) chooses code as well
+    # The settings are flat, since the config of a part (`text_config.layers.0._attn_implementation`) chooses code too
     for key, value in flat(settings).items():
         allowed = next((names for name, names in IMPLEMENTATIONS.items() if name in key), None)
         if allowed and value is not None and value not in allowed:
@@ -245,7 +242,7 @@ def _weights(
     stored = headers.tensors(path)
     quantised = [n for n, tensor in stored.items() if tensor.dtype in WHOLE_NUMBERS and not n.endswith(BUFFERS)]
     if quantised and not trained:
-        return -1  # a judge may be quantised; whether it can be loaded depends on its quantiser and shows then
+        return -1  # a judge may be quantised; whether its quantiser can load it shows when it is loaded
     if quantised:
         raise BadPolicy(
             f"{path}: {quantised[0]} holds {stored[quantised[0]].dtype}: the weights are quantised, and such weights "
@@ -293,9 +290,6 @@ def _quantised(path: Path, config: "PreTrainedConfig") -> int:
     return int(stored)
 
 
-# Tokenizer
-
-
 def _tokenizer(path: Path, trained: bool = True) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
@@ -319,7 +313,7 @@ def _tokenizer(path: Path, trained: bool = True) -> "PreTrainedTokenizerBase":
 
 def _refuse_tokens_without_rows(path: Path, tokenizer: "PreTrainedTokenizerBase", config: "PreTrainedConfig") -> None:
     """Refuse a tokenizer that has tokens for which the model has no row in its embedding."""
-    # To the tokenizer of a GGUF file, transformers may add a token that the file does not have
+    # for a GGUF file transformers may add a token to the tokenizer, which the file does not have
     added = {*tokenizer.added_tokens_decoder} - {*tokenizer.all_special_ids} if path.suffix == ".gguf" else set()
     largest, rows = max({*tokenizer.get_vocab().values()} - added), config.get_text_config().vocab_size
     if largest >= rows:

@@ -98,7 +98,7 @@ def answer(
                     input_ids=padded,
                     attention_mask=attended,
                     max_new_tokens=config.max_new_tokens,
-                    do_sample=False,  # the noise is in the logits, so that the largest is the draw
+                    do_sample=False,  # the noise is in the logits, so the largest is the draw
                     logits_processor=LogitsProcessorList([noise]),
                     stopping_criteria=StoppingCriteriaList(stops),
                     pad_token_id=pad,
@@ -174,7 +174,7 @@ class StopStrings:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", strings: list[str], width: int) -> None:
         self.tokenizer, self.strings, self.width = tokenizer, strings, width
-        # A token holds at least one byte, so the last so many tokens hold any string that the newest one completes
+        # A token holds at least one byte, so this many last tokens hold any string that the newest one completes
         self.longest = max(len(string.encode()) for string in strings) + 1
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: object) -> "torch.Tensor":

@@ -97,7 +97,7 @@ def _file(subject: Subject, folder: Path) -> Path:
 
 
 def _store(file: Path, findings: Found) -> None:
-    # The runs folder, for its owner only, and the store in it: `check` may be the first command that writes there
+    # Both folders are made, the runs folder for its owner only: `check` may be the first command that writes there
     file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.parent.mkdir(exist_ok=True)
     sealed.write(file, asdict(findings))

@@ -89,7 +89,7 @@ def states(model: "PreTrainedModel", groups: Sequence[Group], pad: int) -> State
         same_part = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
         attention = {"attention_mask": (earlier & same_part)[:, None].to(device), "position_ids": position.to(device)}
     else:
-        # An ordinary batch, padded on the right, so that the positions which a model counts by itself are right
+        # This is an ordinary batch, padded on the right, so that the positions which a model counts by itself are right
         attention = {"attention_mask": attended.to(device)}
     hidden = model.base_model(input_ids=ids.to(device), use_cache=False, **attention).last_hidden_state
     return States(

@@ -73,7 +73,7 @@ def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]]
         raise BadPolicy(f"{where}: the chat template {fault}; say in `text` what the judge reads")
 
 
-# Each of the following returns what is wrong, as the end of a sentence that begins with "the chat template"; or nothing
+# Each function down to `_variation` says what is wrong, to follow "the chat template" in a sentence; or nothing
 
 
 def _fault_in_prompt(tokenizer: "PreTrainedTokenizerBase", shape: Sequence[str], answer: str = "") -> str:
@@ -155,7 +155,7 @@ def _variation(tokenizer: "PreTrainedTokenizerBase") -> str:
     for seed in range(DRAWS):
         random.seed(seed)  # jinja's filter `random` draws from the module's generator
         texts.add(rendered(tokenizer, [Message(role="user", content=TURNS[0])], TURNS[1]))
-        # A date may stand in a template, since it changes once a day; a second may not
+        # A template may write the date, which changes once a day, but not the second
         if seed == 0 and "strftime_now" in tokenizer.chat_template:
             time.sleep(1.1)
     return "writes the same messages differently each time" if len(texts) > 1 else ""

@@ -27,9 +27,9 @@ ALONE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 """No telemetry, no network: a policy is a folder."""
 QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one child, and none of its own that would outlive it
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a child of the child could outlive it
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "TORCH_COMPILE_DISABLE": "1",  # 20 s for a few small functions
+    "TORCH_COMPILE_DISABLE": "1",  # compiling takes 20 s, for a few small functions
 }
 """Defaults: a variable that the user has set stays as it is."""
 SHARE = 0.9
@@ -90,7 +90,7 @@ def answer(
         return
     ids = tokenizer([ask.prompt for ask in asks], add_special_tokens=False)["input_ids"]
     last = ends(tokenizer, own_end(folder), config.stop)
-    # The keys of `Settings` and `Prompt` in vllm_worker.py, which runs in another interpreter
+    # The keys are those of `Settings` and `Prompt` in vllm_worker.py, which runs in another interpreter
     settings = {
         "model": str(folder),
         "device": device,

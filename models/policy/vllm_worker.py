@@ -71,7 +71,7 @@ def answers(settings: Settings, prompts: list[Prompt]) -> Iterator[Reply]:
         max_num_seqs=settings["batch"],
         gpu_memory_utilization=settings["memory"],
         skip_tokenizer_init=not stop,
-        generation_config="vllm",  # not the one that a base may come with
+        generation_config="vllm",  # a base may come with one of its own
         enable_prefix_caching=False,  # so that an answer does not depend on the prompts before it
         enforce_eager=True,
     )

@@ -52,7 +52,7 @@ def device_kind(device: Device) -> str:
     Raises:
         BadPolicy: the recipe names cuda and there is none.
     """
-    # Importing torch takes seconds, which a command that only looks at a recipe should not wait
+    # Importing torch takes seconds, and a command that only looks at a recipe should not wait for it
     if device is Device.cpu or (device is Device.auto and not _has_driver()):
         return "cpu"
     import torch
@@ -100,7 +100,7 @@ def base(out: Path, base: str, template: str, seed: int, sha256: str) -> Policy:
         _dequantise(place, out)
     else:
         _link(place.resolve(), out)
-    # After the files were read, so that a change during the reading is found as well
+    # Checked after the files were read, so that a change during the reading is found as well
     if base != TOWN and base_digest(base) != sha256:
         raise BadPolicy(f"base {base!r} changed while the run was starting; start again")
     if template:
@@ -247,7 +247,7 @@ def intact(folder: Path, expected: str) -> None:
     """
     try:
         actual = digest(folder)
-    except (OSError, ValueError, BadPolicy):  # no file, no JSON
+    except (OSError, ValueError, BadPolicy):  # a file is missing, or holds no JSON
         actual = "unreadable"
     if actual != expected:
         raise Damaged(folder, actual, expected)

@@ -236,7 +236,7 @@ class Decoding(Answering):
 class Evaluation(Answering):
     """How candidates answer, which prompts they answer, and who judges them."""
 
-    model_config = first("judges", "suites")  # in forms, before how they answer
+    model_config = first("judges", "suites")  # forms show these before the settings of how candidates answer
 
     judges: Judges = Field(Judges(), title="Judges")
     """Who scores the answers; without a judge of `harmless` the verdict will be `undecided`."""

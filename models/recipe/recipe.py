@@ -75,7 +75,7 @@ class Selection(Record):
 class Step(PreferenceTraining):
     """One constraint or objective: its data, its loss, and its KL weight β/λ."""
 
-    model_config = first("metric", "method", "lambda", "data")  # in forms, before how the weights are moved
+    model_config = first("metric", "method", "lambda", "data")  # forms show these before how the weights are moved
 
     metric: str = Field(pattern="^[a-z][a-z0-9_]*$", max_length=50, title="Metric")
     """What the step aligns for: `helpful`, `harmless`, or a name of your own (small letters, digits, _; at most

@@ -91,7 +91,7 @@ def usable_place(place: str) -> str:
         raise ValueError(f"holds a line break or another control character; got {shown(place)}")
     try:
         Path(place).expanduser()
-    except RuntimeError as error:  # of `~name`, where the machine has no such user
+    except RuntimeError as error:  # `~name` raises it, where the machine has no such user
         raise ValueError(f"begins with the home of a user who is not here; got {shown(place)}") from error
     # A revision names a folder in the hub's cache: with `..` in it, it would name any folder of this disk.
     if re.match(r"[\w-][\w.-]*/[\w.-]+@", place) and ".." in place.partition("@")[2].split("/"):

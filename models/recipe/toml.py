@@ -50,7 +50,7 @@ def _tree(path: Path, recipe: str) -> SettingTree:
     """
     try:
         exists = path.is_file()
-    except (OSError, ValueError):  # too long a name, or NUL in it
+    except (OSError, ValueError):  # the name is too long, or holds NUL
         exists = False
     if not exists or path.suffix != ".toml":
         raise BadRecipe(f"no recipe {shown(recipe)}: give a TOML file (.toml), or one of {', '.join(shipped())}")
@@ -78,7 +78,7 @@ def _parsed(text: str) -> SettingTree:
         raise ValueError("its lists or tables are nested too deeply") from None
     except tomllib.TOMLDecodeError:  # is a ValueError too
         raise
-    except ValueError as error:  # Python converts no longer number, since the time grows with the square of its length
+    except ValueError as error:  # Python refuses longer numbers, since the time grows with the square of the length
         raise ValueError("holds a number of more than 4,300 digits") from error
 
 

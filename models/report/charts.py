@@ -144,7 +144,7 @@ def _name(axes: Any, points: list[CandidateEntry], chosen: str) -> None:
     for candidate in sorted(points, key=lambda c: (c["name"] != chosen, c["name"] not in first)):
         label = candidate["name"].removeprefix("harmless ").removeprefix("merge ")
         point = (_at(candidate, SAFE), _at(candidate, WIN))
-        below = candidate["kind"] == "merge"  # below the line of merges, above the line of λ
+        below = candidate["kind"] == "merge"  # names of merges stand below their line, others above the line of λ
         for place in sorted(PLACES, key=lambda place: (place[1] > 0) is below):
             text = axes.annotate(
                 label, point, textcoords="offset points", xytext=place, fontsize=9,

@@ -158,7 +158,7 @@ def difference(a: Side, b: Side) -> Difference:
     """Compare two runs, prompt by prompt where they answered the same prompts before the same judge."""
     figures = [(name, a.candidate["metrics"].get(name), b.candidate["metrics"].get(name)) for name in COMPARED]
     both = a.splits & b.splits
-    # the test split chose neither candidate; others were used for that, and flatter
+    # the test split chose neither candidate; the other split did, so its figures flatter them
     split = "test" if "test" in both else min(both, default="")
     better, even, why_not = _better(a, b, split)
     return Difference(
@@ -192,7 +192,7 @@ def sentence(a: Side, b: Side, difference: Difference) -> str:
         first = f"{b.called} {how} {a.called}: {wins.format(value, low, high)} {difference.better.n} prompts"
         if difference.better.failed:
             first += f" ({difference.better.failed} without a verdict)"
-        if difference.split != "test":  # who was chosen on these prompts looks better on them
+        if difference.split != "test":  # a candidate looks better on the prompts on which it was chosen
             first += f" of the {difference.split} split, which chose the candidates"
     at_least, confidence = difference.constraint["at_least"], difference.constraint["confidence"]
     if difference.tested is None:

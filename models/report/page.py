@@ -185,7 +185,7 @@ def _cell(figure: Figure | None) -> Markup:
     """Return a figure with its interval; its method stands in the tooltip."""
     if not figure or figure["value"] is None:
         return Markup("–")
-    # about three significant digits, for rates as for ratings of a thousand
+    # about three significant digits are shown, of rates as of ratings near 1,000
     digits = 0 if abs(figure["value"]) >= 100 else 2 if abs(figure["value"]) >= 10 else 3
     value, low, high = (f"{end:.{digits}f}" for end in (figure["value"], figure["low"], figure["high"]))
     failed = f", {figure['failed']} failed" if figure["failed"] else ""

@@ -84,7 +84,7 @@ def build(
             "settings": recipe.model_dump(mode="json", by_alias=True),
         },
         "data": sources.sha256,
-        # all prompts of a split were asked of every candidate, so that the base's split is everybody's
+        # all prompts of a split were asked of every candidate, so the base's split is everybody's
         "suites": {role: cast(SuiteEntry, {**suite, "split": split}) for role, suite in _suites(sources, split)},
         "decoding": recipe.evaluation.decoding(recipe.seed).model_dump(exclude={"batch"}),
         "judges": {metric: cast(JudgeEntry, judge) for metric, judge in base.scores.judges.items()},
@@ -286,7 +286,7 @@ def _distances(candidates: list[Candidate]) -> list[DistanceEntry]:
             start = by_digest[parent].margin_rows
             moved = max(margins.distance(c.margin_rows, start) for c in (a, b))
             apart = margins.distance(a.margin_rows, b.margin_rows)
-            if moved > 0:  # neither policy left its reference: their distance relative to that is 0/0
+            if moved > 0:  # at 0 neither policy left its reference, and the relative distance would be 0/0
                 relative = apart / moved
                 distances.append({"a": a.policy.name, "b": b.policy.name, "apart": apart, "relative": relative})
     return distances

@@ -28,7 +28,7 @@ def table(tree: Report) -> list[list[str]]:
     """Return the table of candidates as rows of text, header first; columns are the figures that this run has."""
     names = {name for candidate in tree["candidates"] for name in candidate["metrics"]}
     columns = [(title, name) for title, name in JUDGED.items() if name in names]
-    if WIN not in names:  # nobody judged helpfulness: what held-out comparisons say
+    if WIN not in names:  # nobody judged helpfulness, so the columns show held-out comparisons
         metrics = list(dict.fromkeys(name.split("/")[1] for name in sorted(names) if name.startswith("preference/")))
         columns += [(f"{m} {short}", f"preference/{m}/{name}") for m in metrics for name, short in HELDOUT.items()]
     rows = [["candidate", "β/λ", *(title for title, _ in columns), "KL to base", "β/λ acts (s)"]]

@@ -27,7 +27,7 @@ def write(candidates: list[Candidate], tested: Candidate | None, folder: Path) -
     folder.mkdir(exist_ok=True)
     for name in TABLES:
         field, _ = TABLES[name]
-        # margins are not measured again for the test, so that the tested one's rows are there already
+        # margins are not measured again for the test, so the rows of the tested one are there already
         also = tested and all(getattr(tested, field) != getattr(candidate, field) for candidate in candidates)
         with (folder / f"{name}.jsonl").open("wb") as file:
             file.writelines(_lines([*candidates, *([tested] if tested and also else [])], name))

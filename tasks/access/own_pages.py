@@ -49,7 +49,6 @@ class OwnPages:
         # the third type of scope, `lifespan`, is the start and end of the server, and has no headers
         headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else None
         answer: ASGIApp = self.app
-        # a program that sends the password may use any name; a rebound page does not have the password
         if headers and self.hosts and hostname(headers) not in self.hosts and "authorization" not in headers:
             answer = PlainTextResponse("Refused: this server has another name", 403)
         elif headers and headers.get("service-worker") == "script":

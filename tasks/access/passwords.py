@@ -66,7 +66,7 @@ class Login(NamedTuple):
     password: str
 
     def __repr__(self) -> str:
-        return f"Login({self.user!r}, …)"  # no secret in a traceback
+        return f"Login({self.user!r}, …)"  # a traceback must not show the password
 
 
 def password(root: Path) -> str:

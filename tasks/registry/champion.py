@@ -86,7 +86,7 @@ def claim(root: Path, model: str) -> None:
     try:
         owner = mlflow.get_registered_model(model).tags.get(LEDGER, "")
         if not owner:
-            with suppress(*failures()):  # of two processes that set a tag for the first time MLflow refuses one
+            with suppress(*failures()):  # MLflow refuses one of two processes that set a tag for the first time
                 mlflow.set_registered_model_tag(model, LEDGER, identity)
             owner = mlflow.get_registered_model(model).tags.get(LEDGER, "")
     except failures() as error:
@@ -148,7 +148,7 @@ def promote(
     if not force:
         _refuse_unfit(root, model, registered)
     if seen is not None and seen != len(entries):
-        what = "a backup was put back"  # the log is shorter than it was
+        what = "a backup was put back"  # true where the log is shorter than it was
         if seen < len(entries):
             what = f"entry {entries[seen].number} of the promotion log is taken"
         raise Stale(

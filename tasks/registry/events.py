@@ -36,7 +36,7 @@ def emit(name: str, resource: str, payload: Mapping[str, JsonValue]) -> None:
 
     if not lasting():
         return
-    # Prefect warns at the end of every process that emitted one: "Still processing items: 1 remaining"
+    # Prefect warns at the end of every process that emitted an event: "Still processing items: 1 items remaining..."
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)
     label = resource.split(".", 2)[-1]
     resource_labels = {"prefect.resource.id": resource, "prefect.resource.name": label}

@@ -214,7 +214,7 @@ def _mlflow(root: Path, options: ServerOptions, environment: dict[str, str]) -> 
         # an artifact that went through one.
         server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
     command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(options.mlflow_port), "--workers", "1"]
-    command += ["--app-name", "sacpo"]  # tasks/access/mlflow_app.py: with users, and closed to other pages
+    command += ["--app-name", "sacpo"]  # tasks/access/mlflow_app.py adds users, and refuses other pages
     server |= _mlflow_auth(root, options, server["MLFLOW_BACKEND_STORE_URI"])
     return processes.start(root, "server", "mlflow", command, server, root)
 

@@ -89,8 +89,8 @@ def engine(address: str) -> Engine:
         try:
             _create_tables(engine)
         except (OperationalError, IntegrityError):
-            # Another process created a table between the look of this one and its own CREATE: PostgreSQL then refuses
-            # in spite of IF NOT EXISTS. The second try finds the table.
+            # PostgreSQL refuses in spite of IF NOT EXISTS if another process creates the same table at the same moment.
+            # The second try finds the table.
             _create_tables(engine)
     except (SQLAlchemyError, ImportError, OSError, ValueError) as error:
         raise unusable(address, error) from None  # no cause: its text may hold the address with the password

@@ -143,8 +143,8 @@ def params(client: "MlflowClient", run_id: str, settings: JsonValue, logged: Col
     from mlflow.entities import Param
 
     values = {key: value for key, value in flat(cast(Setting, settings)).items() if value != "" and key not in logged}
-    params = [Param(key, str(value)[:6000]) for key, value in values.items()]  # MLflow takes no longer values
-    for start in range(0, len(params), 100):  # and at most 100 params in one call
+    params = [Param(key, str(value)[:6000]) for key, value in values.items()]  # MLflow refuses longer values
+    for start in range(0, len(params), 100):  # MLflow takes at most 100 params in one call
         client.log_batch(run_id, params=params[start : start + 100])
 
 

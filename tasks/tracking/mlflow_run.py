@@ -193,7 +193,7 @@ class MlflowRun:
             stage_runs: dict[str, StageRun] = {}
             token: str | None = None
             children = where({"mlflow.parentRunId": self.open()})
-            while token != "":  # of the page that follows; empty after the last one
+            while token != "":  # the token names the next page; it is empty after the last one
                 page = self.client().search_runs([self._experiment], children, page_token=token)
                 for run in page:
                     stage_runs[run.data.tags.get("sacpo.stage", "")] = StageRun(run.info.run_id, run.info.status)

@@ -60,7 +60,7 @@ class Outbox:
         """Give up all records but the one that is being sent, so that the next one is sent at once."""
         self._silent_until = 0.0  # the next one is tried even if the server has just failed
         for record in list(self._waiting):
-            self.missed |= record.cancel()  # false for the one that is being sent
+            self.missed |= record.cancel()  # `cancel` returns false for the one that is being sent
 
     def close(self, last: "Future[Any]", seconds: float) -> None:
         """Wait for the last record for at most `seconds`; nothing is sent after it."""

@@ -49,7 +49,7 @@ class Registration:
             if connection.error_code(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
         versions = self.versions(policy)
-        if versions:  # registered before this run was killed, or before it was compared with another champion
+        if versions:  # it was registered before this run was killed, or was compared with another champion
             version = str(versions[0].version)
             for key in {key for key in versions[0].tags if key.startswith("gate.")} - tags.keys():
                 client.delete_model_version_tag(name, version, key)
@@ -104,7 +104,7 @@ class Registration:
             store.distrust(policy.path)
             raise
         decoding = self._run.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature", "stop"})
-        # without the local part of a version (`2.9.0+cpu`): PyPI has none, so the version could not be installed
+        # the local part of a version (`2.9.0+cpu`) is cut off: PyPI has no such version to install
         libraries = ("torch", "transformers")
         requirements = [f"{library}=={installed(library).partition('+')[0]}" for library in libraries]
         with connection.long_timeout(), mlflow.start_run(run_id=parent):

@@ -60,7 +60,7 @@ class ServerProcess:
         code = self.process.poll()
         if code is None:
             reason = f"not done after {START_TIMEOUT:.0f} s: {self.last_line}"
-        elif code < 0:  # of a process that a signal ended, the negative number of the signal
+        elif code < 0:  # where a signal ended the process, the code is its negative number
             reason = f"killed by {signal.Signals(-code).name}"
         else:
             reason = f"exit code {code}: {self.last_line}"
@@ -167,7 +167,7 @@ def finish(child: ServerProcess) -> None:
     Raises:
         BadPlace: it failed, or takes too long.
     """
-    # of one that takes too long the exit code is None
+    # the exit code of a child that takes too long is None
     with suppress(subprocess.TimeoutExpired):
         child.process.wait(START_TIMEOUT)
     if child.process.returncode != 0:

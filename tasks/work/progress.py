@@ -47,8 +47,8 @@ class Progress:
     def _send(self, stage: Stage[Noun], percent: float) -> None:
         """Start to send a share to Prefect."""
         self.last_sent = time.monotonic()
-        # In a thread, since the client asks a dead server for a minute. A thread has an empty context of its own, and
-        # Prefect finds the task run in ours.
+        # Sent in a thread, since the client tries a dead server for up to two minutes. A thread has an empty context of
+        # its own, and Prefect finds the task run in ours.
         self.sender = Thread(target=copy_context().run, args=(self._put, stage.title, percent), daemon=True)
         self.sender.start()
 
@@ -60,7 +60,7 @@ class Progress:
 
         try:
             if self.artifact is None:
-                # a coroutine where an event loop runs, which is never so in this thread
+                # it would return a coroutine if an event loop ran, which is never so in this thread
                 self.artifact = cast(UUID, create_progress_artifact(percent, description=plain(title)))
             else:
                 update_progress_artifact(self.artifact, percent)

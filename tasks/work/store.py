@@ -171,7 +171,7 @@ def plain(value: object) -> JsonValue:
         device = device_kind(value.device)
         return computes | {"device": device, "dtype": precision(device), "threads": value.threads}
     if isinstance(value, BaseModel):
-        return cast(JsonValue, by_content(value))  # a recipe may hold dates, which no argument of a stage does
+        return cast(JsonValue, by_content(value))  # its type allows dates, but the JSON that it dumps holds none
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -277,7 +277,7 @@ def _attempt(root: Path, stage: Stage[N], partial: Path) -> N:
     try:
         return stage.does(partial, **stage.arguments)
     except BadInput:
-        # no attempt can go on from here; only refused rows stay, for a person to look at
+        # no attempt can go on from here; the folder stays only if it holds refused rows, for a person to look at
         if not _quarantined(partial):
             shutil.rmtree(partial)
         raise

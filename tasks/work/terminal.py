@@ -15,7 +15,8 @@ from tasks.work.progress_rows import ProgressRow
 def _fall_silent(console: Console) -> None:
     """Print nothing any more on a console whose output has no reader; rich itself would end the process."""
     console.quiet = True
-    # what is printed past rich goes to the same file, and would fail as well; a file of Python's may have no descriptor
+    # What is printed past rich goes to the same file, and would fail as well. Some file objects of Python have no
+    # descriptor.
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
 

@@ -218,7 +218,7 @@ def _settle(parent: int, logs: str, threads: int, counter: "Synchronized[int]") 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     log = os.open(Path(logs) / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    # by file descriptor, since libraries in C write to stdout and stderr too
+    # the descriptors are replaced, since libraries in C write to stdout and stderr too
     os.dup2(log, 1)
     os.dup2(log, 2)
     with counter.get_lock():
