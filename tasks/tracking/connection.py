@@ -25,9 +25,8 @@ takes the whole file, copies it there, and answers then."""
 
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
-    return (
-        passwords.with_numeric_host(root, "MLFLOW_TRACKING_URI", SERVER) or f"sqlite:///{root / RunsFolderEntry.mlflow}"
-    )
+    own_file = f"sqlite:///{root / RunsFolderEntry.mlflow}"
+    return passwords.with_numeric_host(root, "MLFLOW_TRACKING_URI", SERVER) or own_file
 
 
 def shown_uri(root: Path) -> str:
