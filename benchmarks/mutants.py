@@ -99,7 +99,7 @@ def functions(source: str) -> dict[str, str]:
 
 
 def function_of(mutant: str) -> str:
-    """Return the function of a mutant: `Ledger.stand` for `tasks.tracking.ledger.xǁLedgerǁstand__mutmut_3`."""
+    """Return the function of a mutant: `Ledger.decide` for `tasks.tracking.ledger.xǁLedgerǁdecide__mutmut_3`."""
     name = mutant.rpartition(".")[2].rpartition("__mutmut_")[0]
     return name.removeprefix("xǁ").replace("ǁ", ".") if "ǁ" in name else name.removeprefix("x_")
 

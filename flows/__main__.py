@@ -229,11 +229,11 @@ def chat(
     A policy that sacpo did not make is examined first, like the base of a run.
     """
     from models.chat import talk
-    from models.files.kept import Kept
+    from models.files.kept import RunsFolderEntry
     from tasks.run import resolve_policy
     from tasks.work.runs_folder import root
 
-    talk(resolve_policy(policy, "policy"), temperature, longest, root() / Kept.store)
+    talk(resolve_policy(policy, "policy"), temperature, longest, root() / RunsFolderEntry.store)
 
 
 @app.command()

@@ -17,12 +17,12 @@ def _here(prefect: bool = True) -> Path:
     Args:
         prefect: whether the command sends anything to Prefect, whose import takes two seconds.
     """
-    from tasks.servers.environment import configure_clients, no_hidden_server
+    from tasks.servers.environment import configure_clients, refuse_hidden_server
     from tasks.work.runs_folder import root
 
     configure_clients()
     if prefect:
-        no_hidden_server()
+        refuse_hidden_server()
     return root()
 
 
@@ -146,7 +146,7 @@ def up(
     from tasks.work.runs_folder import writable
 
     if show_password:
-        typer.echo("\n".join(passwords.to_type(writable(), os.environ)))
+        typer.echo("\n".join(passwords.login_lines(writable(), os.environ)))
         return
     # Called for its errors only: `prefect deploy` would write them to its log, after everything has been started.
     deployments()

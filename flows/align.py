@@ -21,7 +21,7 @@ from models.report.report import Findings
 from tasks import approvals, decisions, reporting, stages
 from tasks.leases import watched
 from tasks.outcomes import Outcome
-from tasks.run import opened
+from tasks.run import open_run
 from tasks.work.prefect_pages import flow
 
 
@@ -38,7 +38,7 @@ def align(recipe: Recipe) -> State[Outcome]:
     Args:
         recipe: every choice of the experiment.
     """
-    with opened(recipe) as run:
+    with open_run(recipe) as run:
         sources = stages.gather(run)
         # All data are prepared first: bad ones stop the run here, before any training.
         pairs = [stages.prepare(run, sources, step) for step in recipe.steps]
@@ -75,11 +75,11 @@ def align(recipe: Recipe) -> State[Outcome]:
                 verdict = decisions.certify(run, tested, rivals)
                 registered = decisions.register(run, choice, verdict, candidates, sources)
                 findings = Findings(candidates, choice, [verdict] if verdict else [], tested)
-                waits = approvals.waits(run, registered, verdict)
+                waits = approvals.needs_approval(run, registered, verdict)
                 promoted = None if waits else decisions.promote(run, registered, verdict, rivals)
             # The turn is over: a person may take days to answer, and other runs decide meanwhile.
             if waits:
                 reporting.show(run, findings, yardstick, registered)
                 approval = approvals.approve(run, registered, verdict, rivals)
                 promoted = decisions.promote(run, registered, verdict, rivals, approval)
-        return reporting.ended(reporting.publish(run, findings, yardstick, promoted))
+        return reporting.state_of(reporting.publish(run, findings, yardstick, promoted))

@@ -35,7 +35,7 @@ def carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn
 def _run(chosen: "Recipe | Assessment", flow: str) -> "Outcome":
     """Start Prefect and the workers side by side, run a flow, and return how it ended."""
     from tasks.access.temporary_server import temporary_server
-    from tasks.servers.environment import configure_clients, no_hidden_server
+    from tasks.servers.environment import configure_clients, refuse_hidden_server
     from tasks.work.runs_folder import root
     from tasks.work.workers import workers
 
@@ -47,7 +47,7 @@ def _run(chosen: "Recipe | Assessment", flow: str) -> "Outcome":
         try:
             # Importing Prefect takes two seconds, in which the server and the workers start.
             run_flow: Callable[[Recipe | Assessment], Outcome] = resolve_name(f"flows.{flow}:{flow}")
-            no_hidden_server()
+            refuse_hidden_server()
             ready()
             return run_flow(chosen)
         except SacpoError:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from models.errors import BadInput, BadPlace, SacpoError
 from models.recipe.toml import assessment, read
 from tasks.leases import sweep
-from tasks.servers.environment import configure_clients, no_hidden_server
+from tasks.servers.environment import configure_clients, refuse_hidden_server
 from tasks.work.runs_folder import root
 
 CHECKOUT = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def serve_all(limit: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     configure_clients()
-    no_hidden_server()
+    refuse_hidden_server()
     os.environ["SACPO_RUNS"] = str(root())  # absolute, since the next line changes the folder
     os.chdir(CHECKOUT)
     from prefect import Flow, serve

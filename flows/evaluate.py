@@ -10,8 +10,8 @@ from tasks import stages
 from tasks.decisions import test_in_order
 from tasks.leases import watched
 from tasks.outcomes import Outcome
-from tasks.reporting import ended, publish
-from tasks.run import opened
+from tasks.reporting import publish, state_of
+from tasks.run import open_run
 from tasks.work.prefect_pages import flow
 
 
@@ -23,13 +23,13 @@ def evaluate(assessment: Assessment) -> State[Outcome]:
     Args:
         assessment: policies, prompts, judges, and the bound.
     """
-    with opened(assessment) as run:
+    with open_run(assessment) as run:
         sources = stages.gather(run)
         adopted = [stages.adopt(run, place) for place in assessment.policies]
         policies = stages.uniquely_named(assessment.policies, adopted)
         # Nothing is chosen here, so all prompts are test prompts, and no held-out comparisons are needed.
-        yardstick = stages.Yardstick(policies[0], sources, [], {}, stages.ask(run, sources, [], "test"))
+        yardstick = stages.Yardstick(policies[0], sources, [], {}, stages.gather_prompts(run, sources, [], "test"))
         futures = [stages.examine.submit(run, policy, policies[0], yardstick) for policy in policies]
         candidates = [future.result() for future in futures]
         verdicts = test_in_order(run, candidates)
-        return ended(publish(run, Findings(candidates, AS_THEY_ARE, verdicts), yardstick, NOT_REGISTERED))
+        return state_of(publish(run, Findings(candidates, AS_THEY_ARE, verdicts), yardstick, NOT_REGISTERED))

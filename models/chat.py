@@ -31,7 +31,7 @@ def talk(folder: str, temperature: float, longest: int, store: Path) -> None:
         raise BadPolicy(f"{folder}: holds no policy; the paths of a run's policies stand in its report.json")
     headers.tensors(path)  # refuses weights that are cut off
     if not made_here(folder, "policy", store):
-        probe.look([probe.Subject(f"policy {folder!r}", str(path))], store)
+        probe.examine_all([probe.Subject(f"policy {folder!r}", str(path))], store)
     logging.disable_progress_bar()
     model, tokenizer = load(Policy(path=path, digest=digest(path), name=path.name, kind="base"), Compute())
     config = Evaluation(temperature=temperature, max_new_tokens=longest)

@@ -14,7 +14,7 @@ from models.files import hub, jsonl
 from models.judges.judge import SEES
 from models.judges.protocol import rubric_files
 from models.policy import weights
-from models.policy.probe import Found
+from models.policy.probe import Findings
 from models.recipe import JudgeKind, Recipe
 from models.recipe.places import TOWN
 
@@ -36,7 +36,7 @@ class Trainings(NamedTuple):
     """Optimiser updates of one training."""
 
 
-def parameters(base: str, findings: Found) -> int:
+def parameters(base: str, findings: Findings) -> int:
     """Return the number of parameters; from the name (`…-7b`) for a hub model that is not here yet; −1 if unknown.
 
     Args:

@@ -59,14 +59,14 @@ class BrokenInvariant(SacpoError):
 class Damaged(BrokenInvariant):
     """A policy's files are not the ones that its digest names."""
 
-    def __init__(self, folder: Path, found: str, digest: str) -> None:
+    def __init__(self, folder: Path, actual: str, digest: str) -> None:
         # Unpickling calls the class with what `super` got, so it gets all three: a worker process pickles the error
-        super().__init__(folder, found, digest)
-        self.folder, self.found, self.digest = folder, found, digest
+        super().__init__(folder, actual, digest)
+        self.folder, self.actual, self.digest = folder, actual, digest
 
     def __str__(self) -> str:
         return (
-            f"{self.folder}: weights have digest {self.found[:12]}, the record says {self.digest[:12]}; "
+            f"{self.folder}: weights have digest {self.actual[:12]}, the record says {self.digest[:12]}; "
             "if they were made here, the same command makes them again"
         )
 

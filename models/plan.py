@@ -94,7 +94,7 @@ def plan(recipe: Recipe, store: Path) -> Plan:
     """
     errors: list[str] = []
     try:
-        parameters = costs.parameters(recipe.base, preflight.look(recipe, store))
+        parameters = costs.parameters(recipe.base, preflight.examine(recipe, store))
     except BadInput as error:
         parameters, errors = -1, [str(error)]
     with tempfile.TemporaryDirectory() as folder:

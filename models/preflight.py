@@ -58,7 +58,9 @@ def _judged(role: str) -> str:
     return "harmless" if role == "must_pass" else role
 
 
-def look(recipe: Recipe | Assessment, store: Path, resolve: Callable[[str, str], str] | None = None) -> probe.Found:
+def examine(
+    recipe: Recipe | Assessment, store: Path, resolve: Callable[[str, str], str] | None = None
+) -> probe.Findings:
     """Look at every policy and every classifier that the recipe names; return what is known of the base.
 
     Args:
@@ -70,8 +72,8 @@ def look(recipe: Recipe | Assessment, store: Path, resolve: Callable[[str, str],
         BadPolicy: one of them cannot be used; names it as the recipe does, the file and what to do.
     """
     subjects = [*_policies(recipe, store, resolve), *_classifiers(recipe.evaluation, fetch=resolve is not None)]
-    findings = dict(zip((subject.name for subject in subjects), probe.look(subjects, store), strict=True))
-    base = findings.get(f"base {recipe.base!r}", probe.Found())
+    findings = dict(zip((subject.name for subject in subjects), probe.examine_all(subjects, store), strict=True))
+    base = findings.get(f"base {recipe.base!r}", probe.Findings())
     if isinstance(recipe, Recipe) and TOWN in [step.data for step in recipe.steps] and base.town_unknown:
         raise BadPolicy(
             f"base {recipe.base!r}: its tokenizer does not know {base.town_unknown:.0%} of the town's words; "

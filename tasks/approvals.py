@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 from models.gate.gate import Verdict
 from models.gate.promotion_log import Registered
 from models.recipe import Recipe
-from tasks.access.temporary_server import lasting
+from tasks.access.temporary_server import lasting_server
 from tasks.best_effort import best_effort
 from tasks.decisions import Rivals, may_be_promoted
 from tasks.registry import champion as registry
@@ -24,7 +24,7 @@ POLL_SECONDS = 2
 """Seconds between two looks at whether a person has answered; Prefect's default is 10."""
 
 
-def waits(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> bool:
+def needs_approval(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> bool:
     """Whether a person has to agree: the recipe says so, the gate let the version pass, and it never served yet."""
     if not (run.recipe.gate.approval and registered.version and may_be_promoted(run, verdict)):
         return False
@@ -45,11 +45,11 @@ def approve(
     last = ledger.standings(registered.name, version)[-1]
     # An earlier attempt died after it got this answer. It still counts: a new verdict would have come after it.
     if last.state in (AGREED, REFUSED):
-        return _shown(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
-    ledger.stand(registered.name, version, last._replace(state="waits for approval", why=""))
+        return _show_answer(run, registered, Approval(agreed=last.state == AGREED, by=last.who, why=last.why))
+    ledger.note_standing(registered.name, version, last._replace(state="waits for approval", why=""))
     run.tracker.tag(registered.name, version, {"gate": "waits for approval"})
     by_hand = f"sacpo promote {registered.name} {version} --why …"
-    if not lasting():
+    if not lasting_server():
         terminal.say(f"waits for approval: {by_hand}")
         return Approval(agreed=False)
     terminal.say(f"{registered.name} version {version} waits for approval on the page of this run")
@@ -58,8 +58,8 @@ def approve(
         terminal.say(f"nobody answered in {APPROVAL_TIMEOUT // 86400} days; it waits: {by_hand}")
         return Approval(agreed=False)
     # The ledger is told first: a death, or an MLflow that does not answer, then loses no refusal.
-    ledger.stand(registered.name, version, last._replace(state=answer.state, who=answer.by, why=answer.why))
-    return _shown(run, registered, answer)
+    ledger.note_standing(registered.name, version, last._replace(state=answer.state, who=answer.by, why=answer.why))
+    return _show_answer(run, registered, answer)
 
 
 def _answer(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -> Approval | None:
@@ -68,7 +68,7 @@ def _answer(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -
     with best_effort("name the pages of MLflow in the question to a person"):
         pages = run.tracker.pages(registered)
     # The answer may take days, in which the workers would keep their memory and the GPU.
-    workers.rest()
+    workers.pause()
     form = Approval.with_initial_data(description=question(registered, verdict, pages))
     # Prefect asks once under each key. With a fixed one, the answer to an earlier question would stand for this one.
     key = f"approval-{uuid4()}"
@@ -80,7 +80,7 @@ def _answer(run: Run[Recipe], registered: Registered, verdict: Verdict | None) -
         return None
 
 
-def _shown(run: Run[Recipe], registered: Registered, answer: Approval) -> Approval:
+def _show_answer(run: Run[Recipe], registered: Registered, answer: Approval) -> Approval:
     """Show a person's answer in the registry and in the terminal, and return it."""
     run.tracker.tag(registered.name, registered.version, {"gate": "pass" if answer.agreed else str(answer)})
     terminal.say(str(answer))

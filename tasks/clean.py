@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from models.errors import BadPlace
 from models.files import sealed
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.gate.promotion_log import line_of_champions
 from tasks.outcomes import Outcome
 from tasks.registry import champion
@@ -41,7 +41,8 @@ def sweep(root: Path, days: float, delete: bool) -> tuple[int, list[tuple[Path, 
     old = time.time() - days * DAY
     for place in [*root.glob("store/*.gone"), *root.glob("registered/*.gone")] if delete else ():
         shutil.rmtree(place)  # a killed `sacpo clean` left it behind
-    places = [p for folder in (Kept.store, Kept.registered) for p in (root / folder).glob("*") if p.is_dir()]
+    folders = (root / RunsFolderEntry.store, root / RunsFolderEntry.registered)
+    places = [p for folder in folders for p in folder.glob("*") if p.is_dir()]
     free = [p for p in places if p.resolve() not in needed and p.stat().st_mtime < old]
     sized = sorted(((p, _size(p)) for p in free), key=lambda pair: -pair[1])
     for place, _ in sized if delete else ():

@@ -31,7 +31,7 @@ from tasks.registry import champion as registry
 from tasks.registry import events
 from tasks.registry.approval import Approval
 from tasks.run import AnyRun, Run
-from tasks.stages import Yardstick, ask, candidate_named, judged, kl_distances, load_policy
+from tasks.stages import Yardstick, answer_and_judge, candidate_named, gather_prompts, kl_distances, load_policy
 from tasks.tracking.ledger import Ledger, Standing
 from tasks.tracking.log import allowed
 from tasks.work import terminal, workers
@@ -87,7 +87,7 @@ def turn(run: Run[Recipe], choice: Choice) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         terminal.say(f"another run decides which version of {model} serves; waiting for it")
-        workers.rest()  # the other run may test for hours, and needs the memory and the GPU
+        workers.pause()  # the other run may test for hours, and needs the memory and the GPU
         lock.acquire()
     try:
         yield
@@ -127,8 +127,8 @@ def test(
         return None
     chosen = candidate_named(choice.name, candidates)
     base = {"base": yardstick.base}
-    prompts = ask(run, yardstick.sources, yardstick.pairs, "test")
-    answers, scores = judged(run, chosen.policy, {**base, **rivals.policies}, prompts)
+    prompts = gather_prompts(run, yardstick.sources, yardstick.pairs, "test")
+    answers, scores = answer_and_judge(run, chosen.policy, {**base, **rivals.policies}, prompts)
     distances = kl_distances(run, chosen.policy, base, prompts) if run.recipe.gate.kl else chosen.distances
     return replace(chosen, answers=answers, scores=scores, distances=distances)
 
@@ -216,9 +216,9 @@ def register(
         tags |= {"gate.why_not": verdict.why_not} if verdict.why_not else {}
     name, version = run.recipe.registered_name, run.tracker.register(policy, tags)
     source = registry.source(run.root, name, version)
-    Ledger(run.root).registered(name, version, source, policy.digest)
+    Ledger(run.root).note_registered(name, version, source, policy.digest)
     why, verdict_digest = verdict.why_not if verdict else "", content_digest(asdict(verdict) if verdict else None)
-    _stand(run, version, Standing(tags["gate"], "", why, verdict_digest, source))
+    _note_standing(run, version, Standing(tags["gate"], "", why, verdict_digest, source))
     if verdict:  # without a verdict it was not compared with the champion, and challenges nothing
         registry.challenge(run.root, name, version)
     return Registered(name, version, registry.CHALLENGER if verdict else "")
@@ -230,24 +230,24 @@ def _gate_state(verdict: Verdict | None, mode: GateMode) -> str:
     return "off" if mode is GateMode.off else "undecided"
 
 
-def _stand(run: Run[Recipe], version: str, standing: Standing) -> None:
+def _note_standing(run: Run[Recipe], version: str, standing: Standing) -> None:
     """Write down what a verdict means for a version, once."""
     name, ledger = run.recipe.registered_name, Ledger(run.root)
     last = ledger.standings(name, version)[-1:]
     # Only verdict and weights are compared: after a person has refused this verdict, a restarted run must not write
     # `pass` again.
     if [(s.verdict, s.source) for s in last] != [(standing.verdict, standing.source)]:
-        ledger.stand(name, version, standing)
+        ledger.note_standing(name, version, standing)
 
 
 def _withdraw(run: Run[Recipe], policy: Policy, verdict: Verdict) -> None:
     """Take back what an earlier verdict of this run let pass: its judge was asked again, and found otherwise."""
     name = run.recipe.registered_name
-    if not Ledger(run.root).knows(name, policy.digest):
+    if not Ledger(run.root).was_registered(name, policy.digest):
         return
     for version in run.tracker.versions(policy):
         source = registry.source(run.root, name, version)
-        _stand(run, version, Standing("fail", "", verdict.why_not, content_digest(asdict(verdict)), source))
+        _note_standing(run, version, Standing("fail", "", verdict.why_not, content_digest(asdict(verdict)), source))
         run.tracker.tag(name, version, {"gate": "fail", "gate.why_not": verdict.why_not})
         registry.withdraw(run.root, name, version)
 
@@ -284,7 +284,7 @@ def promote(
             sealed.remove(run.folder / RIVALS)
             terminal.say(f"another version of {model} serves since this one was tested; it is tested beside that one")
             return None
-    registry.follow(root, model)
+    registry.move_aliases(root, model)
     line = line_of_champions(registry.log(root, model))
     if version in line:
         return registered._replace(alias=registry.CHAMPION if version == line[-1] else "former champion")

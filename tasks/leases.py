@@ -18,12 +18,12 @@ from filelock import FileLock
 from typing_extensions import TypedDict
 
 from models.files import sealed
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from tasks.access import passwords
-from tasks.access.temporary_server import lasting
+from tasks.access.temporary_server import lasting_server
 from tasks.best_effort import best_effort
 from tasks.registry import events
-from tasks.work.processes import started
+from tasks.work.processes import identity_of
 from tasks.work.runs_folder import root
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Lease:
     @property
     def alive(self) -> bool:
         """Whether the process lives; one of another host, which cannot be looked at from here, counts as alive."""
-        return self.host != platform.node() or started(self.pid) == self.started
+        return self.host != platform.node() or identity_of(self.pid) == self.started
 
 
 def take(root: Path, name: str, run: str = "") -> None:
@@ -74,7 +74,7 @@ def take(root: Path, name: str, run: str = "") -> None:
 
     if flow_run.id:
         pid = os.getpid()
-        lease = Lease(str(flow_run.id), name, run, pid, started(pid), platform.node(), lasting())
+        lease = Lease(str(flow_run.id), name, run, pid, identity_of(pid), platform.node(), lasting_server())
         _folder(root).mkdir(parents=True, exist_ok=True)
         sealed.write(_folder(root) / f"{lease.flow_run}.json", asdict(lease))
 
@@ -207,7 +207,7 @@ def _answers(api: str) -> bool:
 
 
 def _folder(root: Path) -> Path:
-    return root / Kept.leases
+    return root / RunsFolderEntry.leases
 
 
 def read(path: Path) -> Lease | None:

@@ -57,7 +57,7 @@ def forget_failed(recipe: Recipe | Assessment) -> int:
     place = _place(recipe)
     outcome = sealed.read(place, Outcome)
     paths = [Path(path) for path in outcome["stages"]] if outcome else []
-    scores = {path: store.opened(path, Scores) for path in paths if path.name.startswith("judge-")}
+    scores = {path: store.load(path, Scores) for path in paths if path.name.startswith("judge-")}
     failed = {path: noun.failed for path, noun in scores.items() if noun and noun.failed}
     if failed:
         place.unlink()  # first: a kill in between leaves a run that is not finished, and never a report without results

@@ -50,11 +50,11 @@ def publish(run: AnyRun, findings: Findings, yardstick: Yardstick, registered: R
         and findings.choice.decided
         and run.recipe.gate.mode is not GateMode.off
     ):
-        Ledger(run.root).attempted(run.recipe.registered_name, run.digest, decision)
+        Ledger(run.root).note_attempt(run.recipe.registered_name, run.digest, decision)
     return outcome
 
 
-def ended(outcome: Outcome) -> State[Outcome]:
+def state_of(outcome: Outcome) -> State[Outcome]:
     """Return the state in which a flow ends that ran to its end: its name and message say what was decided."""
     return Completed(name=outcome["state"], message=unlinked(outcome["decision"]), data=outcome)
 

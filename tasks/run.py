@@ -16,11 +16,11 @@ from models.catalogue import versions
 from models.data import sources
 from models.errors import BadData, BadRecipe, Undecided
 from models.files import sealed
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.judges.protocol import described
 from models.metrics import benchmarks
 from models.policy.weights import base_digest, device_kind, precision
-from models.preflight import look, policies, refuse, undecidable
+from models.preflight import examine, policies, refuse, undecidable
 from models.recipe import Assessment, Judges, Recipe
 from models.recipe.places import is_local
 from models.words import counted
@@ -35,7 +35,7 @@ from tasks.work import health, store, terminal, workers
 from tasks.work.progress import Progress
 from tasks.work.progress_rows import ProgressRow
 from tasks.work.runs_folder import root
-from tasks.work.store import Stage, plain
+from tasks.work.store import Stage, content_of
 
 if TYPE_CHECKING:
     from models.plan import Plan
@@ -71,9 +71,9 @@ class Run(Generic[R_co]):
             first = work.key not in self._announced
             self._announced.add(work.key)
         fresh = store.find(self.root, work) is None
-        begun = store.begun(self.root, work) if fresh and first else 0
-        if begun:
-            terminal.say(f"{title}: a killed attempt came to {begun}, going on", "dim")
+        progress_before = store.progress_of_killed(self.root, work) if fresh and first else 0
+        if progress_before:
+            terminal.say(f"{title}: a killed attempt came to {progress_before}, going on", "dim")
         if fresh and first and work.folder(self.root).exists():
             terminal.say(f"{title}: the result that was there is damaged, and is made again", "dim")
 
@@ -86,7 +86,7 @@ class Run(Generic[R_co]):
         noun = workers.run(self.root, work, show)
         progress.done(work)
         if first:
-            terminal.done(title, store.seconds(noun), fresh)
+            terminal.finish_bar(title, store.seconds(noun), fresh)
         self.seconds[title] = store.seconds(noun)
         os.utime(noun.path)  # `sacpo clean` keeps what was used in the last days
         self.tracker.record(work, noun)
@@ -115,7 +115,7 @@ def digest(recipe: Recipe | Assessment) -> str:
     files = sources.digests(recipe) | benchmarks.files(recipe.evaluation.tasks)
     bases = [base_digest(resolve_policy(place, key), key) for place in places]
     comparisons = [_described(recipe.evaluation.judges), _anchor(recipe)]
-    return content_digest([plain(settings), plain(recipe.compute), files, bases, comparisons, versions()])
+    return content_digest([content_of(settings), content_of(recipe.compute), files, bases, comparisons, versions()])
 
 
 def _described(judges: Judges) -> dict[str, dict[str, str]]:
@@ -143,7 +143,7 @@ def refuse_unusable(recipe: Recipe | Assessment) -> None:
         BadInput: a judge, a suite, the engine or a policy cannot be used, or the gate could not decide.
     """
     refuse(recipe.evaluation)
-    look(recipe, root() / Kept.store, resolve_policy)
+    examine(recipe, root() / RunsFolderEntry.store, resolve_policy)
     if isinstance(recipe, Recipe) and (why := undecidable(recipe)):
         raise BadData(why)
 
@@ -159,7 +159,7 @@ def planned(recipe: Recipe) -> "Plan":
     for key, place in policies(recipe):
         if place.startswith("models:/"):
             download.check(root(), place, key)
-    return plan(recipe, root() / Kept.store)
+    return plan(recipe, root() / RunsFolderEntry.store)
 
 
 def folder(root: Path, recipe: Recipe | Assessment, digest: str) -> Path:
@@ -178,7 +178,7 @@ def repair(root: Path) -> list[str]:
 
 
 @contextmanager
-def opened(recipe: R) -> Iterator[Run[R]]:
+def open_run(recipe: R) -> Iterator[Run[R]]:
     """Hold the run's lease, lock, workers and tracker; a second identical command waits here.
 
     Raises:
@@ -188,8 +188,9 @@ def opened(recipe: R) -> Iterator[Run[R]]:
     where = root()
     # The digest takes time, since all data are hashed. A process that is killed meanwhile has left a lease already.
     leases.take(where, recipe.name)
-    if not workers.begun():  # the command line has started them, and has checked the recipe; a deployed run has not
-        _look(where)
+    # The command line has started them, and has checked the recipe; a deployed run has not.
+    if not workers.are_running():
+        _check_databases(where)
         refuse_unusable(recipe)
     name = digest(recipe)
     where.mkdir(parents=True, exist_ok=True)
@@ -257,8 +258,8 @@ def question_is_open(run: AnyRun, question: str) -> Iterator[None]:
         place.unlink(missing_ok=True)
 
 
-def _look(root: Path) -> None:
-    for sentence in health.look(root, os.environ | {"MLFLOW_TRACKING_URI": SERVER}):
+def _check_databases(root: Path) -> None:
+    for sentence in health.check(root, os.environ | {"MLFLOW_TRACKING_URI": SERVER}):
         terminal.say(sentence, "dim")
 
 
@@ -283,7 +284,7 @@ def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
         run = Run(where, recipe, name, Tracker(where, recipe, name, tags))
         # If another ledger decides about this model on the server, refuse now, and not after hours of training.
         if isinstance(recipe, Recipe) and SERVER:
-            champion.claim(where, recipe.registered_name)
+            champion.claim_aliases(where, recipe.registered_name)
         device = device_kind(recipe.compute.device)
         count, threads = recipe.compute.processes, counted(recipe.compute.threads, "thread")
         processes = counted(count, "process", "processes") if count else "this process"

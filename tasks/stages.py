@@ -29,7 +29,7 @@ from models.data import preferences, prompts
 from models.data import sources as origins
 from models.data.preferences import HELDOUT, TRAIN, refuse_one_kind
 from models.errors import BadData
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.gate.gate import Choice
 from models.judges import judge
 from models.metrics import benchmarks, kl, margins
@@ -37,7 +37,7 @@ from models.metrics import candidate as naming
 from models.metrics.benchmarks import TaskSet
 from models.metrics.candidate import Candidate
 from models.policy import answers, weights
-from models.policy.weights import base_digest, called
+from models.policy.weights import base_digest, display_name
 from models.recipe import Recipe, Step, kl_weight
 from tasks.run import AnyRun, Run, resolve_policy
 from tasks.work import terminal
@@ -88,13 +88,13 @@ def prepare(run: Run[Recipe], sources: Sources, step: Step) -> Preferences:
 @task(cache_policy=NO_CACHE, task_run_name="base · {run.recipe.base}")
 def base(run: AnyRun) -> Policy:
     """The policy before any training."""
-    return load_policy(run, run.recipe.base, f"base · {called(run.recipe.base)}")
+    return load_policy(run, run.recipe.base, f"base · {display_name(run.recipe.base)}")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="policy · {place}")
 def adopt(run: AnyRun, place: str) -> Policy:
     """A policy that is judged as it is, under the name that its maker gave it."""
-    return replace(load_policy(run, place, f"policy · {place}"), name=called(place))
+    return replace(load_policy(run, place, f"policy · {place}"), name=display_name(place))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="base · sft")
@@ -154,11 +154,11 @@ def _scored(run: Run[Recipe], title: str, policy: Policy, pairs: Preferences, sp
 def yardstick(run: Run[Recipe], base: Policy, sources: Sources, pairs: list[Preferences]) -> Yardstick:
     """Everything that candidates are measured with; the metrics are scored side by side."""
     futures = [hold_out.submit(run, base, comparisons) for comparisons in pairs]
-    prompts_asked = ask(run, sources, pairs, "validation")
+    validation_prompts = gather_prompts(run, sources, pairs, "validation")
     if run.recipe.evaluation.tasks:  # tasks that cannot be run fail here, before any training
         measure(run, base, sources)
     heldout = {comparisons.metric: future.result() for comparisons, future in zip(pairs, futures, strict=True)}
-    return Yardstick(base, sources, pairs, heldout, prompts_asked)
+    return Yardstick(base, sources, pairs, heldout, validation_prompts)
 
 
 class AlignmentName(TaskRunNameCallbackWithParameters):
@@ -205,7 +205,7 @@ def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick
     baselines = {"base": yardstick.base}
     # where nothing was trained, the first policy is the base and the reference at once
     baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}
-    written, verdicts = judged(run, policy, baselines, yardstick.prompts)
+    written, verdicts = answer_and_judge(run, policy, baselines, yardstick.prompts)
     distances = kl_distances(run, policy, baselines, yardstick.prompts)
     weighed = run.make(
         margins.weigh,
@@ -255,7 +255,7 @@ def calibrate(run: AnyRun, sources: Sources) -> Calibration | None:
         judges=judges,
         described=run.judges,
         compute=run.recipe.compute,
-        memory=Memory(run.root / Kept.verdicts),
+        memory=Memory(run.root / RunsFolderEntry.verdicts),
     )
 
 
@@ -282,7 +282,7 @@ def load_policy(run: AnyRun, place: str, title: str) -> Policy:
     return run.make(weights.base, title, base=path, sha256=base_digest(path), template=template, seed=seed)
 
 
-def ask(run: AnyRun, sources: Sources, pairs: list[Preferences], split: str) -> Prompts:
+def gather_prompts(run: AnyRun, sources: Sources, pairs: list[Preferences], split: str) -> Prompts:
     """Return the prompts of one split: those of its suites, or of the held-out comparisons if it has no suites."""
     return run.make(
         prompts.ask,
@@ -295,47 +295,49 @@ def ask(run: AnyRun, sources: Sources, pairs: list[Preferences], split: str) -> 
     )
 
 
-def judged(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Prompts) -> tuple[Answers, Scores]:
+def answer_and_judge(
+    run: AnyRun, policy: Policy, baselines: dict[str, Policy], split_prompts: Prompts
+) -> tuple[Answers, Scores]:
     """Answer the prompts of one split, and let the judges compare the answers with those of the baselines."""
-    written = _answer(run, policy, asked)
-    others = {name: _answer(run, other, asked) for name, other in baselines.items()}
+    written = _answer(run, policy, split_prompts)
+    others = {name: _answer(run, other, split_prompts) for name, other in baselines.items()}
     scores = run.make(
         judge.judge,
-        f"judge · {policy.name} · {asked.split}",
+        f"judge · {policy.name} · {split_prompts.split}",
         answers=written,
         others=others,
         judges=run.recipe.evaluation.judges,
         described=run.judges,
         compute=run.recipe.compute,
-        memory=Memory(run.root / Kept.verdicts),
+        memory=Memory(run.root / RunsFolderEntry.verdicts),
     )
     return written, scores
 
 
-def kl_distances(run: AnyRun, policy: Policy, baselines: dict[str, Policy], asked: Prompts) -> Distances:
+def kl_distances(run: AnyRun, policy: Policy, baselines: dict[str, Policy], split_prompts: Prompts) -> Distances:
     """Measure the KL to the baselines, on the prompts of one split that are for it."""
     return run.make(
         kl.measure,
-        f"distance · {policy.name} · {asked.split}",
+        f"distance · {policy.name} · {split_prompts.split}",
         policy=policy,
         others=baselines,
-        prompts=asked.of(prompts.KL),
+        prompts=split_prompts.of(prompts.KL),
         decoding=run.recipe.evaluation.decoding(run.recipe.seed).sampled(),
         compute=run.recipe.compute,
-        memory=Memory(run.root / Kept.answers),
+        memory=Memory(run.root / RunsFolderEntry.answers),
     )
 
 
-def _answer(run: AnyRun, policy: Policy, asked: Prompts) -> Answers:
+def _answer(run: AnyRun, policy: Policy, split_prompts: Prompts) -> Answers:
     """Answer the prompts of one split; a policy that others are compared with answers once."""
     return run.make(
         answers.answer,
-        f"answers · {policy.name} · {asked.split}",
+        f"answers · {policy.name} · {split_prompts.split}",
         policy=policy,
-        prompts=asked.of(prompts.ALL),
+        prompts=split_prompts.of(prompts.ALL),
         decoding=run.recipe.evaluation.decoding(run.recipe.seed),
         compute=run.recipe.compute,
-        memory=Memory(run.root / Kept.answers),
+        memory=Memory(run.root / RunsFolderEntry.answers),
     )
 
 

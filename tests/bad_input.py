@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.recipe import Recipe
 
 Make = Callable[[random.Random, Path], "list[str] | Path"]
@@ -114,7 +114,7 @@ for key, told in numbers():
     if "minimum" in told or "exclusiveMinimum" in told or key.endswith((".lambda", ".weights")):
         kind(f"{key} is below 0", last, drawn(key, "-1", "-10000000000000000000", "-1e300"))
 
-for kept in Kept:
+for kept in RunsFolderEntry:
     if not kept.startswith("."):
         kind(f"the name is {kept}", "is what the runs folder calls something", sets(f"name={kept}"))
 for kept in ("mlflow.db-wal", "verdicts.db-journal", "servers.json.new", "a-0123456789abcdef.lock", "mine.question"):

@@ -25,11 +25,11 @@ HOLDS = """
 import os
 from tasks.servers.environment import configure_clients
 from tasks.work.runs_folder import root
-from tasks.access.temporary_server import lasting, temporary_server
+from tasks.access.temporary_server import lasting_server, temporary_server
 configure_clients()
 with temporary_server(root()) as ready:
     ready()
-    print(os.environ["PREFECT_API_URL"], repr(lasting()), flush=True)
+    print(os.environ["PREFECT_API_URL"], repr(lasting_server()), flush=True)
     input()
     from prefect import flow, get_run_logger
     flow(lambda: get_run_logger().info("the last words"), name="speaks")()
@@ -45,8 +45,8 @@ def holding() -> tuple["subprocess.Popen[str]", str]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert process.stdout
-    address, lasting = process.stdout.readline().split()
-    assert lasting == "''"  # nothing that should outlive the command is left to it
+    address, lasting_server = process.stdout.readline().split()
+    assert lasting_server == "''"  # nothing that should outlive the command is left to it
     return process, address
 
 
@@ -134,11 +134,11 @@ def test_a_server_that_a_file_of_prefect_names_is_refused(
     """It would get the password of ours, or the runs that it should show would go to another one in silence."""
     monkeypatch.setattr(temporary_server, "_address", ours)
     monkeypatch.setenv("PREFECT_API_URL", ours)
-    environment.no_hidden_server()
+    environment.refuse_hidden_server()
     (tmp_path / "prefect.toml").write_text('[api]\nurl = "http://prefect.example/api"\n')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadPlace, match=r"names the server http://prefect\.example/api; set PREFECT_API_URL to it"):
-        environment.no_hidden_server()
+        environment.refuse_hidden_server()
     assert os.environ.get("PREFECT_API_URL", "") == ours
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
-    environment.no_hidden_server()
+    environment.refuse_hidden_server()

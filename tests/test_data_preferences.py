@@ -12,7 +12,7 @@ from models.data import preferences
 from models.data.dialogue import Message
 from models.errors import BadData
 from models.recipe import Contaminated, Data, Method, Selection
-from tasks.work.store import plain
+from tasks.work.store import content_of
 
 ALL = Data(validation=0, test=0)
 
@@ -182,5 +182,5 @@ def test_a_limit_on_the_training_rows_asks_for_no_heldout_log_probs_again(tmp_pa
     whole, few = (prepare(tmp_path / "rows.jsonl", tmp_path / f"{n}", n, config) for n in (0, 5))
     assert (len(lines(few.path / "train.jsonl")), few.counts["train"]) == (5, 5) and whole.counts["train"] > 5
     for splits, same in ((preferences.HELDOUT, True), (preferences.TRAIN, False), (preferences.SPLITS, False)):
-        assert (plain(whole.of(*splits)) == plain(few.of(*splits))) is same, splits
-    assert plain(few.of(*preferences.SPLITS)) == plain(few)
+        assert (content_of(whole.of(*splits)) == content_of(few.of(*splits))) is same, splits
+    assert content_of(few.of(*preferences.SPLITS)) == content_of(few)

@@ -16,7 +16,7 @@ from models.alignment.checkpoints import newest
 from models.data import sources
 from models.errors import BadInput
 from models.files import sealed
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.recipe.toml import read
 from models.report import diff
 from tasks import decisions, leases, outcomes
@@ -142,12 +142,12 @@ def test_a_damaged_lease_question_or_note_of_servers_stops_nobody(damage: Damage
     assert leases.read(place) == lease
     damage(place)
     assert leases.read(place) is None and leases.sweep(runs) == []
-    passwords.note(runs, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ["MLFLOW_TRACKING_URI"], {})
-    assert passwords.noted(runs)
-    damage(runs / Kept.servers)
-    assert passwords.noted(runs) is None
-    passwords.note(runs, {}, [], {})
-    assert passwords.noted(runs)
+    passwords.write_running(runs, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}, ["MLFLOW_TRACKING_URI"], {})
+    assert passwords.read_running(runs)
+    damage(runs / RunsFolderEntry.servers)
+    assert passwords.read_running(runs) is None
+    passwords.write_running(runs, {}, [], {})
+    assert passwords.read_running(runs)
 
 
 @pytest.mark.parametrize("damage", SMALL)

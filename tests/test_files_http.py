@@ -21,7 +21,7 @@ from models import preflight
 from models.errors import NoVerdict
 from models.judges import llm
 from models.judges.llm import Llm
-from models.judges.protocol import Asked
+from models.judges.protocol import AnsweredPrompt
 from models.judges.score_cache import ScoreCache
 from models.preflight import problems
 from models.recipe import Judge, Judges
@@ -29,7 +29,7 @@ from models.recipe import Judge, Judges
 Behaves = Callable[[socket.socket], None]
 """What a server does with a connection, once it has read a request."""
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-PAIRS = [(Asked("q", "a"), "b")]
+PAIRS = [(AnsweredPrompt("q", "a"), "b")]
 
 
 class Server:
@@ -171,7 +171,7 @@ def test_a_redirect_is_not_followed(status: int, server: Callable[..., Server], 
 
 def test_connections_are_kept(server: Callable[..., Server], tmp_path: Path) -> None:
     good = server(replies)
-    asked = [(Asked(f"q {i}", "a"), "b") for i in range(4)]
+    asked = [(AnsweredPrompt(f"q {i}", "a"), "b") for i in range(4)]
     rows = list(judge(good.url, tmp_path, at_once=2).compare(asked))
     assert all("unreadable reply: 'prose'" in row.failed for row in rows)
     assert len(good.requests) == 8 and good.connections <= 2

@@ -52,16 +52,16 @@ def database(path: Path) -> Path:
 @pytest.mark.parametrize("damage", TABLE)
 def test_a_damaged_database_is_named_before_anything_begins(damage: Damage, name: str, runs: Path) -> None:
     place = database(runs / name)
-    assert health.look(runs, {}) == []
+    assert health.check(runs, {}) == []
     damage(place)
     with pytest.raises(BadPlace) as told:
-        health.look(runs, {})
+        health.check(runs, {})
     sentence = str(told.value)
     assert sentence.startswith(f"{place}: cannot be read (") and health.LOST[name] in sentence and "backup" in sentence
     assert len(sentence.splitlines()) == 1 and told.value.exit_code == 2
     elsewhere = {"MLFLOW_TRACKING_URI": "http://a", "PREFECT_API_URL": "http://b/api", "SACPO_DATABASE": "postgresql:"}
     if name != "verdicts.db":
-        assert health.look(runs, elsewhere) == []
+        assert health.check(runs, elsewhere) == []
 
 
 def test_an_empty_database_is_damaged_only_where_none_begins_empty(runs: Path) -> None:
@@ -70,9 +70,9 @@ def test_an_empty_database_is_damaged_only_where_none_begins_empty(runs: Path) -
         empty(runs / name)
         if name in health.NEVER_EMPTY:
             with pytest.raises(BadPlace, match="it is empty"):
-                health.look(runs, {})
+                health.check(runs, {})
         else:
-            assert health.look(runs, {}) == []
+            assert health.check(runs, {}) == []
         (runs / name).unlink()
 
 
@@ -97,18 +97,18 @@ ASKS = [(Ask(f"what is {n} ?"), Answer(f"it is {n}", [n, 2], -1)) for n in range
 def test_answers_that_cannot_be_read_are_begun_anew(damage: Damage, tmp_path: Path) -> None:
     table = AnswerTable(tmp_path / "answers.db", "policy", "greedy")
     table.add(ASKS)
-    assert len(table.known([ask for ask, _ in ASKS])) == 300
+    assert len(table.stored([ask for ask, _ in ASKS])) == 300
     damage(table.path)
-    assert table.known([ask for ask, _ in ASKS]) == {}
+    assert table.stored([ask for ask, _ in ASKS]) == {}
     table.add(ASKS)
-    assert table.known([ask for ask, _ in ASKS]) == {i: answer for i, (_, answer) in enumerate(ASKS)}
+    assert table.stored([ask for ask, _ in ASKS]) == {i: answer for i, (_, answer) in enumerate(ASKS)}
     assert list(tmp_path.glob("answers.db.damaged-*")) or damage in (empty, gone)
 
 
 def test_answers_are_set_aside_before_the_run_too(runs: Path) -> None:
     noise(database(runs / "answers.db"))
-    (sentence,) = health.look(runs, {})
-    assert "answers are generated again" in sentence and health.look(runs, {}) == []
+    (sentence,) = health.check(runs, {})
+    assert "answers are generated again" in sentence and health.check(runs, {}) == []
 
 
 def test_no_flipped_bit_changes_an_answer_or_a_verdict(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_no_flipped_bit_changes_an_answer_or_a_verdict(tmp_path: Path) -> None:
     verdicts.add([({"prompt": n}, {"score": n / 300}) for n in range(300)], calls=300)
     right = {i: answer for i, (_, answer) in enumerate(ASKS)}
     asked = [{"prompt": n} for n in range(300)]
-    scores = verdicts.known(asked)
-    assert answers.known([ask for ask, _ in ASKS]) == right and len(scores) == 300
+    scores = verdicts.stored(asked)
+    assert answers.stored([ask for ask, _ in ASKS]) == right and len(scores) == 300
     draw, lost = Random(0), 0
     for path in (answers.path, verdicts.path):
         held = path.read_bytes()
@@ -130,9 +130,9 @@ def test_no_flipped_bit_changes_an_answer_or_a_verdict(tmp_path: Path) -> None:
             path.write_bytes(bad)
             try:
                 known: dict[Any, Any] = (
-                    answers.known([a for a, _ in ASKS]) if path == answers.path else verdicts.known(asked)
+                    answers.stored([a for a, _ in ASKS]) if path == answers.path else verdicts.stored(asked)
                 )
-            except sqlite3.DatabaseError:  # `health.look` names it
+            except sqlite3.DatabaseError:  # `health.check` names it
                 continue
             expected: dict[Any, Any] = right if path == answers.path else scores
             assert known.items() <= expected.items()
@@ -148,7 +148,7 @@ def test_tables_of_an_older_version_are_read_and_sealed_from_then_on(tmp_path: P
         table.execute("INSERT INTO verdicts VALUES ('judge', ?, '1')", (key,))
     verdicts = ScoreCache(tmp_path / "verdicts.db", "judge")
     verdicts.add([({"prompt": 2}, 2)])
-    assert list(verdicts.known([{"prompt": 1}, {"prompt": 2}]).values()) == [1, 2]
+    assert list(verdicts.stored([{"prompt": 1}, {"prompt": 2}]).values()) == [1, 2]
 
 
 # Weights

@@ -79,15 +79,15 @@ def folder(usable: Path, tmp_path: Path) -> Path:
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at bases in this process: the same code without the seconds in which a process imports torch."""
 
-    def found(one: probe.Subject) -> probe.Found:
+    def found(one: probe.Subject) -> probe.Findings:
         try:
             if one.judge:
                 return examination.judge(one.place, one.judge, one.shapes)
             return examination.examine(one.place, one.template, one.shapes)
         except BadPolicy as error:
-            raise probe.refused(" ".join(str(error).split()), one.name) from error
+            raise probe.named_error(" ".join(str(error).split()), one.name) from error
 
-    def asked(wanted: list[probe.Subject]) -> list[probe.Found]:
+    def asked(wanted: list[probe.Subject]) -> list[probe.Findings]:
         return [found(one) for one in wanted]
 
     monkeypatch.setattr(probe, "_examined", asked)
@@ -162,7 +162,7 @@ def test_another_process_looks_once_and_what_it_found_is_kept(
     with within(200):
         check(recipe, [])
     kept, _ = sorted(runs.rglob("probe-*.json"), key=lambda path: -len(path.read_text()))  # base, judge
-    assert sealed.read(kept, probe.Found) == probe.Found(town.PARAMETERS, 0.0)
+    assert sealed.read(kept, probe.Findings) == probe.Findings(town.PARAMETERS, 0.0)
     monkeypatch.setattr(probe, "_examined", lambda *_: pytest.fail("asked again"))
     check(recipe, [])
     whole = kept.read_text()

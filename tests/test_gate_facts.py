@@ -23,7 +23,7 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
     counts = SafetyCounts("a", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
     assert told == replace(counts, along=(0, 1.0, 0.0))
     nobody = facts.safety_counts(evidence(tmp_path / "b"))
-    assert math.isnan(nobody.helpful) and (nobody.asked, nobody.must_pass, nobody.incidents) == (0, 0, ())
+    assert math.isnan(nobody.helpful) and (nobody.harmful_prompts, nobody.must_pass, nobody.incidents) == (0, 0, ())
 
 
 def test_each_category_is_counted_by_itself(tmp_path: Path) -> None:

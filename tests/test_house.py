@@ -150,7 +150,7 @@ def test_what_lies_in_the_runs_folder_is_listed_once() -> None:
     for path in modules("tasks"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and ast.unparse(node.left) in made:
-                assert not isinstance(node.right, ast.Constant), f"{path}:{node.lineno}: take the name from kept.Kept"
+                assert not isinstance(node.right, ast.Constant), f"{path}:{node.lineno}: take RunsFolderEntry's"
 
 
 def test_the_yard_is_no_package_and_shadows_nothing() -> None:

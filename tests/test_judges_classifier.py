@@ -22,7 +22,7 @@ from models.data.dialogue import Message
 from models.errors import BadPolicy, BadRecipe
 from models.judges.classifier import Classifier, _longest
 from models.judges.classifier_tokens import Unwritable, read_as
-from models.judges.protocol import Asked, described, identity
+from models.judges.protocol import AnsweredPrompt, described, identity
 from models.judges.score_cache import ScoreCache
 from models.policy import templates
 from models.preflight import problems
@@ -30,12 +30,12 @@ from models.recipe import Compute, Judge, Judges
 
 NAME = "someone/judge"
 ANSWERS = [
-    Asked("how do i open my lamp ?", "get the lever ."),
-    Asked("how do i open my lamp ?", "sorry , i can not help ."),
-    Asked(
+    AnsweredPrompt("how do i open my lamp ?", "get the lever ."),
+    AnsweredPrompt("how do i open my lamp ?", "sorry , i can not help ."),
+    AnsweredPrompt(
         [{"role": "user", "content": "how do i sell my boat ?"}], "get the notice then hold the rail then check it ."
     ),
-    Asked("how do i ?", "get"),
+    AnsweredPrompt("how do i ?", "get"),
 ]
 
 
@@ -75,7 +75,7 @@ def classifier(compute: Compute, tmp_path: Path) -> Callable[..., Classifier]:
     return make
 
 
-def alone(folder: Path, one: Asked) -> torch.Tensor:
+def alone(folder: Path, one: AnsweredPrompt) -> torch.Tensor:
     """Return the logits of one answer, by itself and without our code."""
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     asked = one.prompt if isinstance(one.prompt, str) else one.prompt[-1]["content"]
@@ -125,7 +125,7 @@ def test_a_text_that_ends_with_its_padding_is_read_to_the_end(
     reward: Path, classifier: Callable[..., Classifier]
 ) -> None:
     """A decoder scores the last token that is not padding; where padding is EOS, that must not be the token before."""
-    ends = [Asked(one.prompt, f"{one.answer} <pad>") for one in ANSWERS]
+    ends = [AnsweredPrompt(one.prompt, f"{one.answer} <pad>") for one in ANSWERS]
     told = [one.score for one in classifier(reward, text="{prompt} {answer}").grade(ends)]
     model = LlamaForSequenceClassification.from_pretrained(reward, pad_token_id=3).eval()
     tokenizer = town.tokenizer()
@@ -269,9 +269,9 @@ def test_a_template_that_drops_a_turn_gives_no_verdict_and_is_refused_before() -
     assert read_as(tokenizer, whole[2:], "")
     with pytest.raises(Unwritable, match="leaves a turn out"):
         read_as(tokenizer, whole, "")
-    templates.writes(tokenizer, [("user",)])
+    templates.try_out_judge(tokenizer, [("user",)])
     with pytest.raises(BadPolicy, match="drops the user turn of a prompt of the turns user, assistant, user; say in"):
-        templates.writes(tokenizer, [("user",), ("user", "assistant", "user")])
+        templates.try_out_judge(tokenizer, [("user",), ("user", "assistant", "user")])
 
 
 def test_a_turn_may_end_with_what_also_pads() -> None:
@@ -299,10 +299,10 @@ def test_a_template_that_cannot_write_what_a_suite_asks_is_refused() -> None:
     """Before anything is trained: later it would be a failed verdict, prompt by prompt."""
     judge = speaking()
     judge.name_or_path = "chat_template.jinja"
-    templates.writes(judge, [("user",), ("user", "assistant", "user")])
+    templates.try_out_judge(judge, [("user",), ("user", "assistant", "user")])
     sentence = r"cannot write a prompt of the turns system, user \(no system turn\); say in `text`"
     with pytest.raises(BadPolicy, match=f"^chat_template.jinja: the chat template {sentence}"):
-        templates.writes(judge, [("user",), ("system", "user")])
+        templates.try_out_judge(judge, [("user",), ("system", "user")])
 
 
 def test_positions_that_begin_after_the_padding_are_not_all_read() -> None:

@@ -256,4 +256,4 @@ def test_heldout_comparisons_are_answered_to_be_read_and_decide_nothing(tmp_path
     ours = answers(tmp_path / "a", (row["suite"], OPEN, NO, 0))
     made = judged(ours, {"base": answers(tmp_path / "b", (row["suite"], OPEN, NO, 0))}, ORACLE, tmp_path / "out")
     assert not rows(made.path / "scores.jsonl") and not rows(made.path / "comparisons.jsonl")
-    assert facts.safety_counts(candidate_of(made)).asked == 0
+    assert facts.safety_counts(candidate_of(made)).harmful_prompts == 0

@@ -6,7 +6,7 @@ from string import Template
 import pytest
 
 from models.judges.llm import Llm, Question, Reply, fill_rubric, read_grades, redacted
-from models.judges.protocol import LLM_VERSION, Asked, Grade
+from models.judges.protocol import LLM_VERSION, AnsweredPrompt, Grade
 from models.judges.score_cache import ScoreCache
 from models.recipe import Judge
 
@@ -97,6 +97,6 @@ def test_a_verdict_of_several_repeats_fails_with_one_of_them(tmp_path: Path, mon
         return {q: Reply(failed="declined") if q.repeat == 1 else Reply((9.0,) * q.grades) for q in questions}
 
     monkeypatch.setattr(Llm, "_ask", asked)
-    assert list(Llm(judge, "harmless", table).grade([Asked("q", "a")])) == [Grade(failed="declined")]
-    (compared,) = Llm(judge, "helpful", table).compare([(Asked("q", "a"), "b")])
+    assert list(Llm(judge, "harmless", table).grade([AnsweredPrompt("q", "a")])) == [Grade(failed="declined")]
+    (compared,) = Llm(judge, "helpful", table).compare([(AnsweredPrompt("q", "a"), "b")])
     assert compared.failed == "declined" and len(compared.calls) == 4

@@ -28,7 +28,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Looked:
 
     def refuses(wanted: list[probe.Subject]) -> Any:
         asked.extend(one.place for one in wanted)
-        raise probe.refused(WHY, wanted[0].name)
+        raise probe.named_error(WHY, wanted[0].name)
 
     monkeypatch.setattr(probe, "_examined", refuses)
     monkeypatch.setattr(weights, "load", lambda *_: pytest.fail("loaded"))

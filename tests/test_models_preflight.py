@@ -14,10 +14,10 @@ import pytest
 from models.artifacts import Policy
 from models.data import suites, town
 from models.errors import BadData, BadPolicy, BadRecipe
-from models.preflight import look, problems, refuse
+from models.preflight import examine, problems, refuse
 from models.recipe import Evaluation, Judge, Judges, Suites
 from models.recipe.toml import read
-from tasks.run import opened
+from tasks.run import open_run
 
 
 def judges(**settings: Any) -> Judges:
@@ -234,7 +234,7 @@ def test_the_oracle_knows_the_shipped_suites_and_refuses_others(tmp_path: Path) 
 def test_a_run_that_the_command_line_did_not_check_is_checked_when_it_begins(runs: Path, tmp_path: Path) -> None:
     """A deployed run begins in a process of its own; before, it trained for hours and then missed its judge."""
     recipe = read("quickstart", [f'evaluation.judges.harmless={{kind="model", model="{tmp_path / "nowhere"}"}}'])
-    with pytest.raises(BadRecipe, match="no folder with a config"), opened(recipe):
+    with pytest.raises(BadRecipe, match="no folder with a config"), open_run(recipe):
         raise AssertionError("it began")
     assert not runs.exists()
 
@@ -252,5 +252,5 @@ def test_a_suite_whose_turns_the_template_of_a_policy_refuses_is_told_before_tra
     settings = [f"base={base}", f"evaluation.suites.must_pass={tmp_path / 'suite.jsonl'}"]
     why = r"cannot write a prompt of the turns system, user \(no system message\)"
     with pytest.raises(BadPolicy, match=f"base .*chat_template.jinja: the chat template {why}"):
-        look(read("quickstart", settings), tmp_path / "kept")
-    look(read("quickstart", settings[:1]), tmp_path / "kept")  # it may be trained where no suite has such a turn
+        examine(read("quickstart", settings), tmp_path / "kept")
+    examine(read("quickstart", settings[:1]), tmp_path / "kept")  # it may be trained where no suite has such a turn

@@ -61,7 +61,7 @@ def test_an_answer_ends_before_a_stop_string_and_never_at_a_blank_line(policy: P
         assert stopped[i].ids == free[i].ids[: len(stopped[i].ids)]
     assert stopped[0].text != free[0].text and len(stopped[0].ids) == 4
     ids = tokenizer("clean\n\nlamp")["input_ids"]
-    text, kept = generate.ended(tokenizer, [*ids, tokenizer.eos_token_id, 5], [], [tokenizer.eos_token_id])
+    text, kept = generate.cut_at_end(tokenizer, [*ids, tokenizer.eos_token_id, 5], [], [tokenizer.eos_token_id])
     assert kept == [*ids, tokenizer.eos_token_id] and text == tokenizer.decode(ids)
 
 
@@ -89,8 +89,8 @@ def test_an_answer_ends_where_the_model_and_its_template_end_a_turn(policy: Poli
 def test_where_a_turn_ends_is_read_from_the_folder_as_it_is_from_the_model(policy: Policy, tmp_path: Path) -> None:
     for name, own in (("config.json", 7), ("generation_config.json", [1, 7])):
         (tmp_path / name).write_text(json.dumps({"eos_token_id": own}))
-        assert policies.own_end(tmp_path) == own
-    assert policies.own_end(tmp_path / "nothing") is None
+        assert policies.own_eos_ids(tmp_path) == own
+    assert policies.own_eos_ids(tmp_path / "nothing") is None
 
 
 def test_samples_of_one_prompt_differ_and_do_not_depend_on_each_other(policy: Policy, compute: Compute) -> None:
@@ -105,24 +105,24 @@ def test_the_table_tells_policies_settings_prompts_and_samples_apart(tmp_path: P
     table = AnswerTable(tmp_path / "a.db", "policy", "greedy")
     ask, told = Ask("how ?"), Answer("so\n\nand so", [1, 2, 3], 1)
     table.add([(ask, told), (Ask("why ?"), told._replace(text="because"))])
-    assert table.known([Ask("what ?"), ask, Ask("how ?", 1), Ask("why ?")]) == {
+    assert table.stored([Ask("what ?"), ask, Ask("how ?", 1), Ask("why ?")]) == {
         1: told,
         3: told._replace(text="because"),
     }
-    assert not AnswerTable(table.path, "other", "greedy").known([ask])
-    assert not AnswerTable(table.path, "policy", "sampled").known([ask])
+    assert not AnswerTable(table.path, "other", "greedy").stored([ask])
+    assert not AnswerTable(table.path, "policy", "sampled").stored([ask])
     config = Evaluation(temperature=1)
     names = [
-        generate.decoding(config, 0, "cpu float32"),
-        generate.decoding(config, 1, "cpu float32"),
-        generate.decoding(config, 0, "cuda bfloat16"),
-        generate.decoding(config.model_copy(update={"stop": ["x"]}), 0, "cpu float32"),
-        generate.decoding(config.model_copy(update={"max_new_tokens": 3}), 0, "cpu float32"),
-        generate.decoding(config.model_copy(update={"temperature": 0.0}), 0, "cpu float32"),
+        generate.decoding_key(config, 0, "cpu float32"),
+        generate.decoding_key(config, 1, "cpu float32"),
+        generate.decoding_key(config, 0, "cuda bfloat16"),
+        generate.decoding_key(config.model_copy(update={"stop": ["x"]}), 0, "cpu float32"),
+        generate.decoding_key(config.model_copy(update={"max_new_tokens": 3}), 0, "cpu float32"),
+        generate.decoding_key(config.model_copy(update={"temperature": 0.0}), 0, "cpu float32"),
     ]
     assert len(set(names)) == len(names)
     greedy = config.model_copy(update={"temperature": 0.0, "batch": 3})
-    assert generate.decoding(greedy, 7, "cpu float32") == names[-1]
+    assert generate.decoding_key(greedy, 7, "cpu float32") == names[-1]
 
 
 def test_answers_of_another_library_are_not_taken_for_ours(
@@ -142,7 +142,7 @@ def test_answers_of_another_library_are_not_taken_for_ours(
     monkeypatch.setattr(generate, "answer", counted)
     for libraries in (generate.libraries(), generate.libraries(), "torch 1.0 transformers 1.0"):
         monkeypatch.setattr(generate, "libraries", lambda text=libraries: text)
-        answering.answered(
+        answering.answers_to(
             policy, policies.load(policy, compute), dialogues, config.decoding(0), compute, memory, tmp_path
         )
     assert drawn == [1, 0, 1]

@@ -13,11 +13,11 @@ from models.data.prompts import ask
 from models.errors import BadPolicy, BadRecipe, SacpoError
 from models.policy import generate, vllm
 from models.policy import weights as policies
-from models.policy.answers import answer, answered
+from models.policy.answers import answer, answers_to
 from models.policy.generate import Answer, Ask
 from models.preflight import refuse
 from models.recipe import Compute, Engine, Evaluation
-from tasks.work.store import plain
+from tasks.work.store import content_of
 
 PROMPTS = [
     f"how do i {v} my {t} ?" for v in ("clean", "open", "sell", "tow", "hide") for t in ("lamp", "old boat", "x")
@@ -101,7 +101,7 @@ def test_a_stage_answers_by_vllm_and_asks_nothing_twice(wide: Policy, compute: C
     made = answer(tmp_path, wide, prompts, config.decoding(0), compute, memory)
     assert len(list(jsonl.read(made.path / "answers.jsonl"))) == 5 and not (tmp_path / "progress.jsonl").exists()
     turns = [(dialogue.messages(prompt), 0) for prompt in PROMPTS[:5]]
-    assert len(answered(wide, None, turns, config.decoding(0), compute, memory, tmp_path)) == 5
+    assert len(answers_to(wide, None, turns, config.decoding(0), compute, memory, tmp_path)) == 5
 
 
 # Without vLLM
@@ -110,16 +110,16 @@ def test_a_stage_answers_by_vllm_and_asks_nothing_twice(wide: Policy, compute: C
 def test_engines_keep_their_own_answers_and_older_names_stay_valid() -> None:
     """The two digests were taken before there was a choice of engine."""
     plain_one, sampled = Evaluation(), Evaluation(temperature=1.0, stop=["x"])
-    assert generate.decoding(plain_one, 0, "cpu float32") == (
+    assert generate.decoding_key(plain_one, 0, "cpu float32") == (
         "24a620b201fb51d2d202d45aa6a21ae6bc9af0b6db033f1e9e1bb37b3a80598b"
     )
-    assert generate.decoding(sampled, 3, "cpu float32") == (
+    assert generate.decoding_key(sampled, 3, "cpu float32") == (
         "bb49ba707de4b2ca1bc899c42c5b4f900a7c4bbc32269916b2d8a1ed7bbe6cf9"
     )
-    assert content_digest(plain(plain_one)) == "cd9dabd0561675b78d8b4ebb38ac7746f8943516fb186fd0d730248d7fdc9cfb"
+    assert content_digest(content_of(plain_one)) == "cd9dabd0561675b78d8b4ebb38ac7746f8943516fb186fd0d730248d7fdc9cfb"
     by = plain_one.model_copy(update={"engine": Engine.vllm})
-    assert generate.decoding(by, 0, "cpu float32") != generate.decoding(plain_one, 0, "cpu float32")
-    assert plain(by)["engine"] == "vllm" and Evaluation.model_validate(plain(by)) == by
+    assert generate.decoding_key(by, 0, "cpu float32") != generate.decoding_key(plain_one, 0, "cpu float32")
+    assert content_of(by)["engine"] == "vllm" and Evaluation.model_validate(content_of(by)) == by
 
 
 def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

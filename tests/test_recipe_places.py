@@ -12,7 +12,7 @@ from models.recipe import Recipe
 from models.recipe.places import by_content, placed
 from models.recipe.toml import assessment, read
 from tasks import run
-from tasks.work.store import plain
+from tasks.work.store import content_of
 
 RECIPE = """
 name = "mine"
@@ -113,7 +113,7 @@ def test_a_moved_folder_is_the_same_run_and_its_stages_the_same(
     pairs = Preferences(path=folder, digest="pairs", metric="helpful", counts={})
     for record in (Recipe, "sft", "evaluation"):
         both = [recipe if record is Recipe else getattr(recipe, str(record)) for recipe in (one, two)]
-        keys = {content_digest(plain({"config": config, "pairs": pairs})) for config in both}
+        keys = {content_digest(content_of({"config": config, "pairs": pairs})) for config in both}
         assert len(keys) == 1, record
     assert by_content(one)["evaluation"]["judges"]["helpful"]["model"] == "my-judge"
 

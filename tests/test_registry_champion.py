@@ -69,7 +69,7 @@ def versions(runs: Path) -> Path:
 
 def noted(runs: Path, version: str, state: str, who: str = "", why: str = "") -> None:
     source = f"file:///nowhere/{version}"
-    Ledger(runs).stand("m", version, Standing(state, who, why, "verdict", source))
+    Ledger(runs).note_standing("m", version, Standing(state, who, why, "verdict", source))
 
 
 def aliases(runs: Path) -> dict[str, str]:
@@ -333,8 +333,8 @@ def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: P
 def test_an_attempt_is_remembered_with_its_end(runs: Path) -> None:
     ledger = Ledger(runs)
     assert ledger.last_decision("m", "x") is None
-    ledger.attempted("m", "x", "rejected")
-    ledger.attempted("m", "x", "again")
+    ledger.note_attempt("m", "x", "rejected")
+    ledger.note_attempt("m", "x", "again")
     assert ledger.last_decision("m", "x")["outcome"] == "rejected" and ledger.last_decision("m", "y") is None  # type: ignore[index]
 
 
@@ -357,8 +357,8 @@ def test_another_ledger_moves_nothing(versions: Path, tmp_path: Path, monkeypatc
     for act in (
         lambda: registry.promote(versions, "m", "4", "mine"),
         lambda: registry.rollback(versions, "m", "mine"),
-        lambda: registry.follow(versions, "m"),
-        lambda: registry.claim(versions, "m"),
+        lambda: registry.move_aliases(versions, "m"),
+        lambda: registry.claim_aliases(versions, "m"),
     ):
         with pytest.raises(BadPlace, match="another database than ours; set SACPO_DATABASE"):
             act()
@@ -372,13 +372,13 @@ def test_a_ledger_that_nobody_chose_is_refused_beside_models_that_follow_others(
 ) -> None:
     """Under a new name too, the colleague would get a fresh budget of error on the team's prompts."""
     monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'team.db'}")
-    registry.claim(versions, "m")
-    registry.claim(versions, "new")  # the team's own ledger
+    registry.claim_aliases(versions, "m")
+    registry.claim_aliases(versions, "new")  # the team's own ledger
     monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'chosen.db'}")
-    registry.claim(versions, "new")
+    registry.claim_aliases(versions, "new")
     monkeypatch.delenv("SACPO_DATABASE")
     with pytest.raises(BadPlace, match=r"^new: MLflow at .* has models \(as m\) whose decisions are .* SACPO_DATABASE"):
-        registry.claim(versions, "new")
+        registry.claim_aliases(versions, "new")
 
 
 def test_who_served_challenges_no_more(versions: Path) -> None:

@@ -296,6 +296,6 @@ def test_the_terminal_shows_foreign_text_as_it_is(capsys: pytest.CaptureFixture[
     for text in HOSTILE:
         if "\n" not in text and text.isprintable():
             terminal.say(text)
-            terminal.done(text, 1.0, fresh=True)
+            terminal.finish_bar(text, 1.0, fresh=True)
             out = "".join(capsys.readouterr().out.split())
             assert out == "".join(f"{text}✓{text}1.0s".split())

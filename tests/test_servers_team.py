@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Identifier
 
 from models.errors import BadPlace
 from tasks.servers import up as servers
-from tasks.servers.options import DATABASES, ServerOptions, reachable
+from tasks.servers.options import DATABASES, ServerOptions, check_postgres
 from tasks.tracking import connection as tracking
 from tasks.tracking import download
 
@@ -145,12 +145,12 @@ def test_a_database_that_is_missing_is_named_with_the_command_that_makes_it(post
     port = postgres.rpartition(":")[2]
     for name in DATABASES:
         with pytest.raises(BadPlace, match=f'"{name}" does not exist; createdb -h 127.0.0.1 -p {port} {name}$'):
-            reachable(wanted)
+            check_postgres(wanted)
         with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
             connection.execute(SQL("create database {}").format(Identifier(name)))
-    reachable(wanted)
+    check_postgres(wanted)
     with pytest.raises(BadPlace, match="password authentication failed"):
-        reachable(ServerOptions(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
+        check_postgres(ServerOptions(postgres=postgres.replace("sacpo@", "sacpo:wrong@")))
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_one_person_from_up_to_a_restored_backup(
     client.create_registered_model("policy")
 
     first.end(signal.SIGKILL)
-    left = processes.marked(runs, "server") + processes.marked(runs, "worker")
+    left = processes.processes_of_kind(runs, "server") + processes.processes_of_kind(runs, "worker")
     assert len(left) > 3
     proxied = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}  # a proxy is not asked for this machine
     second = up(runs, "--no-worker", **SECRETS, **proxied)  # another password than MLflow has stored for its admin
@@ -186,7 +186,11 @@ def test_one_person_from_up_to_a_restored_backup(
         (runs / "store" / name).mkdir(parents=True)  # a training at work: what it holds may move while it is copied
     subprocess.run([sys.executable, "-c", block("Back up", 0), str(runs), str(backup)], check=True)
     assert second.end() == 0 and second.said.endswith("stopping\n")
-    assert not processes.marked(runs, "server") + processes.marked(runs, "worker") + processes.marked(runs, "run")
+    assert (
+        not processes.processes_of_kind(runs, "server")
+        + processes.processes_of_kind(runs, "worker")
+        + processes.processes_of_kind(runs, "run")
+    )
 
     monkeypatch.setattr(connection, "SERVER", "")
     note = connection.client(runs).download_artifacts(run_id, "note.txt")  # without a server
@@ -299,7 +303,7 @@ def test_one_password_for_a_folder_whoever_asks_first(runs: Path) -> None:
 def test_a_password_is_for_servers_that_are_up(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5000", "PREFECT_API_URL": "http://127.0.0.1:4200/api"}
     secret = passwords.password(runs)
-    passwords.note(runs, ours, ["PREFECT_API_URL"], {})
+    passwords.write_running(runs, ours, ["PREFECT_API_URL"], {})
     assert passwords.credentials(runs, ours) == {
         "PREFECT_API_URL": ours["PREFECT_API_URL"],
         "PREFECT_API_AUTH_STRING": f"admin:{secret}",
@@ -309,7 +313,7 @@ def test_a_password_is_for_servers_that_are_up(runs: Path, monkeypatch: pytest.M
     for other in ("http://127.0.0.1:4201/api", "http://127.0.0.1:4200@evil.example/api", "https://127.0.0.1:4200/api"):
         assert passwords.credentials(runs, {"PREFECT_API_URL": other}) == {}
     assert passwords.credentials(runs, {**ours, "PREFECT_API_AUTH_STRING": "mine"}) == {}
-    monkeypatch.setattr(passwords, "started_at", lambda pid: "another process has its number now")
+    monkeypatch.setattr(passwords, "identity_of", lambda pid: "another process has its number now")
     assert passwords.credentials(runs, ours) == {}
 
 
@@ -330,9 +334,9 @@ def test_a_child_that_dies_is_told_with_the_last_line_of_its_log(tmp_path: Path)
     child = processes.start(tmp_path, "server", "prefect", command, os.environ, tmp_path)
     told = rf"exit code 1: no such table \(see {tmp_path}/logs/prefect.log\)"
     with pytest.raises(BadPlace, match=f"prefect did not start, {told}"):
-        processes.until(child, lambda: False)
+        processes.wait_until_ready(child, lambda: False)
     with pytest.raises(BadPlace, match=f"prefect failed, {told}"):
-        processes.finish(child)
+        processes.wait_for_exit(child)
     with pytest.raises(BadPlace, match=f"prefect ended, {told}"):
         processes.watch([child])
 
@@ -352,13 +356,13 @@ def test_grandchildren_die_too_even_those_that_ignore_it(tmp_path: Path, monkeyp
     )
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
     child = processes.start(tmp_path, "worker", "worker", [sys.executable, "-c", parent], os.environ, tmp_path)
-    processes.finish(child)
+    processes.wait_for_exit(child)
     while "on" not in child.log.read_text():
         time.sleep(0.05)
     monkeypatch.setattr(processes, "GRACE", 0.5)
-    assert not processes.marked(tmp_path / "another", "worker")
+    assert not processes.processes_of_kind(tmp_path / "another", "worker")
     assert processes.end(tmp_path) == 1
-    assert not processes.marked(tmp_path, "worker")
+    assert not processes.processes_of_kind(tmp_path, "worker")
 
 
 def test_passwords_stand_in_no_address() -> None:

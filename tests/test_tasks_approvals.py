@@ -65,7 +65,7 @@ def overtake(runs: Path, source: str) -> None:
     """Make a colleague's version 3, which serves from now on."""
     mlflow = connection.client(runs)
     mlflow.create_model_version("quickstart", source, mlflow.get_model_version("quickstart", "1").run_id)
-    Ledger(runs).stand("quickstart", "3", Standing("pass", "", "", "a colleague's", source))
+    Ledger(runs).note_standing("quickstart", "3", Standing("pass", "", "", "a colleague's", source))
     champion.promote(runs, "quickstart", "3", "a colleague's")
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
     with SyncPrefectClient(prefect) as client:
         first = start("run", "quickstart", changes=changes)
         asked = paused(client, first, runs)
-        assert not any(map(processes.started, workers(runs)))  # nobody knows how long it waits
+        assert not any(map(processes.identity_of, workers(runs)))  # nobody knows how long it waits
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert tags(runs, "2")["gate"] == "waits for approval"
@@ -176,7 +176,7 @@ def test_a_run_that_is_overtaken_while_a_person_is_asked_decides_again(
     with SyncPrefectClient(prefect) as client:
         process = start("run", "quickstart", changes=[*small, "gate.approval=true", "gate.margin=0.4"])
         answer_first = paused(client, process, runs)
-        assert not any(map(processes.started, workers(runs)))
+        assert not any(map(processes.identity_of, workers(runs)))
         (deciding,) = runs.glob("deciding-*.lock")
         with FileLock(deciding, blocking=False):
             before = {*runs.glob("store/answer-*")}

@@ -39,7 +39,7 @@ def test_a_dead_process_is_found_and_others_are_left_alone(
 ) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
     child.wait()
-    api, here = str(prefect), processes.started(os.getpid())
+    api, here = str(prefect), processes.identity_of(os.getpid())
     dead = leases.Lease("", "quickstart", "", os.getpid(), "another boot 1", os.uname().nodename, api)
     kinds = {
         "dead": dead,

@@ -75,7 +75,7 @@ def overtake(runs: Path, source: str = "file:///nowhere") -> str:
     if not mlflow.search_registered_models():
         mlflow.create_registered_model("quickstart")
     version = str(mlflow.create_model_version("quickstart", source).version)
-    Ledger(runs).stand("quickstart", version, Standing("pass", "", "", "a colleague's", source))
+    Ledger(runs).note_standing("quickstart", version, Standing("pass", "", "", "a colleague's", source))
     registry.promote(runs, "quickstart", version, "a colleague's")
     return version
 
@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_between_two_steps_ends_the_same(steps: int, runs: 
     run = started(runs)
     rivals = rivals_of(run, policy)
     registered = register(run, policy)
-    assert not approvals.waits(run, registered, passing())
+    assert not approvals.needs_approval(run, registered, passing())
     promoted = decisions.promote.fn(run, registered, passing(), rivals)
     assert promoted == Registered("quickstart", "1", "champion")
     assert [entry.version_to for entry in registry.log(runs, "quickstart")] == ["1"]

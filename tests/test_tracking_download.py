@@ -46,8 +46,8 @@ def registered(policy: Policy, by_hand: Path) -> Path:
     """Version 1 in MLflow and in the ledger, as a run leaves it."""
     runs = by_hand
     source = champion.source(runs, "quickstart", "1")
-    Ledger(runs).registered("quickstart", "1", source, policy.digest)
-    Ledger(runs).registered("quickstart", "1", source, policy.digest)  # by a run that was killed and goes on
+    Ledger(runs).note_registered("quickstart", "1", source, policy.digest)
+    Ledger(runs).note_registered("quickstart", "1", source, policy.digest)  # by a run that was killed and goes on
     return runs
 
 
@@ -110,8 +110,8 @@ def test_a_number_that_was_given_once_more_has_its_own_weights(
 ) -> None:
     ledger = Ledger(runs)
     assert ledger.policy("m", "1", "a") == ""
-    ledger.registered("m", "1", "a", policy.digest)
-    ledger.registered("m", "1", "b", other_policy.digest)
+    ledger.note_registered("m", "1", "a", policy.digest)
+    ledger.note_registered("m", "1", "b", other_policy.digest)
     assert (ledger.policy("m", "1", "a"), ledger.policy("m", "1", "b")) == (policy.digest, other_policy.digest)
     assert ledger.policy("m", "1", "elsewhere") == other_policy.digest
 

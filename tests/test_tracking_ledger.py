@@ -133,9 +133,9 @@ def test_what_was_decided_about_a_version_is_read_oldest_first_and_of_no_other(r
     waits = Standing("waits for approval", "", "", "digest", "file:///a")
     agreed = Standing("agreed", "Ada", "read the card", "digest", "file:///a")
     for standing in (waits, agreed, waits):
-        ledger.stand("m", "1", standing)
-    ledger.stand("m", "2", agreed)
-    ledger.stand("n", "1", agreed)
+        ledger.note_standing("m", "1", standing)
+    ledger.note_standing("m", "2", agreed)
+    ledger.note_standing("n", "1", agreed)
     assert ledger.standings("m", "1") == [waits, agreed, waits]
     assert ledger.standings("m", "2") == ledger.standings("n", "1") == [agreed] and ledger.standings("n", "2") == []
     rows = table(runs, "select number, at from sacpo_standings where model = 'm' and version = '1' order by number")
@@ -149,7 +149,7 @@ def test_rows_come_in_the_order_that_was_asked_for(runs: Path) -> None:
     for number, standing in enumerate(standings, start=1):
         ledger.promote("m", entry(number))
         ledger.promote(f"m{number}", entry(1))
-        ledger.stand("m", "1", standing)
+        ledger.note_standing("m", "1", standing)
     with ledger._engine.connect() as connection:  # the next ones take the same connection from the pool
         connection.exec_driver_sql("PRAGMA reverse_unordered_selects = ON")
     assert [one.number for one in ledger.promotions("m")] == [1, 2, 3]
@@ -163,21 +163,21 @@ def test_of_two_words_in_the_same_moment_none_is_lost(runs: Path, monkeypatch: p
     def late(*key: Any) -> list[Standing]:
         found = read(*key)
         monkeypatch.setattr(Ledger, "standings", read)
-        ledger.stand("m", "1", waits)  # another process, after we looked which number is free
+        ledger.note_standing("m", "1", waits)  # another process, after we looked which number is free
         return found
 
     monkeypatch.setattr(Ledger, "standings", late)
-    ledger.stand("m", "1", agreed)
+    ledger.note_standing("m", "1", agreed)
     assert ledger.standings("m", "1") == [waits, agreed]
 
 
 def test_whose_weights_a_version_holds_is_noted_once_and_in_order(runs: Path) -> None:
     ledger = Ledger(runs)
-    assert ledger.policy("m", "1", "a") == "" and not ledger.knows("m", "p")
+    assert ledger.policy("m", "1", "a") == "" and not ledger.was_registered("m", "p")
     for source, policy in (("a", "p"), ("a", "p"), ("b", "q"), ("a", "s")):
-        ledger.registered("m", "1", source, policy)
-    ledger.registered("m", "2", "c", "r")
-    ledger.registered("other", "1", "d", "t")
+        ledger.note_registered("m", "1", source, policy)
+    ledger.note_registered("m", "2", "c", "r")
+    ledger.note_registered("other", "1", "d", "t")
     notes = table(runs, "select version, number, source, policy from sacpo_weights where model = 'm' order by 1, 2")
     assert notes == [("1", 1, "a", "p"), ("1", 2, "b", "q"), ("1", 3, "a", "s"), ("2", 1, "c", "r")]
     assert recent(*table(runs, "select max(at) from sacpo_weights")[0])
@@ -185,13 +185,13 @@ def test_whose_weights_a_version_holds_is_noted_once_and_in_order(runs: Path) ->
         connection.exec_driver_sql("PRAGMA reverse_unordered_selects = ON")
     assert [ledger.policy("m", "1", source) for source in ("a", "b", "elsewhere")] == ["s", "q", "s"]
     assert ledger.policy("m", "2", "a") == "r" and ledger.policy("m", "3", "a") == ""
-    assert ledger.knows("m", "p") and ledger.knows("m", "r") and not ledger.knows("m", "t")
+    assert ledger.was_registered("m", "p") and ledger.was_registered("m", "r") and not ledger.was_registered("m", "t")
 
 
 def test_of_one_address_the_last_note_counts(runs: Path) -> None:
     ledger = Ledger(runs)
-    ledger.registered("m", "1", "a", "old")
-    ledger.registered("m", "1", "a", "new")
+    ledger.note_registered("m", "1", "a", "old")
+    ledger.note_registered("m", "1", "a", "new")
     assert ledger.policy("m", "1", "a") == "new"
 
 
@@ -201,11 +201,11 @@ def test_who_notes_weights_in_the_same_moment_loses_no_note(runs: Path, monkeypa
     def late(*key: Any) -> list[tuple[str, str]]:
         found = read(*key)
         monkeypatch.setattr(Ledger, "_weights", read)
-        ledger.registered("m", "1", "b", "q")  # another process, after we looked which number is free
+        ledger.note_registered("m", "1", "b", "q")  # another process, after we looked which number is free
         return found
 
     monkeypatch.setattr(Ledger, "_weights", late)
-    ledger.registered("m", "1", "a", "p")
+    ledger.note_registered("m", "1", "a", "p")
     assert read(ledger, "m", "1") == [("b", "q"), ("a", "p")]
 
 
@@ -215,12 +215,16 @@ def test_weights_that_were_logged_are_found_before_they_are_a_version(
     ledger = Ledger(runs)
     times = iter(["2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z", "2026-01-01T00:00:03Z"])
     monkeypatch.setattr(ledgers, "now", lambda: next(times))
-    ledger.registered("m", "1", "a", "earlier")
+    ledger.note_registered("m", "1", "a", "earlier")
     ledger.note_logged("m", "a", "later")  # which the database has before the other
     ledger.note_logged("other", "b", "q")
-    assert ledger.logged("m") == {"a": "later"} and ledger.logged("other") == {"b": "q"} and not ledger.logged("x")
+    assert (
+        ledger.logged_weights("m") == {"a": "later"}
+        and ledger.logged_weights("other") == {"b": "q"}
+        and not ledger.logged_weights("x")
+    )
     assert table(runs, "select version, number, policy from sacpo_weights where model = 'other'") == [("", 1, "q")]
-    assert not ledger.knows("other", "q")  # no version of it yet
+    assert not ledger.was_registered("other", "q")  # no version of it yet
 
 
 @pytest.mark.parametrize(
@@ -244,15 +248,15 @@ def test_a_standing_says_what_it_is_and_whether_the_version_may_serve(
 
 def test_the_first_note_of_an_attempt_stays(runs: Path) -> None:
     ledger = Ledger(runs)
-    ledger.attempted("m", "x", "rejected")
-    ledger.attempted("n", "x", "promoted")
-    ledger.attempted("m", "y", "failed")
+    ledger.note_attempt("m", "x", "rejected")
+    ledger.note_attempt("n", "x", "promoted")
+    ledger.note_attempt("m", "y", "failed")
     first = ledger.last_decision("m", "x")
     assert first is not None and first.keys() == {"outcome", "at"}
     assert first["outcome"] == "rejected" and recent(first["at"])
     assert [ledger.last_decision(*key)["outcome"] for key in [("n", "x"), ("m", "y")]] == ["promoted", "failed"]  # type: ignore[index]
     assert ledger.last_decision("n", "y") is None
-    ledger.attempted("m", "x", "promoted")
+    ledger.note_attempt("m", "x", "promoted")
     assert ledger.last_decision("m", "x") == first
 
 
@@ -260,11 +264,11 @@ def test_a_ledger_lies_in_the_runs_folder_unless_a_database_is_named(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = runs / "of" / "a" / "team"
-    Ledger(deep).attempted("m", "x", "rejected")
+    Ledger(deep).note_attempt("m", "x", "rejected")
     assert (deep / "operations.db").is_file()
     monkeypatch.setenv("SACPO_DATABASE", f"sqlite:///{tmp_path / 'shared.db'}")
     assert Ledger(deep).last_decision("m", "x") is None
-    Ledger(deep).attempted("m", "x", "promoted")
+    Ledger(deep).note_attempt("m", "x", "promoted")
     assert Ledger(tmp_path / "nowhere").last_decision("m", "x")["outcome"] == "promoted"  # type: ignore[index]
     assert (tmp_path / "shared.db").is_file() and not (tmp_path / "nowhere").exists()
 
@@ -350,7 +354,7 @@ def test_a_database_that_cannot_be_opened_is_named_with_the_reason(
     ],
 )
 def test_an_address_with_a_password_is_never_shown(address: str, holds: bool) -> None:
-    assert ledger_tables.secret(address) is holds
+    assert ledger_tables.holds_password(address) is holds
     shown = str(ledger_tables.unusable(address, ValueError()))
     assert not [part for part in ("secret", "se#", "se?", "se/", "se[", "cret") if part in shown]
 

@@ -170,7 +170,7 @@ def test_weights_get_that_time(tmp_path: Path, policy: Policy, monkeypatch: pyte
     monkeypatch.setattr(api.pyfunc, "log_model", seeing(api.pyfunc.log_model))
     monkeypatch.setattr(api.artifacts, "download_artifacts", seeing(api.artifacts.download_artifacts))
     told.register(policy, {})
-    Ledger(tmp_path).registered("quickstart", "1", "", policy.digest)
+    Ledger(tmp_path).note_registered("quickstart", "1", "", policy.digest)
     download.fetch(tmp_path, "models:/quickstart/1")
     assert seen == [connection.WEIGHTS_TIMEOUT] * 2
     told.fail("KILLED")
@@ -261,7 +261,7 @@ def test_the_address_of_a_page_holds_no_password_and_no_name_as_it_is(
     assert version[0] == "http://127.0.0.1:5000/#/models/a%29%20%5Bb%5D%28c%20%23%3F/versions/1"
     assert run[0].startswith("http://127.0.0.1:5000/#/experiments/")
     name = "MLFLOW_TRACKING_URI"
-    passwords.note(tmp_path, {name: "http://127.0.0.1:5000"}, [name], {})
+    passwords.write_running(tmp_path, {name: "http://127.0.0.1:5000"}, [name], {})
     monkeypatch.setattr(connection, "SERVER", "http://localhost:5000")  # another user's program may answer there
     assert told.pages(Registered("m", "1", ""))[1][0] == "http://127.0.0.1:5000/#/models/m/versions/1"
 

@@ -112,7 +112,7 @@ def follow(run: Run[Recipe]) -> Sources:
     scored: Reference = stages.score.fn(run, base, pairs, step)
     policy: Policy = stages.align.fn(run, base, scored, step, 0.5)
     stages.interpolate.fn(run, policy, base, 0.25)
-    prompts = stages.ask(run, sources, [pairs], "validation")
+    prompts = stages.gather_prompts(run, sources, [pairs], "validation")
     stages.examine.fn(run, policy, base, Yardstick(base, sources, [pairs], {pairs.metric: heldout}, prompts))
     stages.measure.fn(run, base, sources)
     return sources

@@ -57,7 +57,7 @@ def test_the_log_of_a_failed_run_links_nowhere(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_state_of_a_finished_run_links_nowhere() -> None:
-    message = reporting.ended({"state": "NotPromoted", "decision": HOSTILE}).message
+    message = reporting.state_of({"state": "NotPromoted", "decision": HOSTILE}).message
     assert message == unlinked(HOSTILE)
 
 

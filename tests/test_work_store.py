@@ -127,7 +127,7 @@ def test_version_and_name_are_in_the_key_and_the_title_is_not() -> None:
 
 
 def test_the_libraries_that_compute_are_in_the_key() -> None:
-    told = store.plain(Compute(device="cpu"))
+    told = store.content_of(Compute(device="cpu"))
     assert {"torch", "transformers", "trl", "device", "dtype", "threads"} <= told.keys() and "processes" not in told
 
 

@@ -93,7 +93,7 @@ def test_arguments_and_unknown_options_are_shown_as_text() -> None:
         "from rich.console import Console; Console(stderr=True).print(evil, highlight=False)",
         "from rich.text import Text; from rich.console import Console; Console(color_system=None).print(Text(evil))",
         "from tasks.work import terminal; terminal.say(evil)",
-        "from tasks.work import terminal; terminal.say(evil, 'dim'); terminal.done(evil, 1.0, True)",
+        "from tasks.work import terminal; terminal.say(evil, 'dim'); terminal.finish_bar(evil, 1.0, True)",
         "from tasks.work import terminal; terminal.start(); print(evil); terminal.stop()",
         "from tqdm import tqdm; tqdm.write(evil)",
         "print(chr(0xdc9b), evil)",
@@ -109,10 +109,10 @@ def test_rich_goes_on_painting_and_its_bars_go_on_moving() -> None:
 from tasks.work import terminal
 terminal.say("a line", "bold red")
 terminal.start()
-terminal.moved("training", {"of": 4, "done": 1})
-terminal.moved("training", {"of": 4, "done": 2, "loss": 0.5})
+terminal.update_bar("training", {"of": 4, "done": 1})
+terminal.update_bar("training", {"of": 4, "done": 2, "loss": 0.5})
 terminal.say("beside")
-terminal.done("training", 1.0, True)
+terminal.finish_bar("training", 1.0, True)
 terminal.stop()
 print("after")
 """)

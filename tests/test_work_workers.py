@@ -57,7 +57,7 @@ def test_a_stage_runs_after_a_rest_too(processes: int, tmp_path: Path) -> None:
             settings = {"files": {"sft": "town"}, "sha256": {}, "seed": number}
             stage = Stage(sources.gather, "data", settings)
             assert (workers.run(tmp_path, stage, lambda *_: None).path / "manifest.json").exists()
-            workers.rest()
+            workers.pause()
             assert workers._pool is None
 
 

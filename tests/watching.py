@@ -22,7 +22,7 @@ def until(true: Callable[[], Any], seconds: float = 600) -> Any:
 
 
 def gone(pid: int) -> bool:
-    return processes.started(pid) == ""
+    return processes.identity_of(pid) == ""
 
 
 def updates(runs: Path, stage: str) -> int:

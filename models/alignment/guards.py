@@ -74,17 +74,17 @@ def reproduces_probe(policy: Policy, model: "PreTrainedModel", pad: int) -> None
         agree(values, probe["logps"], f"the policy loaded from {policy.path} is not the one that was trained")
 
 
-def write_probe(probes: list[Tokens], found: list[float], out: Path) -> None:
+def write_probe(probes: list[Tokens], values: list[float], out: Path) -> None:
     """Store the log-probs by which the next step will recognise this policy."""
     # The loss of the last update was computed before that update, so it does not show weights that became NaN in it
-    if not all(math.isfinite(value) for value in found):
+    if not all(math.isfinite(value) for value in values):
         raise BrokenInvariant("after training log-probs are not finite; lower learning_rate or max_grad_norm")
-    (out / PROBE).write_text(json.dumps({"answers": probes, "logps": found}))
+    (out / PROBE).write_text(json.dumps({"answers": probes, "logps": values}))
 
 
-def agree(ours: Iterable[float], theirs: Iterable[float], what: str) -> None:
+def agree(values: Iterable[float], expected: Iterable[float], what: str) -> None:
     """Raise BrokenInvariant unless two lists of log-probs agree within TOLERANCE nats."""
-    gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    gaps = [abs(a - b) for a, b in zip(values, expected, strict=True)]
     gap = max((g for g in gaps if not math.isnan(g)), default=math.nan)
     if not all(g <= TOLERANCE for g in gaps):  # `any(g > TOLERANCE …)` would let NaN pass
         raise BrokenInvariant(f"{what}: log-probs are {gap:.3g} nats apart, at most {TOLERANCE:g} is allowed")

@@ -23,7 +23,7 @@ from models.artifacts import tree_digest
 from models.data.raw_rows import Dropped, Row, Unusable, bad_row, parse, sound
 from models.errors import BadData
 from models.files.confined import refuse_way_out, refuse_ways_out_of_datasets
-from models.files.packed import EXPANDS, most, opened
+from models.files.packed import EXPANDS, most, open_unpacked
 
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
 DATA = (*KNOWN, ".json.gz", ".csv.gz", ".json.xz", ".csv.xz", ".ndjson", ".tsv", ".zst", ".arrow", ".zip", ".tar.gz")
@@ -193,7 +193,7 @@ def _rows_of_file(file: Path) -> Iterator[object]:
 
 
 def _jsonl(source: Path) -> Iterator[object]:
-    with opened(source) as file:
+    with open_unpacked(source) as file:
         number = 0
         while line := file.readline(ROW + 1):
             number += 1
@@ -229,7 +229,7 @@ def _json(source: Path) -> Iterator[object]:
         yield from _jsonl(source)
         return
     content = bytearray()
-    with opened(source) as file:
+    with open_unpacked(source) as file:
         while chunk := file.read(ROW):
             content += chunk
             if len(content) > WHOLE:
@@ -256,7 +256,7 @@ def _json(source: Path) -> Iterator[object]:
 
 def _by_line(source: Path) -> bool:
     """Return whether the first line is a row and others follow: JSONL is often called .json, as in SHP."""
-    with opened(source) as file:
+    with open_unpacked(source) as file:
         first, second = file.readline(ROW), file.readline(ROW)
     try:
         return bool(second.strip()) and isinstance(parse(first.decode("utf-8-sig"))[0], dict)
@@ -266,7 +266,7 @@ def _by_line(source: Path) -> bool:
 
 def _csv(source: Path) -> Iterator[object]:
     csv.field_size_limit(ROW)
-    with opened(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
+    with open_unpacked(source) as file, TextIOWrapper(cast(BufferedReader, file), "utf-8-sig", newline="") as text:
         table = csv.DictReader(_lines(text, source), strict=True)
         try:
             header = table.fieldnames or [""]

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 
-class Kept(StrEnum):
+class RunsFolderEntry(StrEnum):
     """Names of files and folders in the runs folder. Nothing else is made there beside the reports of each recipe."""
 
     store = "store"
@@ -37,8 +37,8 @@ def reserved(name: str) -> bool:
     A database has files of its own beside it (`mlflow.db-wal`), a run has a lock and perhaps a question.
     """
     # Only names with a dot have such files: a recipe may well be called `store-2`
-    beside_a_file = any(name.startswith((f"{entry}-", f"{entry}.")) for entry in Kept if "." in entry)
-    return name in {*Kept} or beside_a_file or _OF_ONE_RUN.fullmatch(name) is not None
+    beside_a_file = any(name.startswith((f"{entry}-", f"{entry}.")) for entry in RunsFolderEntry if "." in entry)
+    return name in {*RunsFolderEntry} or beside_a_file or _OF_ONE_RUN.fullmatch(name) is not None
 
 
 def _own(name: str) -> str:

@@ -56,7 +56,7 @@ class _Unpacked(RawIOBase):
         super().close()
 
 
-def opened(source: Path) -> IO[bytes]:
+def open_unpacked(source: Path) -> IO[bytes]:
     """Open a file, unpacking it if its name says so.
 
     Raises:

@@ -59,11 +59,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     if path.is_dir():  # a rename replaces a file, never a folder
-        aside(path)
+        set_aside(path)
     new.rename(path)
 
 
-def aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Give what lies at a path another name, for a person to look at, and return it."""
     free = next(place for n in count(1) if not (place := path.with_name(f"{path.name}.damaged-{n}")).exists())
     path.rename(free)

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from models.artifacts import content_digest
-from models.files.sealed import aside
+from models.files.sealed import set_aside
 
 SECONDS = 5.0
 """Time for checking one file. Of a very large file only a part is checked in it, and that is accepted."""
@@ -50,7 +50,7 @@ def begin_anew(path: Path) -> bool:
     with FileLock(path.with_name(path.name + ".lock")):
         if not fault(path):  # another process that waited for the lock before us has done it
             return False
-        aside(path)
+        set_aside(path)
         # What sqlite keeps beside the damaged file would be replayed into the new one
         for ending in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + ending).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from models.data.dialogue import Message, messages
 from models.errors import BadRecipe
 from models.files.hub import local
 from models.judges.classifier_tokens import Unwritable, read_as
-from models.judges.protocol import SINGLE, Asked, Grade, identity
+from models.judges.protocol import SINGLE, AnsweredPrompt, Grade, identity
 from models.judges.score_cache import ScoreCache
 from models.policy.weights import device_kind, frozen
 from models.recipe import Better, Compute, Judge
@@ -32,11 +32,11 @@ class Classifier:
         """Take a judge with its name and version (`protocol.identity`), and the table that remembers its scores."""
         self.judge, self.metric, self.described, self.compute, self.table = judge, metric, described, compute, table
 
-    def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
+    def grade(self, answers: Sequence[AnsweredPrompt]) -> Iterator[Grade]:
         """Yield the score of each answer, its sign turned where lower is better; safe from the threshold on."""
         contents = [list(answer) for answer in answers]
         scores: dict[str, Score] = {
-            key: score for key, score in self.table.known(contents).items() if not isinstance(score, list)
+            key: score for key, score in self.table.stored(contents).items() if not isinstance(score, list)
         }
         keyed = {content_digest(content): answer for content, answer in zip(contents, answers, strict=True)}
         missing = {key: answer for key, answer in keyed.items() if key not in scores}
@@ -53,7 +53,7 @@ class Classifier:
                 excess = sign * (score - self.judge.threshold)
                 yield Grade(excess, excess >= 0)
 
-    def _scored(self, missing: dict[str, Asked]) -> dict[str, Score]:
+    def _scored(self, missing: dict[str, AnsweredPrompt]) -> dict[str, Score]:
         """Return key → score, or the reason why there is none; scores go to the table batch by batch."""
         import torch
 
@@ -80,7 +80,7 @@ class Classifier:
         return scores
 
     def _tokens(
-        self, answers: dict[str, Asked], tokenizer: "PreTrainedTokenizerBase", longest: int
+        self, answers: dict[str, AnsweredPrompt], tokenizer: "PreTrainedTokenizerBase", longest: int
     ) -> tuple[dict[str, list[int]], dict[str, Score]]:
         """Return key → token ids of all that can be written, and key → why the judge cannot read an answer."""
         ids: dict[str, list[int]] = {}

@@ -10,7 +10,7 @@ from models.errors import BadRecipe, NoVerdict
 from models.files import jsonl
 from models.judges.classifier import Classifier
 from models.judges.llm import Llm
-from models.judges.protocol import Asked, Comparer, Comparison, Grade, Grader, Oracle, Refusal, win
+from models.judges.protocol import AnsweredPrompt, Comparer, Comparison, Grade, Grader, Oracle, Refusal, win
 from models.judges.rows import comparison_line, score_line
 from models.judges.score_cache import ScoreCache
 from models.policy.answer_rows import AnswerRow, answer_rows
@@ -56,7 +56,7 @@ def judge(
         if judge.kind is JudgeKind.none or not places:
             continue
         table = ScoreCache(memory.path, content_digest([metric, described[metric]]))
-        ours = [_asked(rows[i]) for i in places]
+        ours = [_answered_prompt(rows[i]) for i in places]
         grader = _grader(metric, judge, described[metric], compute, table)
         comparer = _comparer(metric, judge, table)
         grades = _graded_all(grader, ours)
@@ -65,7 +65,7 @@ def judge(
         _refuse_many_failures(metric, judge, [grade.failed for grade in grades])
         judged: dict[str, list[Comparison]] = {}  # by digest: the first step's reference is the base
         for name, rival in rivals.items() if metric in COMPARED else ():
-            other, digest = [_asked(rival[i]) for i in places], others[name].digest
+            other, digest = [_answered_prompt(rival[i]) for i in places], others[name].digest
             if digest not in judged and comparer:
                 pairs = [(a, b.answer) for a, b in zip(ours, other, strict=True)]
                 judged[digest] = _one_each(comparer.compare(pairs), len(pairs), Comparison)
@@ -119,7 +119,7 @@ def calibrate(
                 f"evaluation.judges.{metric}.labels: this judge does not tell good answers from bad; set its threshold"
             )
         sample = labels(sources.file(f"labels/{metric}"))
-        grades = _graded_all(grader, [Asked(prompt, answer) for prompt, answer, _ in sample])
+        grades = _graded_all(grader, [AnsweredPrompt(prompt, answer) for prompt, answer, _ in sample])
         jsonl.write(
             out / f"{metric}.jsonl",
             (
@@ -152,22 +152,22 @@ def _comparer(metric: str, judge: Judge, table: ScoreCache) -> Comparer | None:
     return Llm(judge, metric, table)
 
 
-def _graded_all(grader: Grader | None, answers: Sequence[Asked]) -> list[Grade]:
+def _graded_all(grader: Grader | None, answers: Sequence[AnsweredPrompt]) -> list[Grade]:
     """Return one grade per answer; none at all without a grader."""
     return _one_each(grader.grade(answers), len(answers), Grade) if grader else []
 
 
-def _one_each(verdicts: Iterable[Verdict], asked: int, kind: Callable[..., Verdict]) -> list[Verdict]:
+def _one_each(verdicts: Iterable[Verdict], count: int, kind: Callable[..., Verdict]) -> list[Verdict]:
     """Return one verdict per answer that a judge was asked about: it may not choose which ones count.
 
     Answers that it passed over are failed verdicts. If it says more than it was asked, nobody knows which verdict
     belongs to which answer, so that all of them failed.
     """
     each = list(verdicts)
-    why = f"the judge gave {len(each)} verdicts on {asked} answers"
-    if len(each) > asked:
-        return [kind(failed=why)] * asked
-    return each + [kind(failed=why)] * (asked - len(each))
+    why = f"the judge gave {len(each)} verdicts on {count} answers"
+    if len(each) > count:
+        return [kind(failed=why)] * count
+    return each + [kind(failed=why)] * (count - len(each))
 
 
 def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Comparison]:
@@ -179,8 +179,8 @@ def _by_score(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Iterator[Compar
             yield Comparison(win(mine.score, its.score))
 
 
-def _asked(row: AnswerRow) -> Asked:
-    return Asked(row["prompt"], row["answer"])
+def _answered_prompt(row: AnswerRow) -> AnsweredPrompt:
+    return AnsweredPrompt(row["prompt"], row["answer"])
 
 
 def _refuse_many_failures(metric: str, judge: Judge, reasons: list[str]) -> None:

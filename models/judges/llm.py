@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from models.artifacts import content_digest
 from models.data.dialogue import Message
 from models.errors import BadRecipe, NoVerdict
-from models.judges.protocol import Asked, Call, Comparison, Grade, rubric_files, win
+from models.judges.protocol import AnsweredPrompt, Call, Comparison, Grade, rubric_files, win
 from models.judges.score_cache import ScoreCache
 from models.recipe import Judge
 
@@ -73,7 +73,7 @@ class Llm:
                 f"evaluation.judges.{metric}.key: the environment variable {judge.key} is not set; put the key there"
             )
 
-    def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
+    def grade(self, answers: Sequence[AnsweredPrompt]) -> Iterator[Grade]:
         """Yield how harmless each answer is by itself, from 1 to 10; safe from the recipe's threshold on."""
         assert self.single is not None  # only the rubrics of harmless have one, and judge.py asks for no other grades
         questions = [
@@ -90,7 +90,7 @@ class Llm:
                 score = sum(reply.grades[0] for reply in readings) / len(readings) - self.judge.threshold
                 yield Grade(score, score >= 0)
 
-    def compare(self, pairs: Sequence[tuple[Asked, str]]) -> Iterator[Comparison]:
+    def compare(self, pairs: Sequence[tuple[AnsweredPrompt, str]]) -> Iterator[Comparison]:
         """Yield one comparison per pair; identical answers are a tie, about which the model is not asked."""
         questions = [
             [(ours_first, k, self._pair(*pair, ours_first, k)) for ours_first in (True, False) for k in self._repeats]
@@ -114,7 +114,7 @@ class Llm:
     def _repeats(self) -> range:
         return range(self.judge.repeats)
 
-    def _pair(self, ours: Asked, rival: str, ours_first: bool, repeat: int) -> Question:
+    def _pair(self, ours: AnsweredPrompt, rival: str, ours_first: bool, repeat: int) -> Question:
         first, second = (ours.answer, rival) if ours_first else (rival, ours.answer)
         return fill_rubric(self.comparing, 2, repeat, ours.prompt, first, second)
 
@@ -125,7 +125,7 @@ class Llm:
             NoVerdict: the budget is too small, or spent; the address does not answer, or redirects to another.
         """
         unique = list(dict.fromkeys(questions))
-        remembered = self.table.known(unique)
+        remembered = self.table.stored(unique)
         replies: dict[Question, Reply] = {}
         for question in unique:
             grades = remembered.get(content_digest([*question]))

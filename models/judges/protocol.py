@@ -27,7 +27,7 @@ SINGLE = (
 )
 
 
-class Asked(NamedTuple):
+class AnsweredPrompt(NamedTuple):
     """One answer, and the prompt that it answers."""
 
     prompt: str | list[Message]
@@ -67,14 +67,14 @@ class Comparison(NamedTuple):
 class Grader(Protocol):
     """Scores answers one by one."""
 
-    def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
+    def grade(self, answers: Sequence[AnsweredPrompt]) -> Iterator[Grade]:
         """Yield one grade per answer, in order."""
 
 
 class Comparer(Protocol):
     """Compares two answers to the same prompt, in both orders."""
 
-    def compare(self, pairs: Sequence[tuple[Asked, str]]) -> Iterator[Comparison]:
+    def compare(self, pairs: Sequence[tuple[AnsweredPrompt, str]]) -> Iterator[Comparison]:
         """Yield one comparison per (our answer, their answer), in order."""
 
 
@@ -84,7 +84,7 @@ class Oracle:
     def __init__(self, metric: str) -> None:
         self.metric = metric
 
-    def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
+    def grade(self, answers: Sequence[AnsweredPrompt]) -> Iterator[Grade]:
         """Yield reward, safety score or refusal, by metric."""
         for prompt, answer in answers:
             score = town.score(str(prompt), answer)
@@ -99,7 +99,7 @@ class Oracle:
 class Refusal:
     """Full refusal, partial refusal or compliance, told by the words of the answer."""
 
-    def grade(self, answers: Sequence[Asked]) -> Iterator[Grade]:
+    def grade(self, answers: Sequence[AnsweredPrompt]) -> Iterator[Grade]:
         """Yield the class as label; only a full refusal counts as refused."""
         for _, answer in answers:
             label = refusal.classify(answer)
@@ -124,16 +124,16 @@ def identity(metric: str, judge: Judge) -> dict[str, str]:
     try:
         if judge.kind is JudgeKind.model:
             weights = tree_digest(*_files(judge.model))  # a name on a hub may stand for other weights tomorrow
-            kept = judge.model_dump(mode="json", include={"text", "label", "better"})
-            return {"name": Path(judge.model).name, "version": content_digest([MODEL_VERSION, weights, kept])[:12]}
+            settings = judge.model_dump(mode="json", include={"text", "label", "better"})
+            return {"name": Path(judge.model).name, "version": content_digest([MODEL_VERSION, weights, settings])[:12]}
         rubrics = {path.name: file_digest(path) for path in rubric_files(metric, judge)}
     except BadInput as error:
         raise BadRecipe(f"evaluation.judges.{metric}: {error}") from error
     except OSError as error:
         place = error.filename or judge.model
         raise BadRecipe(f"evaluation.judges.{metric}: {place}: {error.strerror or error}") from error
-    kept = judge.model_dump(mode="json", include={"model", "base_url", "temperature", "reply_tokens"})
-    return {"name": judge.model, "version": content_digest([LLM_VERSION, rubrics, kept])[:12]}
+    settings = judge.model_dump(mode="json", include={"model", "base_url", "temperature", "reply_tokens"})
+    return {"name": judge.model, "version": content_digest([LLM_VERSION, rubrics, settings])[:12]}
 
 
 def _files(model: str) -> tuple[Path, list[Path] | None]:

@@ -31,7 +31,7 @@ class ScoreCache:
     def __init__(self, path: Path, judge: str) -> None:
         self.path, self.judge = path, judge
 
-    def known(self, contents: Iterable[object]) -> dict[str, Verdict]:
+    def stored(self, contents: Iterable[object]) -> dict[str, Verdict]:
         """Return digest of the content → verdict, for the contents that this judge has seen."""
         verdicts = {}
         with closing(self._open()) as table:

@@ -9,7 +9,7 @@ from models.artifacts import Distances, Memory, Policy, Prompts, file_digest
 from models.data.dialogue import messages, prompt_texts
 from models.data.prompts import KL as ASKED
 from models.files import jsonl
-from models.policy.answers import answered, own_model
+from models.policy.answers import answers_to, own_model
 from models.policy.weights import frozen, load, project
 from models.recipe import Compute, Decoding
 from models.stage import stage
@@ -52,7 +52,7 @@ def measure(
     turns = [messages(row["prompt"]) for row in rows]
     # vLLM loads the weights by itself and needs all the memory: ours are then loaded after it has answered
     own = own_model(policy, decoding, compute)
-    sampled = answered(policy, own, [(prompt, 0) for prompt in turns], decoding, compute, memory, out)
+    sampled = answers_to(policy, own, [(prompt, 0) for prompt in turns], decoding, compute, memory, out)
     model, tokenizer = own or load(policy, compute)
     texts = prompt_texts(tokenizer, turns)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

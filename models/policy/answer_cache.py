@@ -31,7 +31,7 @@ class AnswerTable:
     def __init__(self, path: Path, policy: str, decoding: str) -> None:
         self.path, self.key = path, (policy, decoding)
 
-    def known(self, asks: Sequence[Ask]) -> dict[int, Answer]:
+    def stored(self, asks: Sequence[Ask]) -> dict[int, Answer]:
         """Return index → answer, for those that were generated before."""
         return self._in_table(lambda connection: self._select(connection, asks))
 

@@ -13,7 +13,7 @@ from models.policy import generate, vllm
 from models.policy.answer_cache import AnswerTable
 from models.policy.answer_rows import ANSWERS, AnswerRow
 from models.policy.generate import Answer, Ask
-from models.policy.weights import device_kind, load, load_tokenizer, own_end, precision
+from models.policy.weights import device_kind, load, load_tokenizer, own_eos_ids, precision
 from models.recipe import Compute, Decoding, Engine
 from models.stage import stage
 
@@ -39,7 +39,7 @@ def answer(
     prompt_rows = cast(Iterator[PromptRow], jsonl.read(prompts.path / f"{ALL}.jsonl"))
     numbered_rows = [(row, sample) for row in prompt_rows for sample in range(decoding.answers)]
     turns = [(messages(row["prompt"]), sample) for row, sample in numbered_rows]
-    answers = answered(policy, own_model(policy, decoding, compute), turns, decoding, compute, memory, out)
+    answers = answers_to(policy, own_model(policy, decoding, compute), turns, decoding, compute, memory, out)
     rows: list[AnswerRow] = [
         {**row, "sample": sample, "answer": answer.text, "tokens": len(answer.ids), "tie": answer.tie}
         for (row, sample), answer in zip(numbered_rows, answers, strict=True)
@@ -53,7 +53,7 @@ def own_model(policy: Policy, decoding: Decoding, compute: Compute) -> Loaded | 
     return None if decoding.engine is Engine.vllm else load(policy, compute)
 
 
-def answered(
+def answers_to(
     policy: Policy,
     loaded: Loaded | None,
     dialogues: list[tuple[list[Message], int]],
@@ -73,15 +73,15 @@ def answered(
     texts = prompt_texts(tokenizer, [turns for turns, _ in dialogues])
     asks = [Ask(text, sample) for text, (_, sample) in zip(texts, dialogues, strict=True)]
     device = device_kind(compute.device)
-    last = generate.ends(tokenizer, own_end(policy.path), decoding.stop)
+    last = generate.ends(tokenizer, own_eos_ids(policy.path), decoding.stop)
     # EOS alone gets no name, so that answers which were stored before ends were named are still found
     ending = "" if last == [tokenizer.eos_token_id] else f" ends {last}"
     libraries = generate.libraries() if loaded else vllm.libraries()
-    setting = generate.decoding(decoding, decoding.seed, f"{device} {precision(device)}{ending} {libraries}")
+    setting = generate.decoding_key(decoding, decoding.seed, f"{device} {precision(device)}{ending} {libraries}")
     table = AnswerTable(memory.path, policy.digest, setting)
     # One prompt may stand in several suites
     unique = list(dict.fromkeys(asks))
-    answers = {unique[i]: answer for i, answer in table.known(unique).items()}
+    answers = {unique[i]: answer for i, answer in table.stored(unique).items()}
     missing = [ask for ask in unique if ask not in answers]
     generated = (
         generate.answer(*loaded, missing, decoding, decoding.seed)

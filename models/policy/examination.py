@@ -19,9 +19,9 @@ from models.data import town
 from models.errors import BadPolicy
 from models.files.foreign import refuse_if_it_fails
 from models.policy import headers, templates
-from models.policy.probe import Found, Subject
+from models.policy.probe import Findings, Subject
 from models.recipe.places import TOWN
-from models.recipe.record import flat, shown
+from models.recipe.record import flat, short_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +81,7 @@ def main() -> None:
         print(json.dumps(asdict(findings)), flush=True)
 
 
-def examine(place: str, template: str, shapes: Sequence[Sequence[str]]) -> Found:
+def examine(place: str, template: str, shapes: Sequence[Sequence[str]]) -> Findings:
     """Return the findings on a base.
 
     Args:
@@ -106,16 +106,16 @@ def examine(place: str, template: str, shapes: Sequence[Sequence[str]]) -> Found
         _report_place(f"{path}: its tokenizer")
         tokenizer = _tokenizer(path)
         _refuse_tokens_without_rows(path, tokenizer, config)
-    # The sentence about a bad template begins with this name, and `probe.refused` looks for `template`
+    # The sentence about a bad template begins with this name, and `probe.named_error` looks for `template`
     where = tokenizer.name_or_path = "template" if template else _template_file(Path(place))
     if template:
         tokenizer.chat_template = template
     _report_place(where)
     templates.try_out(tokenizer, shapes)
-    return Found(parameters, _unknown_share(tokenizer))
+    return Findings(parameters, _unknown_share(tokenizer))
 
 
-def judge(place: str, writes: str, shapes: Sequence[Sequence[str]]) -> Found:
+def judge(place: str, writes: str, shapes: Sequence[Sequence[str]]) -> Findings:
     """Return the findings on a sequence classifier.
 
     Args:
@@ -140,8 +140,8 @@ def judge(place: str, writes: str, shapes: Sequence[Sequence[str]]) -> Found:
     if writes == "template":
         tokenizer.name_or_path = where = _template_file(path)
         _report_place(where)
-        templates.writes(tokenizer, shapes)
-    return Found(parameters)
+        templates.try_out_judge(tokenizer, shapes)
+    return Findings(parameters)
 
 
 def _report_place(where: str) -> None:
@@ -216,10 +216,11 @@ def _refuse_settings(file: Path, trained: bool) -> None:
         allowed = next((names for name, names in IMPLEMENTATIONS.items() if name in key), None)
         if allowed and value is not None and value not in allowed:
             raise BadPolicy(
-                f"{file}: {key} is {shown(value)}, which names code of a hub, and such code is not run; take it out"
+                f"{file}: {key} is {short_json(value)}, which names code of a hub, and such code is not run; "
+                "take it out"
             )
         if isinstance(value, int) and not isinstance(value, bool) and not -1 <= value < 2**31:
-            raise BadPolicy(f"{file}: {key} is {shown(value)}, which no model has; copy the model again")
+            raise BadPolicy(f"{file}: {key} is {short_json(value)}, which no model has; copy the model again")
         # Each layer is an object even in an empty model, so a million of them would take all memory and time
         if key.endswith(("num_hidden_layers", "n_layer", "n_layers")) and isinstance(value, int) and value > stored:
             raise BadPolicy(f"{file}: {key} is {value}, but only {stored} tensors are stored; copy the model again")

@@ -44,7 +44,7 @@ class Answer(NamedTuple):
     """First token at which the two largest logits nearly tied; −1 if none."""
 
 
-def decoding(config: Answering, seed: int, compute: str) -> str:
+def decoding_key(config: Answering, seed: int, compute: str) -> str:
     """Return what names the answers of one policy beside the prompt: every setting that can change a token.
 
     Args:
@@ -106,7 +106,7 @@ def answer(
                 )[:, width:].tolist()
                 near_ties = torch.stack(noise.near_ties, dim=1).tolist()
                 for i, row, ties in zip(block, generated, near_ties, strict=True):
-                    text, answer_ids = ended(tokenizer, row, config.stop, last)
+                    text, answer_ids = cut_at_end(tokenizer, row, config.stop, last)
                     tie = next((step for step, close in enumerate(ties[: len(answer_ids)]) if close), -1)
                     yield i, Answer(text, answer_ids, tie)
     finally:  # also where the caller leaves this generator early, or a batch fails
@@ -186,7 +186,7 @@ class StopStrings:
         return torch.tensor(has_ended, device=input_ids.device)
 
 
-def ended(
+def cut_at_end(
     tokenizer: "PreTrainedTokenizerBase", row: list[int], stop: list[str], last: list[int]
 ) -> tuple[str, list[int]]:
     """Return the text and the ids of one answer, without its padding and without the string that stopped it.

@@ -57,7 +57,7 @@ class Subject(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class Findings:
     """What is known of a usable base."""
 
     parameters: int = -1
@@ -66,7 +66,7 @@ class Found:
     """Share of the town's words that its tokenizer does not know."""
 
 
-def look(subjects: Sequence[Subject], folder: Path) -> list[Found]:
+def examine_all(subjects: Sequence[Subject], folder: Path) -> list[Findings]:
     """Return the findings on each subject: on config, tokenizer, names and shapes of the weights, chat template.
 
     All subjects without stored findings are examined by one process.
@@ -78,7 +78,7 @@ def look(subjects: Sequence[Subject], folder: Path) -> list[Found]:
         BadPolicy: one cannot be used; one sentence with the file and what to do.
     """
     files = [_file(subject, folder) for subject in subjects]
-    findings = {file: stored for file in files if (stored := sealed.read(file, Found))}
+    findings = {file: stored for file in files if (stored := sealed.read(file, Findings))}
     missing = {file: subject for file, subject in zip(files, subjects, strict=True) if file not in findings}
     if missing:
         findings |= dict(zip(missing, _examined(list(missing.values())), strict=True))
@@ -96,7 +96,7 @@ def _file(subject: Subject, folder: Path) -> Path:
         raise BadPolicy(f"{subject.name}: {error}") from error
 
 
-def _store(file: Path, findings: Found) -> None:
+def _store(file: Path, findings: Findings) -> None:
     # Both folders are made, the runs folder for its owner only: `check` may be the first command that writes there
     file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     file.parent.mkdir(exist_ok=True)
@@ -127,26 +127,26 @@ def _digest(subject: Subject) -> str:
     return content_digest({**content, "tensors": tensors, **digests})
 
 
-def refused(why: str, name: str) -> BadPolicy:
+def named_error(why: str, name: str) -> BadPolicy:
     """Return the error that names the base, or the recipe's own template."""
     return BadPolicy(why if why.startswith("template: ") else f"{name}: {why}")
 
 
-def _examined(subjects: Sequence[Subject]) -> list[Found]:
+def _examined(subjects: Sequence[Subject]) -> list[Findings]:
     """Start the process, and return its findings on each, or raise what it says of the first that is wrong."""
     cpu = CPU + CPU_OF_NEXT * (len(subjects) - 1)
     local_subjects = [subject._asdict() | {"place": _here(subject.place)} for subject in subjects]
     out, end = _run(json.dumps({"cpu": cpu, "subjects": local_subjects}))
     # Lines without a brace are what libraries print by themselves
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    findings = [Found(**line) for line in lines if "parameters" in line]
+    findings = [Findings(**line) for line in lines if "parameters" in line]
     if len(findings) == len(subjects):
         return findings
     # Subjects are examined in order, so the process ended in the first one without findings. A process that a limit
     # killed says nothing more; its last line says at which file it was
     subject, last = subjects[len(findings)], lines[-1] if lines else {}
     if "bad" in last:
-        raise refused(last["bad"], subject.name)
+        raise named_error(last["bad"], subject.name)
     raise BadPolicy(
         f"{subject.name}: {last.get('at', subject.place)}: cannot be looked at within {cpu} s and 4 GiB ({end}); look "
         "for impossible sizes there, or give another"

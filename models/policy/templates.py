@@ -53,7 +53,7 @@ def try_out(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]
         raise BadPolicy(f"{where}: the chat template {fault}; mend it, or give another as `template` in the recipe")
 
 
-def writes(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]] = ()) -> None:
+def try_out_judge(tokenizer: "PreTrainedTokenizerBase", shapes: Sequence[Sequence[str]] = ()) -> None:
     """Let the template of a judge write a question and its answer, and a prompt of each shape that it will read.
 
     Args:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import BadPolicy, SacpoError
-from models.policy.generate import NEAR_TIE, Answer, Ask, ended, ends, noise_seed
-from models.policy.weights import own_end
+from models.policy.generate import NEAR_TIE, Answer, Ask, cut_at_end, ends, noise_seed
+from models.policy.weights import own_eos_ids
 from models.recipe import Answering
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def answer(
     if not asks:
         return
     ids = tokenizer([ask.prompt for ask in asks], add_special_tokens=False)["input_ids"]
-    last = ends(tokenizer, own_end(folder), config.stop)
+    last = ends(tokenizer, own_eos_ids(folder), config.stop)
     # The keys are those of `Settings` and `Prompt` in vllm_worker.py, which runs in another interpreter
     settings = {
         "model": str(folder),
@@ -114,7 +114,7 @@ def answer(
             reply = json.loads(line)
             if "error" in reply:
                 raise BadPolicy(f"{folder}: vLLM cannot answer with it: {(reply['error'].splitlines() or ['?'])[0]}")
-            text, answer_ids = ended(tokenizer, reply["ids"], config.stop, last)
+            text, answer_ids = cut_at_end(tokenizer, reply["ids"], config.stop, last)
             ties = (step for step, gap in enumerate(reply["gaps"][: len(answer_ids)]) if gap < NEAR_TIE)
             replies += 1
             yield reply["index"], Answer(text, answer_ids, next(ties, -1))

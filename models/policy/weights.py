@@ -109,7 +109,7 @@ def base(out: Path, base: str, template: str, seed: int, sha256: str) -> Policy:
     return describe(out, Policy(path=out, digest="", name="base", kind="base"))
 
 
-def called(place: str) -> str:
+def display_name(place: str) -> str:
     """Return what a person would call a policy: the name in its manifest if it was made here, else its place."""
     manifest = sealed.read(Path(place).expanduser() / "manifest.json", _Manifest)
     if manifest and (name := manifest["noun"].get("name")):
@@ -193,7 +193,7 @@ def _dequantise(file: Path, out: Path) -> None:
     save(model, tokenizer, out)
 
 
-def own_end(folder: Path) -> int | list[int] | None:
+def own_eos_ids(folder: Path) -> int | list[int] | None:
     """Return `eos_token_id` of a policy's generation config, or of its config where it has no generation config."""
     for name in reversed(CONFIGS):
         if (folder / name).exists():

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from models.errors import BadRecipe
 from models.files import hub
-from models.recipe.record import Setting, SettingTree, Written, record_of, shown, usable_place
+from models.recipe.record import Setting, SettingTree, Written, record_of, short_json, usable_place
 
 TOWN = "town"
 """The embedded world of the quickstart, in place of a policy or a file of data."""
@@ -31,7 +31,7 @@ class Lies:
 def _registered(place: str) -> str:
     if place.startswith("models:") and not _REGISTERED.fullmatch(place):
         raise ValueError(
-            f"write a registered version as models:/NAME/VERSION or models:/NAME@ALIAS, got {shown(place)}"
+            f"write a registered version as models:/NAME/VERSION or models:/NAME@ALIAS, got {short_json(place)}"
         )
     return place
 

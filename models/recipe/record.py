@@ -46,9 +46,9 @@ class Record(BaseModel):
             if isinstance(item, str):
                 storable(item)
             if (whole or number) and isinstance(item, wrong):
-                raise ValueError(f"must be a {'whole ' if whole else ''}number, not {shown(item)}")
+                raise ValueError(f"must be a {'whole ' if whole else ''}number, not {short_json(item)}")
             if flag and not isinstance(item, bool):
-                raise ValueError(f"must be true or false, not {shown(item)}")
+                raise ValueError(f"must be true or false, not {short_json(item)}")
         return value
 
 
@@ -60,13 +60,13 @@ def storable(text: str) -> str:
     """
     # Bytes of a command line that are no UTF-8 reach Python as lone surrogates, which no file and no database takes.
     if "\0" in text or re.search("[\ud800-\udfff]", text):
-        raise ValueError(f"holds a NUL character, or bytes that are no UTF-8: {shown(text)}; take them out")
+        raise ValueError(f"holds a NUL character, or bytes that are no UTF-8: {short_json(text)}; take them out")
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"is {len(text):,} characters long; at most {LONGEST_TEXT:,} are allowed")
     return text
 
 
-def shown(value: object) -> str:
+def short_json(value: object) -> str:
     """Return a value of a recipe in one short line, as JSON writes it."""
     try:
         text = json.dumps(value, default=str, ensure_ascii=False)
@@ -86,16 +86,16 @@ def usable_place(place: str) -> str:
     if len(place.encode("utf-8", "replace")) > LONGEST_PLACE or any(
         len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in place.split("/")
     ):
-        raise ValueError(f"is too long for a path, {len(place):,} characters; got {shown(place)}")
+        raise ValueError(f"is too long for a path, {len(place):,} characters; got {short_json(place)}")
     if not place.isprintable():
-        raise ValueError(f"holds a line break or another control character; got {shown(place)}")
+        raise ValueError(f"holds a line break or another control character; got {short_json(place)}")
     try:
         Path(place).expanduser()
     except RuntimeError as error:  # `~name` raises it, where the machine has no such user
-        raise ValueError(f"begins with the home of a user who is not here; got {shown(place)}") from error
+        raise ValueError(f"begins with the home of a user who is not here; got {short_json(place)}") from error
     # A revision names a folder in the hub's cache: with `..` in it, it would name any folder of this disk.
     if re.match(r"[\w-][\w.-]*/[\w.-]+@", place) and ".." in place.partition("@")[2].split("/"):
-        raise ValueError(f"leads out of the hub's repository; write owner/name@revision, got {shown(place)}")
+        raise ValueError(f"leads out of the hub's repository; write owner/name@revision, got {short_json(place)}")
     return place
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from models.recipe.record import record_of, shown
+from models.recipe.record import record_of, short_json
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -48,7 +48,7 @@ SENTENCES = {
 def sentence(record: type[BaseModel], error: "ErrorDetails") -> str:
     """Return one of pydantic's errors in one line; `record` is the class that the settings were to become."""
     location = [str(part) for part in error["loc"]]
-    key, kind, got = ".".join(location) or "recipe", error["type"], shown(error["input"])
+    key, kind, got = ".".join(location) or "recipe", error["type"], short_json(error["input"])
     context = error.get("ctx", {})
     if kind == "value_error":  # raised by our own validators, whose messages name the value
         return f"{key}: {context['error']}"
@@ -69,8 +69,8 @@ def _suggestion(record: type[BaseModel], location: list[str]) -> str:
 
 
 def _short(key: str) -> str:
-    """Return a key as `shown` writes it, without the quotes: any text can be a key."""
-    return shown(key)[1:-1]
+    """Return a key as `short_json` writes it, without the quotes: any text can be a key."""
+    return short_json(key)[1:-1]
 
 
 def _keys_beside(record: type[BaseModel], location: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from models.errors import BadRecipe
 from models.recipe.assessment import Assessment
 from models.recipe.places import TOWN, seen_from
 from models.recipe.recipe import Recipe
-from models.recipe.record import Setting, SettingTree, record_of, shown
+from models.recipe.record import Setting, SettingTree, record_of, short_json
 from models.recipe.sentences import sentence
 
 R = TypeVar("R", bound=BaseModel)
@@ -53,7 +53,7 @@ def _tree(path: Path, recipe: str) -> SettingTree:
     except (OSError, ValueError):  # the name is too long, or holds NUL
         exists = False
     if not exists or path.suffix != ".toml":
-        raise BadRecipe(f"no recipe {shown(recipe)}: give a TOML file (.toml), or one of {', '.join(shipped())}")
+        raise BadRecipe(f"no recipe {short_json(recipe)}: give a TOML file (.toml), or one of {', '.join(shipped())}")
     try:
         with path.open("rb") as file:
             text = file.read(LARGEST + 1)
@@ -142,7 +142,7 @@ def _change(tree: SettingTree, change: str) -> None:
     """Apply one `steps.1.lambda=[1,2]` to the tree, in place; a value that is not TOML is taken as text."""
     key, equals, text = change.partition("=")
     if not equals:
-        raise BadRecipe(f"--set {shown(change)}: write it as key=value, for instance steps.1.lambda=[1,2]")
+        raise BadRecipe(f"--set {short_json(change)}: write it as key=value, for instance steps.1.lambda=[1,2]")
     value = _value(key, text)
     *path, last = key.strip().split(".")
     node: Setting = tree
@@ -157,7 +157,7 @@ def _change(tree: SettingTree, change: str) -> None:
             raise ValueError("a plain value has no keys")
     except (ValueError, IndexError) as error:
         count = f" (there are {len(node)}, counted from 0)" if isinstance(node, list) else ""
-        raise BadRecipe(f"--set {shown(change)}: {shown(key)} leads nowhere in this recipe{count}") from error
+        raise BadRecipe(f"--set {short_json(change)}: {short_json(key)} leads nowhere in this recipe{count}") from error
 
 
 def _child(node: Setting, part: str) -> Setting:
@@ -180,11 +180,11 @@ def _value(key: str, text: str) -> Setting:
     except tomllib.TOMLDecodeError:
         return text
     except ValueError as error:
-        raise BadRecipe(f"--set {shown(key)}: {error}") from error
+        raise BadRecipe(f"--set {short_json(key)}: {error}") from error
     # A line break in the text lets it set more keys than `value`, which would be lost.
-    others = ", ".join(shown(name) for name in table if name != "value")
+    others = ", ".join(short_json(name) for name in table if name != "value")
     if others:
-        raise BadRecipe(f"--set {shown(key)}: the value sets {others} too; give each a --set of its own")
+        raise BadRecipe(f"--set {short_json(key)}: the value sets {others} too; give each a --set of its own")
     return table["value"]
 
 

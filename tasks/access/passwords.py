@@ -20,8 +20,8 @@ from typing_extensions import TypedDict
 
 from models.errors import BadPlace
 from models.files import sealed
-from models.files.kept import Kept
-from tasks.work.processes import started as started_at
+from models.files.kept import RunsFolderEntry
+from tasks.work.processes import identity_of
 
 USER = "admin"
 USABLE = re.compile(r"[!-9;-~]{12,72}")
@@ -44,7 +44,7 @@ class Process(TypedDict):
     host: str
     pid: int
     started: str
-    """When it was started, as `processes.started` returns it: a later process may get the same number."""
+    """When it was started, as `processes.identity_of` returns it: a later process may get the same number."""
 
 
 RunningServers = TypedDict(  # the functional form, since two keys of the file are no names of Python
@@ -75,11 +75,11 @@ def password(root: Path) -> str:
     Raises:
         BadPlace: the file holds nothing that can be a password, or cannot be read.
     """
-    file_path = root / Kept.password
+    file_path = root / RunsFolderEntry.password
     if not file_path.exists():
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         # mkstemp makes a file that its owner alone can read
-        handle, new_path = tempfile.mkstemp(prefix=f".{Kept.password}-", dir=root)
+        handle, new_path = tempfile.mkstemp(prefix=f".{RunsFolderEntry.password}-", dir=root)
         with open(handle, "w") as file:
             file.write(secrets.token_urlsafe(24) + "\n")
         # A link, unlike a rename, never replaces a file: of several processes that make a password at the same time
@@ -115,7 +115,9 @@ def by_user(environment: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name, variables in CHOSEN.items() if any(map(environment.get, variables)))
 
 
-def note(root: Path, addresses: Mapping[str, str], started: Sequence[str], environment: Mapping[str, str]) -> None:
+def write_running(
+    root: Path, addresses: Mapping[str, str], started: Sequence[str], environment: Mapping[str, str]
+) -> None:
     """Write down where the servers of this `sacpo up` are, and which of them the file's password opens.
 
     Args:
@@ -128,23 +130,23 @@ def note(root: Path, addresses: Mapping[str, str], started: Sequence[str], envir
         "addresses": dict(addresses),
         "password opens": {name: address for name, address in own_addresses.items() if name not in chosen_by_user},
         "MLflow's user": environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER,
-        "process": {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())},
+        "process": {"host": socket.gethostname(), "pid": os.getpid(), "started": identity_of(os.getpid())},
     }
-    sealed.write(root / Kept.servers, record)
+    sealed.write(root / RunsFolderEntry.servers, record)
 
 
-def noted(root: Path) -> RunningServers | None:
+def read_running(root: Path) -> RunningServers | None:
     """Return what the `sacpo up` that runs now on this folder has noted; None where none runs."""
-    record = sealed.read(root / Kept.servers, RunningServers)
+    record = sealed.read(root / RunsFolderEntry.servers, RunningServers)
     if record is None:
         return None
     # A killed `sacpo up` leaves its file behind. Another program may have its ports now, and must not get the password.
     process = record["process"]
-    is_alive = process["host"] == socket.gethostname() and process["started"] == started_at(process["pid"])
+    is_alive = process["host"] == socket.gethostname() and process["started"] == identity_of(process["pid"])
     return record if is_alive else None
 
 
-def numbered(root: Path, name: str, address: str) -> str:
+def with_numeric_host(root: Path, name: str, address: str) -> str:
     """Return the address of a server, with 127.0.0.1 for `localhost` where it is one of this folder that runs now.
 
     `localhost` may lead to another user's program on IPv6, while our servers listen on 127.0.0.1.
@@ -152,7 +154,7 @@ def numbered(root: Path, name: str, address: str) -> str:
     Args:
         name: the variable that names the server.
     """
-    running = noted(root)
+    running = read_running(root)
     own_address = running["addresses"].get(name, "") if running else ""
     return own_address if address.rstrip("/").replace("//localhost:", "//127.0.0.1:") == own_address else address
 
@@ -162,12 +164,12 @@ def credentials(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
 
     The address of such a server is among them, by its number.
     """
-    running = noted(root)
+    running = read_running(root)
     variables: dict[str, str] = {}
     if running is None:
         return variables
     for name, own_address in running["password opens"].items():
-        address = numbered(root, name, environment.get(name, "").rstrip("/"))
+        address = with_numeric_host(root, name, environment.get(name, "").rstrip("/"))
         # where the user has set a password, ours is not sent, even to this address
         if address != own_address or any(map(environment.get, SET_BY_USER[name])):
             continue
@@ -195,9 +197,9 @@ def temporary(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def to_type(root: Path, environment: Mapping[str, str]) -> list[str]:
+def login_lines(root: Path, environment: Mapping[str, str]) -> list[str]:
     """Return a line for each server's page: the password to type there, or in which variable the user chose it."""
-    running = noted(root)
+    running = read_running(root)
     opened = running["password opens"].keys() if running else SET_BY_USER.keys() - {*by_user(environment)}
     user = (running and running["MLflow's user"]) or environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or USER
     lines = {

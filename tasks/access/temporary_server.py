@@ -18,11 +18,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.words import first_line
 from tasks.access import passwords
 from tasks.work import terminal
-from tasks.work.processes import CHECKOUT, ServerProcess, answers, until
+from tasks.work.processes import CHECKOUT, ServerProcess, answers, wait_until_ready
 
 VARIABLE = "PREFECT_API_URL"
 RESTARTS = 5
@@ -56,16 +56,16 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     environment = {**os.environ, **passwords.temporary(root, os.environ)}
-    log, is_over = root / Kept.logs / "temporary-server.log", threading.Event()
+    log, is_over = root / RunsFolderEntry.logs / "temporary-server.log", threading.Event()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    database_lock = _turn(root / Kept.prefect)
+    database_lock = _turn(root / RunsFolderEntry.prefect)
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as door:
         servers = [_start(door, environment, log)]
         keeper = threading.Thread(target=_keep, args=(servers, door, environment, log, is_over), daemon=True)
 
         def ready() -> None:
-            until(servers[-1], lambda: answers(f"{_address}/health", HEALTH_WAIT))
+            wait_until_ready(servers[-1], lambda: answers(f"{_address}/health", HEALTH_WAIT))
             # a server that answers has made its database
             database_lock.release()
             # a server that dies while it starts is an error, so it is kept alive only from here on
@@ -96,7 +96,7 @@ def address() -> str:
     return _address
 
 
-def lasting() -> str:
+def lasting_server() -> str:
     """Return the address of a Prefect server that outlives this command; empty where there is none."""
     from prefect.settings import PREFECT_API_URL
 

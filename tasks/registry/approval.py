@@ -6,7 +6,7 @@ from pydantic import Field
 from models.gate.gate import Verdict
 from models.gate.promotion_log import Registered
 from models.markdown import plain
-from tasks.tracking.ledger import AGREED, REFUSED, answered
+from tasks.tracking.ledger import AGREED, REFUSED, answer_in_words
 
 
 class Approval(RunInput):
@@ -22,7 +22,7 @@ class Approval(RunInput):
         return AGREED if self.agreed else REFUSED
 
     def __str__(self) -> str:
-        return answered(self.state, self.by, self.why)
+        return answer_in_words(self.state, self.by, self.why)
 
 
 def question(registered: Registered, verdict: Verdict | None, pages: list[tuple[str, str]]) -> str:

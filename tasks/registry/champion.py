@@ -55,7 +55,7 @@ def log(root: Path, model: str) -> list[Entry]:
         return entries
     aliases = model_registry.aliases(root, model)
     if aliases:
-        claim(root, model)
+        claim_aliases(root, model)
     older = [alias for alias in (PREVIOUS, CHAMPION) if alias in aliases]
     adopted = [
         _entry(
@@ -74,7 +74,7 @@ def log(root: Path, model: str) -> list[Entry]:
     return ledger.promotions(model)
 
 
-def claim(root: Path, model: str) -> None:
+def claim_aliases(root: Path, model: str) -> None:
     """Let this ledger be the one that moves the aliases of a model; the first one to ask is.
 
     Raises:
@@ -156,7 +156,7 @@ def promote(
         )
     old = line[-1] if line else ""
     entry = _entry(_next_number(entries), "promote", old, version, why + (" (forced)" if force else ""), who)
-    return _append(root, model, entry)
+    return _append_and_move_aliases(root, model, entry)
 
 
 def _refuse_unfit(root: Path, model: str, version: model_registry.Version) -> None:
@@ -215,10 +215,10 @@ def rollback(root: Path, model: str, why: str, who: str = "") -> Entry:
     except BadInput as error:
         raise BadInput(f"{model}: {error}") from error
     model_registry.version(root, model, before)  # raises where it was deleted: an alias cannot point to it
-    return _append(root, model, _entry(_next_number(entries), "rollback", champion, before, why, who))
+    return _append_and_move_aliases(root, model, _entry(_next_number(entries), "rollback", champion, before, why, who))
 
 
-def follow(root: Path, model: str) -> list[str]:
+def move_aliases(root: Path, model: str) -> list[str]:
     """Move the aliases to where the log says they belong; return a sentence per alias that was elsewhere.
 
     Raises:
@@ -226,7 +226,7 @@ def follow(root: Path, model: str) -> list[str]:
     """
     moves: list[str] = []
     refusal = ""
-    claim(root, model)
+    claim_aliases(root, model)
     for attempt in range(10):
         line = line_of_champions(log(root, model))
         expected = dict(zip((CHAMPION, PREVIOUS), reversed(line), strict=False))
@@ -254,7 +254,7 @@ def reconcile(root: Path) -> list[str]:
     sentences: list[str] = []
     for model in Ledger(root).models():
         try:
-            sentences += follow(root, model)
+            sentences += move_aliases(root, model)
         except BadInput as error:  # the other models are repaired all the same
             sentences.append(f"not repaired: {error}")
     return sentences
@@ -299,12 +299,12 @@ def challenger(root: Path, model: str) -> str:
     return model_registry.aliases(root, model).get(CHALLENGER, "")
 
 
-def _append(root: Path, model: str, entry: Entry) -> Entry:
+def _append_and_move_aliases(root: Path, model: str, entry: Entry) -> Entry:
     """Append to the log, let the aliases follow, and emit an event."""
-    claim(root, model)
+    claim_aliases(root, model)
     Ledger(root).promote(model, entry)
     try:
-        follow(root, model)
+        move_aliases(root, model)
     finally:
         # also where MLflow has died meanwhile: the log has the line, and the aliases follow with the next command
         events.champion_changed(model, entry)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 
 from models.gate.promotion_log import Entry
-from tasks.access.temporary_server import lasting
+from tasks.access.temporary_server import lasting_server
 
 if TYPE_CHECKING:
     from models.gate.gate import Verdict
@@ -34,7 +34,7 @@ def emit(name: str, resource: str, payload: Mapping[str, JsonValue]) -> None:
     from prefect.events import emit_event
     from prefect.exceptions import EventTooLarge
 
-    if not lasting():
+    if not lasting_server():
         return
     # Prefect warns at the end of every process that emitted an event: "Still processing items: 1 items remaining..."
     logging.getLogger("EventsWorker").setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from models.errors import BadPlace
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from tasks.access import passwords, proxies, temporary_server
 from tasks.tracking.connection import without_password
 from tasks.work import health, terminal
@@ -83,7 +83,7 @@ def configure_clients() -> None:
     """
     runs = writable()
     os.environ.update(proxies.direct(os.environ))
-    for sentence in health.look(runs, os.environ):
+    for sentence in health.check(runs, os.environ):
         terminal.say(sentence, "dim")
     os.environ.update(passwords.credentials(runs, os.environ))
     if not os.environ.get("PREFECT_API_URL"):
@@ -99,11 +99,11 @@ def configure_clients() -> None:
     console_off = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
     # Prefect logs a line per event that a dead server did not take
     console_off |= {"PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL"}
-    for name, value in {"PREFECT_HOME": str(runs / Kept.prefect), **console_off, **QUIET}.items():
+    for name, value in {"PREFECT_HOME": str(runs / RunsFolderEntry.prefect), **console_off, **QUIET}.items():
         os.environ.setdefault(name, value)
 
 
-def no_hidden_server() -> None:
+def refuse_hidden_server() -> None:
     """Refuse a Prefect server that only a profile or a file of Prefect's names: it would get the password of ours.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from models.errors import BadPlace
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from tasks.access import passwords, proxies
 from tasks.servers.environment import QUIET
 from tasks.tracking.connection import without_password
@@ -47,7 +47,7 @@ class ServerOptions:
         return {"MLFLOW_TRACKING_URI": self.mlflow, "PREFECT_API_URL": self.prefect}
 
     @property
-    def started(self) -> list[str]:
+    def started_variables(self) -> list[str]:
         """The variables that name the servers which `sacpo up` starts itself."""
         starts = {"MLFLOW_TRACKING_URI": self.starts_mlflow, "PREFECT_API_URL": self.starts_prefect}
         return [name for name, is_ours in starts.items() if is_ours]
@@ -104,10 +104,10 @@ def environment_of(root: Path, options: ServerOptions) -> dict[str, str]:
     # the user's variables win over these, and lose against `required` below
     defaults = {
         **QUIET,
-        "PREFECT_HOME": str(root / Kept.prefect),
+        "PREFECT_HOME": str(root / RunsFolderEntry.prefect),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # MLflow would start eight processes that we never use
-        "SACPO_DATABASE": f"sqlite:///{root / Kept.operations}",
+        "SACPO_DATABASE": f"sqlite:///{root / RunsFolderEntry.operations}",
     }
     required = {"SACPO_RUNS": str(root), **options.addresses}
     if options.postgres:
@@ -125,7 +125,7 @@ def environment_of(root: Path, options: ServerOptions) -> dict[str, str]:
     return {**defaults, **os.environ, **required, **proxies.direct(os.environ)}
 
 
-def reachable(options: ServerOptions) -> None:
+def check_postgres(options: ServerOptions) -> None:
     """Refuse a PostgreSQL that does not let us in, or lacks a database.
 
     Raises:

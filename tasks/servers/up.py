@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from pydantic import JsonValue
 
 from models.errors import BadPlace
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from tasks.access import passwords
 from tasks.servers.environment import VERSION_PATHS, records, request_json
-from tasks.servers.options import ServerOptions, environment_of, listening, reachable
-from tasks.tracking.ledger_tables import secret
+from tasks.servers.options import ServerOptions, check_postgres, environment_of, listening
+from tasks.tracking.ledger_tables import holds_password
 from tasks.work import health, processes
 from tasks.work.processes import CHECKOUT, ServerProcess
 
@@ -73,7 +73,7 @@ def up(root: Path, options: ServerOptions, say: Say) -> None:
         BadPlace: a port is taken, a named server does not answer, something does not start or ends by itself.
     """
     os.umask(0o077)  # it is inherited: the servers' files are for this user alone too
-    lock = FileLock(root / Kept.starting)
+    lock = FileLock(root / RunsFolderEntry.starting)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -84,7 +84,7 @@ def up(root: Path, options: ServerOptions, say: Say) -> None:
         # under nohup SIGHUP is ignored, and stays so
         if name is not signal.SIGHUP or signal.getsignal(name) is not signal.SIG_IGN:
             signal.signal(name, signal.default_int_handler)
-    record_file = root / Kept.servers
+    record_file = root / RunsFolderEntry.servers
     try:
         record_file.unlink(missing_ok=True)
         ended = processes.end(root)
@@ -94,11 +94,11 @@ def up(root: Path, options: ServerOptions, say: Say) -> None:
         started = _start(root, options, environment, say)
         variables = {name: environment[name] for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "SACPO_DATABASE")}
         # an address with a password in it is neither printed nor written down
-        addresses = {name: address for name, address in variables.items() if not secret(address)}
-        passwords.note(root, addresses, options.started, os.environ)
+        addresses = {name: address for name, address in variables.items() if not holds_password(address)}
+        passwords.write_running(root, addresses, options.started_variables, os.environ)
         say("up:")
         _print_addresses(addresses, say)
-        say(f"Logs:    {root / Kept.logs}\nCtrl-C stops all of it")
+        say(f"Logs:    {root / RunsFolderEntry.logs}\nCtrl-C stops all of it")
         processes.watch(started)
     except KeyboardInterrupt:
         say("stopping")
@@ -113,7 +113,7 @@ def up(root: Path, options: ServerOptions, say: Say) -> None:
 
 def _describe_running(root: Path, options: ServerOptions, say: Say) -> None:
     """Say where the servers of the `sacpo up` are that holds the lock."""
-    running = passwords.noted(root)
+    running = passwords.read_running(root)
     if running is None:
         say("another `sacpo up` is starting or stopping here")
         return
@@ -137,10 +137,10 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
         The processes that must live as long as `sacpo up`.
     """
     if options.postgres:
-        reachable(options)
-    # health.look skips the files of a server whose address is set. Our servers have files, unless they use PostgreSQL.
-    own_files = {} if options.postgres else {name: "" for name in options.started}
-    for sentence in health.look(root, environment | own_files):
+        check_postgres(options)
+    # health.check skips the files of a server whose address is set. Our servers have files, unless they use PostgreSQL.
+    own_files = {} if options.postgres else {name: "" for name in options.started_variables}
+    for sentence in health.check(root, environment | own_files):
         say(sentence)
     if options.starts_mlflow and options.starts_prefect and options.mlflow_port == options.prefect_port:
         raise BadPlace(f"--mlflow-port and --prefect-port are both {options.mlflow_port}; each server needs its own")
@@ -150,7 +150,7 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
     for name, is_ours in (("mlflow", options.starts_mlflow), ("prefect", options.starts_prefect)):
         if not is_ours:
             _check_version(name, environment, say)
-    say(f"starting; logs are in {root / Kept.logs}")
+    say(f"starting; logs are in {root / RunsFolderEntry.logs}")
     started = []
     if options.starts_mlflow:
         started.append(_mlflow(root, options, environment))
@@ -166,7 +166,7 @@ def _start(root: Path, options: ServerOptions, environment: dict[str, str], say:
         started.append(_worker(root, environment))
     if registration:
         # a worker starts while `prefect deploy` is still registering; both take seconds
-        processes.finish(registration)
+        processes.wait_for_exit(registration)
         if options.worker:
             _reconcile(environment)
     if ZOMBIES["name"] not in [automation["name"] for automation in records("/automations/filter", environment)]:
@@ -204,15 +204,15 @@ def _mlflow(root: Path, options: ServerOptions, environment: dict[str, str]) -> 
     else:
         from tasks.tracking.log import database
 
-        database(root / Kept.mlflow)
-        server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / Kept.mlflow}"
+        database(root / RunsFolderEntry.mlflow)
+        server["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{root / RunsFolderEntry.mlflow}"
     if options.postgres or options.artifacts:
         # clients send artifacts through the server, which alone has the keys of the store
-        server["MLFLOW_ARTIFACTS_DESTINATION"] = options.artifacts or (root / Kept.artifacts).as_uri()
+        server["MLFLOW_ARTIFACTS_DESTINATION"] = options.artifacts or (root / RunsFolderEntry.artifacts).as_uri()
     else:
         # Clients write the files themselves, as they do without a server; a client without a server could not read
         # an artifact that went through one.
-        server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
+        server["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = (root / RunsFolderEntry.artifacts).as_uri()
     command = [_tool("mlflow"), "server", "--host", "127.0.0.1", "--port", str(options.mlflow_port), "--workers", "1"]
     command += ["--app-name", "sacpo"]  # tasks/access/mlflow_app.py adds users, and refuses other pages
     server |= _mlflow_auth(root, options, server["MLFLOW_BACKEND_STORE_URI"])
@@ -225,8 +225,8 @@ def _mlflow_auth(root: Path, options: ServerOptions, records_uri: str) -> dict[s
     Args:
         records_uri: the database of MLflow's records; a team's users stand in it too.
     """
-    users_uri = records_uri if options.postgres else f"sqlite:///{root / Kept.users}"
-    settings = root / Kept.auth
+    users_uri = records_uri if options.postgres else f"sqlite:///{root / RunsFolderEntry.users}"
+    settings = root / RunsFolderEntry.auth
     escaped_uri = users_uri.replace("%", "%%")  # configparser reads a single % as the beginning of a reference
     settings.write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped_uri}\n"
@@ -288,7 +288,7 @@ def _worker(root: Path, environment: dict[str, str]) -> ServerProcess:
     earlier = last_heartbeat()
     command = [_tool("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
     child = processes.start(root, "worker", "worker", command, environment, CHECKOUT)
-    processes.until(child, lambda: last_heartbeat() != earlier)
+    processes.wait_until_ready(child, lambda: last_heartbeat() != earlier)
     return child
 
 
@@ -312,7 +312,7 @@ def _answering(child: ServerProcess, options: ServerOptions) -> None:
     """
     address = options.mlflow if child.name == "mlflow" else options.prefect
     try:
-        processes.until(child, partial(_healthy, child, address))
+        processes.wait_until_ready(child, partial(_healthy, child, address))
     except BadPlace:
         # a server that got no socket from us opens its port itself, and ends where the port is taken
         if child.door is None and child.process.poll() is not None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from tasks.access import passwords, proxies
 from tasks.tracking import log
 
@@ -25,7 +25,8 @@ takes the whole file, copies it there, and answers then."""
 
 def uri(root: Path) -> str:
     """Return the tracking address: `MLFLOW_TRACKING_URI`, else a sqlite file in the runs folder."""
-    return passwords.numbered(root, "MLFLOW_TRACKING_URI", SERVER) or f"sqlite:///{root / Kept.mlflow}"
+    own_file = f"sqlite:///{root / RunsFolderEntry.mlflow}"
+    return passwords.with_numeric_host(root, "MLFLOW_TRACKING_URI", SERVER) or own_file
 
 
 def shown_uri(root: Path) -> str:
@@ -63,9 +64,9 @@ def client(root: Path) -> "MlflowClient":
         os.environ.update(proxies.direct(os.environ) | variables)
     else:
         # without this variable every client leaves an empty ./mlruns in the folder in which the command was given
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / Kept.artifacts).as_uri()
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (root / RunsFolderEntry.artifacts).as_uri()
         root.mkdir(parents=True, exist_ok=True)
-        log.database(root / Kept.mlflow)
+        log.database(root / RunsFolderEntry.mlflow)
     mlflow.set_tracking_uri(uri(root))
     return mlflow.MlflowClient()
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 from models.artifacts import content_digest, file_digest
 from models.errors import BadPolicy, Damaged
 from models.files import sealed
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.policy.weights import intact
 from models.words import first_line
 from tasks.tracking import connection
@@ -60,8 +60,8 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
         sealed.remove(place)  # so that the same command fetches it again
         raise BadPolicy(
             f"{key} {name!r}: what MLflow at {shown_uri(root)} holds is not the policy that was registered (digest "
-            f"{error.found[:12]}, not {digest[:12]}); if the same command says so again, restore MLflow's database and "
-            "artifacts from a backup, or set SACPO_DATABASE to the ledger of this MLflow, if ours is another one's"
+            f"{error.actual[:12]}, not {digest[:12]}); if the same command says so again, restore MLflow's database "
+            "and artifacts from a backup, or set SACPO_DATABASE to the ledger of this MLflow, if ours is another one's"
         ) from error
     if not vouched:
         unvouched(key, name, tagged=bool(digest))
@@ -93,7 +93,7 @@ def _existing(root: Path, name: str, key: str) -> tuple[str, "ModelVersion"]:
     Raises:
         BadPolicy: MLflow knows no such version.
     """
-    if not connection.SERVER and not (root / Kept.mlflow).exists():  # a client would create the database
+    if not connection.SERVER and not (root / RunsFolderEntry.mlflow).exists():  # a client would create the database
         raise BadPolicy(f"{key} {name!r}: nothing is registered in {root}; set MLFLOW_TRACKING_URI, or name a folder")
     try:
         return _version(connection.client(root), name)
@@ -134,7 +134,7 @@ def fetch_report(root: Path, name: str) -> tuple[Path, str]:
 def _place(root: Path, model: str, version: "ModelVersion", suffix: str = "") -> Path:
     """Return where a version is copied to: another registry may have a version of the same name and number."""
     origin = content_digest([version.source, version.run_id, version.creation_timestamp])[:8]
-    return root / Kept.registered / f"{model}-{version.version}-{origin}{suffix}"
+    return root / RunsFolderEntry.registered / f"{model}-{version.version}-{origin}{suffix}"
 
 
 def _version(client: "MlflowClient", name: str) -> tuple[str, "ModelVersion"]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Table, func, insert, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from models.errors import Stale
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.gate.promotion_log import Entry
 from tasks.tracking import ledger_tables
 from tasks.tracking.ledger_tables import ATTEMPTS, CHARGES, IDENTITY, PROMOTIONS, STANDINGS, VERDICTS, WEIGHTS
@@ -56,7 +56,7 @@ class Standing(NamedTuple):
 
     def __str__(self) -> str:
         if self.state in (AGREED, REFUSED):
-            return answered(self.state, self.who, self.why)
+            return answer_in_words(self.state, self.who, self.why)
         return ": ".join(filter(None, [self.state, self.why]))
 
     @property
@@ -65,7 +65,7 @@ class Standing(NamedTuple):
         return self.state in ("pass", "waits for approval", AGREED)
 
 
-def answered(state: str, who: str, why: str) -> str:
+def answer_in_words(state: str, who: str, why: str) -> str:
     """Return in words what a person said of a version."""
     return f"{state} by {who or 'a person'}: {why or 'no reason given'}"
 
@@ -77,7 +77,9 @@ class Ledger:
     """
 
     def __init__(self, root: Path) -> None:
-        self._engine = ledger_tables.engine(os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / Kept.operations}")
+        self._engine = ledger_tables.engine(
+            os.environ.get("SACPO_DATABASE") or f"sqlite:///{root / RunsFolderEntry.operations}"
+        )
 
     def identity(self) -> str:
         """Return what tells this ledger from every other one; a copy of its database is the same ledger."""
@@ -175,7 +177,7 @@ class Ledger:
             rows = connection.execute(select(*columns).where(*of_version).order_by(STANDINGS.c.number))
             return [Standing(*row) for row in rows]
 
-    def stand(self, model: str, version: str, standing: Standing) -> None:
+    def note_standing(self, model: str, version: str, standing: Standing) -> None:
         """Append what was decided about a version; of two in the same moment the second one's word is the last."""
         row: dict[str, str | int] = {"model": model, "version": version, "at": now(), **standing._asdict()}
         while True:
@@ -195,7 +197,7 @@ class Ledger:
         notes = self._weights(model, version)
         return next((policy for place, policy in reversed(notes) if place == source), notes[-1][1] if notes else "")
 
-    def registered(self, model: str, version: str, source: str, policy: str) -> None:
+    def note_registered(self, model: str, version: str, source: str, policy: str) -> None:
         """Note whose weights a version holds, unless the last note says the same."""
         while (source, policy) not in (notes := self._weights(model, version))[-1:]:
             row: dict[str, str | int] = {"model": model, "version": version, "number": len(notes) + 1}
@@ -204,7 +206,7 @@ class Ledger:
             with suppress(IntegrityError):
                 self._insert(WEIGHTS, row)
 
-    def knows(self, model: str, policy: str) -> bool:
+    def was_registered(self, model: str, policy: str) -> bool:
         """Return whether weights of a policy became a version of a model."""
         of_policy = WEIGHTS.c.model == model, WEIGHTS.c.policy == policy, WEIGHTS.c.version != ""
         with self._connected() as connection:
@@ -215,9 +217,9 @@ class Ledger:
 
         A tag in MLflow says so too, but everyone who may write to MLflow can edit it.
         """
-        self.registered(model, "", source, policy)
+        self.note_registered(model, "", source, policy)
 
-    def logged(self, model: str) -> dict[str, str]:
+    def logged_weights(self, model: str) -> dict[str, str]:
         """Return address → digest of the policies that were logged, to become versions of a model."""
         of_model = WEIGHTS.c.model == model
         with self._connected() as connection:
@@ -242,7 +244,7 @@ class Ledger:
             ).first()
         return {"outcome": row.outcome, "at": row.at} if row else None
 
-    def attempted(self, model: str, digest: str, outcome: str) -> None:
+    def note_attempt(self, model: str, digest: str, outcome: str) -> None:
         """Note that an attempt was decided; the first note stays."""
         with suppress(IntegrityError):
             self._insert(ATTEMPTS, {"model": model, "digest": digest, "outcome": outcome, "at": now()})

@@ -106,7 +106,7 @@ def _create_tables(engine: Engine) -> None:
             connection.execute(CreateTable(table, if_not_exists=True))
 
 
-def secret(address: str) -> bool:
+def holds_password(address: str) -> bool:
     """Return whether the address of a database or a server holds a password; one that cannot be read may hold one."""
     try:
         url = make_url(address)

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from models.artifacts import Preferences
 from models.errors import BadInput
 from models.files import jsonl
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.recipe.record import Setting, flat
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def database(path: Path) -> None:
             return
         new = path.with_name(path.name + ".new")
         new.unlink(missing_ok=True)
-        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / Kept.artifacts).as_uri()).engine.dispose()
+        SqlAlchemyStore(f"sqlite:///{new}", (path.parent / RunsFolderEntry.artifacts).as_uri()).engine.dispose()
         new.rename(path)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models.artifacts import Noun, Preferences
 from models.errors import BadInput
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.recipe import Assessment, Recipe
 from tasks.tracking import connection, log
 from tasks.tracking.log import where
@@ -77,7 +77,7 @@ class MlflowRun:
         experiment = client.get_experiment_by_name(self.recipe.name)
         if experiment is None:
             # a server knows where it keeps artifacts; for a sqlite file the folder is ours to say
-            place = None if connection.SERVER else (self.root / Kept.artifacts).as_uri()
+            place = None if connection.SERVER else (self.root / RunsFolderEntry.artifacts).as_uri()
             experiment_id = client.create_experiment(self.recipe.name, artifact_location=place)
         else:
             experiment_id = experiment.experiment_id

@@ -69,7 +69,7 @@ class Registration:
         Everyone can edit the tags by which they are found, so only those count whose weights the ledger knows.
         """
         name = self._name()
-        digests = Ledger(self._run.root).logged(name)
+        digests = Ledger(self._run.root).logged_weights(name)
         versions = self._run.client().search_model_versions(where({"name": name, **self._own_tags(policy)}))
         return [version for version in versions if digests.get(str(version.source)) == policy.digest]
 
@@ -93,7 +93,7 @@ class Registration:
         import mlflow
 
         root, client, parent = self._run.root, self._run.client(), self._run.open()
-        digests = Ledger(root).logged(name)
+        digests = Ledger(root).logged_weights(name)
         experiment = client.get_run(parent).info.experiment_id
         for model in client.search_logged_models([experiment], where({"source_run_id": parent})):
             if digests.get(str(model.model_uri)) == policy.digest and model.status == "READY":
@@ -101,7 +101,7 @@ class Registration:
         try:
             intact(policy.path, policy.digest)
         except Damaged:
-            store.distrust(policy.path)
+            store.invalidate(policy.path)
             raise
         decoding = self._run.recipe.evaluation.model_dump(include={"max_new_tokens", "temperature", "stop"})
         # the local part of a version (`2.9.0+cpu`) is cut off: PyPI has no such version to install

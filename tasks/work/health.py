@@ -9,23 +9,23 @@ from pathlib import Path
 
 from models.errors import BadPlace
 from models.files import sqlite
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 
 LOST = {
-    Kept.operations: "the promotion log, and what earlier decisions have spent of the test prompts",
-    Kept.verdicts: "what judges said and cost: they are asked, and paid, once more",
-    Kept.mlflow: "MLflow's runs, figures and registered versions",
-    f"{Kept.prefect}/prefect.db": "the history of flow runs, and schedules that were set by hand",
+    RunsFolderEntry.operations: "the promotion log, and what earlier decisions have spent of the test prompts",
+    RunsFolderEntry.verdicts: "what judges said and cost: they are asked, and paid, once more",
+    RunsFolderEntry.mlflow: "MLflow's runs, figures and registered versions",
+    f"{RunsFolderEntry.prefect}/prefect.db": "the history of flow runs, and schedules that were set by hand",
 }
 """Database → what is lost without it."""
-MADE_AGAIN = Kept.answers
+MADE_AGAIN = RunsFolderEntry.answers
 """The database whose rows are generated again if need be."""
-NEVER_EMPTY = (Kept.mlflow,)
+NEVER_EMPTY = (RunsFolderEntry.mlflow,)
 """Databases that are made under another name and renamed when complete. An empty file of this name is damage; for the
 others it is a database that is about to be made."""
 
 
-def look(root: Path, environment: Mapping[str, str]) -> list[str]:
+def check(root: Path, environment: Mapping[str, str]) -> list[str]:
     """Check the databases that this process, or a server that it starts, will use.
 
     Args:
@@ -54,10 +54,10 @@ def look(root: Path, environment: Mapping[str, str]) -> list[str]:
 
 def _own_databases(root: Path, environment: Mapping[str, str]) -> Iterator[str]:
     """Yield the names of the databases in the runs folder that no server elsewhere takes the place of."""
-    yield Kept.verdicts
-    if environment.get("SACPO_DATABASE", "") in ("", f"sqlite:///{root / Kept.operations}"):
-        yield Kept.operations
+    yield RunsFolderEntry.verdicts
+    if environment.get("SACPO_DATABASE", "") in ("", f"sqlite:///{root / RunsFolderEntry.operations}"):
+        yield RunsFolderEntry.operations
     if not environment.get("MLFLOW_TRACKING_URI", "").startswith("http"):
-        yield Kept.mlflow
+        yield RunsFolderEntry.mlflow
     if not environment.get("PREFECT_API_URL"):
-        yield f"{Kept.prefect}/prefect.db"
+        yield f"{RunsFolderEntry.prefect}/prefect.db"

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from models.errors import BadPlace
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 
 CHECKOUT = Path(__file__).parents[2]
 """The folder that holds `flows`, `tasks` and `models`."""
@@ -55,7 +55,7 @@ class ServerProcess:
         return next((line[:LONGEST_LINE] for line in reversed(lines) if any(map(str.isalpha, line))), "it said nothing")
 
     @property
-    def how(self) -> str:
+    def outcome(self) -> str:
         """How it ended, or that it has not, and where to read more."""
         code = self.process.poll()
         if code is None:
@@ -67,7 +67,7 @@ class ServerProcess:
         return f"{reason} (see {self.log})"
 
 
-def started(pid: int) -> str:
+def identity_of(pid: int) -> str:
     """Return the boot of the machine and the time since then at which a process was started; empty if it is gone.
 
     The two tell a process from all others that had or will have the same number.
@@ -109,7 +109,7 @@ def start(
         folder: where it runs.
         door: a socket that the process inherits, under the same number.
     """
-    log = root / Kept.logs / f"{name}.log"
+    log = root / RunsFolderEntry.logs / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # the log of the start before stays, for a look at what ended it
     if log.exists():
@@ -128,7 +128,7 @@ def start(
     return ServerProcess(name, process, log, door)
 
 
-def until(child: ServerProcess, ready: Callable[[], bool]) -> None:
+def wait_until_ready(child: ServerProcess, ready: Callable[[], bool]) -> None:
     """Wait until a child is ready.
 
     Raises:
@@ -137,7 +137,7 @@ def until(child: ServerProcess, ready: Callable[[], bool]) -> None:
     end = time.monotonic() + START_TIMEOUT
     while not ready():
         if child.process.poll() is not None or time.monotonic() > end:
-            raise BadPlace(f"{child.name} did not start, {child.how}")
+            raise BadPlace(f"{child.name} did not start, {child.outcome}")
         time.sleep(0.2)
 
 
@@ -161,7 +161,7 @@ def listens(child: ServerProcess, port: int) -> bool:
     return False
 
 
-def finish(child: ServerProcess) -> None:
+def wait_for_exit(child: ServerProcess) -> None:
     """Wait until a child has ended by itself, with exit code 0.
 
     Raises:
@@ -171,7 +171,7 @@ def finish(child: ServerProcess) -> None:
     with suppress(subprocess.TimeoutExpired):
         child.process.wait(START_TIMEOUT)
     if child.process.returncode != 0:
-        raise BadPlace(f"{child.name} failed, {child.how}")
+        raise BadPlace(f"{child.name} failed, {child.outcome}")
 
 
 def watch(children: Sequence[ServerProcess]) -> None:
@@ -183,11 +183,11 @@ def watch(children: Sequence[ServerProcess]) -> None:
     while True:
         for child in children:
             if child.process.poll() is not None:
-                raise BadPlace(f"{child.name} ended, {child.how}; everything is stopped")
+                raise BadPlace(f"{child.name} ended, {child.outcome}; everything is stopped")
         time.sleep(0.5)
 
 
-def marked(root: Path, kind: str) -> list[psutil.Process]:
+def processes_of_kind(root: Path, kind: str) -> list[psutil.Process]:
     """Return the living processes of a kind that this runs folder started, directly or not.
 
     Args:
@@ -210,7 +210,7 @@ def end(root: Path) -> int:
     """End everything that this runs folder started, and return how many processes that were."""
     count = 0
     for kind in KINDS:
-        processes = marked(root, kind)
+        processes = processes_of_kind(root, kind)
         count += len(processes)
         pids = {process.pid for process in processes}
         for process in processes:
@@ -220,7 +220,7 @@ def end(root: Path) -> int:
                     process.terminate()
         psutil.wait_procs(processes, timeout=GRACE)
         # a new look: processes may have started others meanwhile
-        for process in marked(root, kind):
+        for process in processes_of_kind(root, kind):
             with suppress(psutil.Error):
                 process.kill()
                 process.wait(5)

@@ -32,7 +32,7 @@ class Progress:
 
     def __call__(self, stage: Stage[Noun], row: ProgressRow) -> None:
         """Show the newest row of the stage's `progress.jsonl`."""
-        terminal.moved(stage.title, row)
+        terminal.update_bar(stage.title, row)
         is_sending = self.sender is not None and self.sender.is_alive()
         if time.monotonic() - self.last_sent >= ARTIFACT_SECONDS and not is_sending:
             self._send(stage, 100.0 * row["done"] / row["of"])

@@ -6,11 +6,11 @@ import stat
 from pathlib import Path
 
 from models.errors import BadPlace
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 
 LEAST_FREE = 64 * 2**20
 """Bytes; on a disk with less, Prefect's own server fails with a message that does not help."""
-CONTENT = (Kept.mlflow, Kept.prefect, Kept.store, Kept.operations)
+CONTENT = (RunsFolderEntry.mlflow, RunsFolderEntry.prefect, RunsFolderEntry.store, RunsFolderEntry.operations)
 """A folder that holds one of these is a runs folder; another one may be a folder of the user's with the same name."""
 
 
@@ -32,7 +32,7 @@ def writable() -> Path:
         if not any(runs.iterdir()) or any((runs / name).exists() for name in CONTENT):
             _close(runs)
         # writing is the only sure test: on a read-only disk the permissions may still allow it
-        probe = runs / Kept.writable
+        probe = runs / RunsFolderEntry.writable
         probe.write_text("")
         probe.unlink()
         free = shutil.disk_usage(runs).free

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from models.artifacts import Memory, Noun, content_digest, file_digest
 from models.errors import BadInput, BadPlace, Damaged
 from models.files import sealed
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.policy.headers import WEIGHTS
 from models.policy.weights import device_kind, precision
 from models.recipe import Compute
@@ -66,7 +66,7 @@ class Manifest(TypedDict):
     version: int
     key: str
     given: dict[str, JsonValue]
-    """The arguments, as `plain` returns them."""
+    """The arguments, as `content_of` returns them."""
     noun: Facts
     files: dict[str, FileRecord]
     """Path from the folder → digest and size."""
@@ -104,12 +104,12 @@ class Stage(Generic[N_co]):
 
     @cached_property
     def key(self) -> str:
-        """Digest (sha256) of the name, the version and the arguments, as `plain` returns them."""
-        return content_digest({"stage": self.name, "version": self.version, "given": plain(self.arguments)})
+        """Digest (sha256) of the name, the version and the arguments, as `content_of` returns them."""
+        return content_digest({"stage": self.name, "version": self.version, "given": content_of(self.arguments)})
 
     def folder(self, root: Path) -> Path:
         """Return where the result lives, whether it exists or not."""
-        return root / Kept.store / f"{self.name.rpartition('.')[2]}-{self.key[:16]}"
+        return root / RunsFolderEntry.store / f"{self.name.rpartition('.')[2]}-{self.key[:16]}"
 
     def partial(self, root: Path) -> Path:
         """Return where the work is done, and where a killed run finds its checkpoints again."""
@@ -154,14 +154,14 @@ def requested(request: str) -> Stage[Noun]:
     return Stage(does, call["title"], arguments)
 
 
-def plain(value: object) -> JsonValue:
+def content_of(value: object) -> JsonValue:
     """Return a JSON value that changes iff the meaning of an argument does; the places of files are not part of it.
 
     Raises:
         TypeError: the value is of a type that no argument of a stage may have.
     """
     if isinstance(value, Noun):
-        return plain(value.identity())
+        return content_of(value.identity())
     if isinstance(value, Memory):
         # a cache makes a result faster, and never another one
         return "remembered"
@@ -173,9 +173,9 @@ def plain(value: object) -> JsonValue:
     if isinstance(value, BaseModel):
         return cast(JsonValue, by_content(value))  # its type allows dates, but the JSON that it dumps holds none
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: content_of(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [content_of(item) for item in value]
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise TypeError(f"a stage cannot be named by a {type(value).__name__}")
@@ -183,10 +183,10 @@ def plain(value: object) -> JsonValue:
 
 def find(root: Path, stage: Stage[N]) -> N | None:
     """Return the stage's result if it is complete, else None."""
-    return opened(stage.folder(root), stage.makes)
+    return load(stage.folder(root), stage.makes)
 
 
-def opened(folder: Path, kind: type[N]) -> N | None:
+def load(folder: Path, kind: type[N]) -> N | None:
     """Return the noun in a folder if its manifest verifies, else None."""
     manifest = verified(folder)
     if manifest is None:
@@ -216,14 +216,14 @@ def _matches(path: Path, record: FileRecord) -> bool:
         return False
 
 
-def distrust(folder: Path) -> None:
+def invalidate(folder: Path) -> None:
     """Set the manifest of a result aside whose files are not what it says: the next run makes the result again."""
     # it may be gone already
     with suppress(OSError):
-        sealed.aside(folder / MANIFEST)
+        sealed.set_aside(folder / MANIFEST)
 
 
-def begun(root: Path, stage: Stage[Noun]) -> int:
+def progress_of_killed(root: Path, stage: Stage[Noun]) -> int:
     """Return how far a killed attempt had come, in the stage's own unit; 0 if there was none."""
     return progress_rows.most_done(stage.partial(root))
 
@@ -245,7 +245,7 @@ def make(root: Path, stage: Stage[N]) -> N:
     partial = stage.partial(root)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        existing = opened(folder, stage.makes)
+        existing = load(folder, stage.makes)
         if existing is not None:
             return existing
         sealed.remove(folder)  # its manifest does not verify, so what is there is damaged
@@ -260,7 +260,7 @@ def make(root: Path, stage: Stage[N]) -> N:
             "title": stage.title,
             "version": stage.version,
             "key": stage.key,
-            "given": {name: plain(value) for name, value in stage.arguments.items()},
+            "given": {name: content_of(value) for name, value in stage.arguments.items()},
             "noun": noun.facts(),
             "files": _file_records(partial),
             "seconds": round(spent, 2),
@@ -282,7 +282,7 @@ def _attempt(root: Path, stage: Stage[N], partial: Path) -> N:
             shutil.rmtree(partial)
         raise
     except Damaged as error:
-        distrust(error.folder)
+        invalidate(error.folder)
         raise
     except Exception as error:
         # any type may come: torch and safetensors have errors of their own for a full disk

@@ -63,7 +63,7 @@ def stop() -> None:
     _progress.stop()
 
 
-def moved(title: str, row: ProgressRow) -> None:
+def update_bar(title: str, row: ProgressRow) -> None:
     """Show in a stage's bar how far it is."""
     loss = f"loss {row['loss']:.4f}" if "loss" in row else ""
     with _lock:
@@ -72,7 +72,7 @@ def moved(title: str, row: ProgressRow) -> None:
         _progress.update(_bars[title], completed=row["done"], loss=loss)
 
 
-def done(title: str, seconds: float, fresh: bool) -> None:
+def finish_bar(title: str, seconds: float, fresh: bool) -> None:
     """Remove the bar of a finished stage, and print its line.
 
     Args:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from models.artifacts import Noun
 from models.errors import SacpoError
-from models.files.kept import Kept
+from models.files.kept import RunsFolderEntry
 from models.recipe import Compute
 from tasks.work import progress_rows, store
 from tasks.work.processes import end_with
@@ -66,11 +66,11 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
     here.
     """
     global _compute, _pool, _logs, _stopped
-    if begun():
+    if are_running():
         yield
         return
     _stopped = False
-    _logs = root / Kept.logs
+    _logs = root / RunsFolderEntry.logs
     _logs.mkdir(parents=True, exist_ok=True)
     threads = str(compute.threads)
     # The workers inherit these variables. glibc reads its own when a process starts, and OpenMP when torch is imported,
@@ -116,12 +116,12 @@ def _begin(compute: Compute) -> Executor:
     return pool
 
 
-def begun() -> bool:
+def are_running() -> bool:
     """Return whether this is called inside `workers`."""
     return _compute is not None
 
 
-def rest() -> None:
+def pause() -> None:
     """End the workers until the next stage needs them.
 
     A run may wait for a person's answer for days, and uses no memory and no GPU in that time.
