@@ -40,7 +40,7 @@ def align(recipe: Recipe) -> State[Outcome]:
     """
     with open_run(recipe) as run:
         sources = stages.gather(run)
-        # All data are prepared first: bad ones stop the run here, before any training.
+        # All data are prepared first: bad data stop the run here, before any training.
         pairs = [stages.prepare(run, sources, step) for step in recipe.steps]
         base = stages.finetune(run, stages.base(run), sources)
         yardstick = stages.yardstick(run, base, sources, pairs)
@@ -67,7 +67,7 @@ def align(recipe: Recipe) -> State[Outcome]:
         candidates = stages.unique_candidates([candidate.result() for candidate in evidence])
         choice = decisions.choose(run, candidates)
         promoted = None
-        # Decide once more whenever another version has become the champion since the candidate was tested.
+        # Repeat if another version became the champion since the test.
         while promoted is None:
             with decisions.turn(run, choice):
                 rivals = decisions.rivals(run, choice, candidates)

@@ -144,7 +144,9 @@ def certify(run: Run[Recipe], tested: Candidate | None, rivals: Rivals | None) -
     if tested is None or rivals is None:
         return None
     settings = [run.recipe.constraint.model_dump(), run.recipe.gate.model_dump(exclude={"mode", "approval"})]
-    evidence = [tested.answers.digest, tested.scores.digest, tested.distances.digest]
+    # without a limit on KL the distances are those of the validation split, and no part of the question
+    evidence = [tested.answers.digest, tested.scores.digest]
+    evidence += [tested.distances.digest] if run.recipe.gate.kl else []
     against = {name: rival.digest for name, rival in rivals.policies.items()}
     if rivals.policies and "base" in rivals.compared:
         against["base"] = ""  # needed beside other rivals only: without them, the question is about the base anyway
@@ -160,7 +162,7 @@ def verdict_on(ledger: Ledger, recipe: Recipe, question: str, tested: Candidate,
     charged as well, but no bound rests on them, so that they are never spent.
 
     Args:
-        question: digest of everything that the verdict follows from.
+        question: digest of what is asked: equal questions have one verdict, and are charged once.
     """
     prompts = _prompts(tested, recipe.gate)
     chosen = facts.safety_counts(tested)

@@ -1,4 +1,4 @@
-"""One thin task per stage, in pipeline order. Each calls a plain function of models/ through the run.
+"""The stages of a run as tasks, in pipeline order. Each calls plain functions of models/ through the run.
 
 Results are found by manifest (tasks/work/store.py); Prefect's own result cache is not consulted.
 """
@@ -116,7 +116,7 @@ def finetune(run: Run[Recipe], policy: Policy, sources: Sources) -> Policy:
 
 @task(cache_policy=NO_CACHE, task_run_name="reference · {pairs.metric} · {policy.name}")
 def score(run: Run[Recipe], policy: Policy, pairs: Preferences, step: Step) -> Reference:
-    """The reference's log-probs on the training rows, once for every λ."""
+    """The reference's log-probs on the training rows, computed once and shared by all λ."""
     title = f"reference · {pairs.metric} under {policy.name}"
     # KTO's rows are put into their final order here, since each carries the answer of another row of its batch
     if not step.method.paired:
@@ -201,7 +201,7 @@ def interpolate(run: AnyRun, safe: Policy, reward: Policy, q: float) -> Policy:
 
 @task(cache_policy=NO_CACHE, task_run_name="examine · {policy.name}")
 def examine(run: AnyRun, policy: Policy, reference: Policy, yardstick: Yardstick) -> Candidate:
-    """What is known of one candidate: its answers to validation prompts, judged, and its margins on held-out pairs."""
+    """One candidate: its answers to validation prompts, judged; its KL to base and reference; its held-out margins."""
     baselines = {"base": yardstick.base}
     # where nothing was trained, the first policy is the base and the reference at once
     baselines |= {"reference": reference} if isinstance(run.recipe, Recipe) else {}

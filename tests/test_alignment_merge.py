@@ -182,3 +182,10 @@ def test_each_policy_before_the_last_step_is_merged_with_its_child_of_the_larges
     ]
     pairs = [(safe.digest, reward.digest) for safe, reward in merge.merge_pairs(before, frontier)]
     assert pairs == [("b", "r1"), ("c", "r2")]  # r3 has no child: every λ of its step was 0
+    base, helpful = policy("base"), policy("helpful", 5.0, "base")  # λ = [0, 5], then λ = [0, 1]
+    harmless = [policy("from base", 1.0, "base"), policy("from helpful", 1.0, "helpful")]
+    both = merge.merge_pairs([base, helpful], [base, harmless[0], helpful, harmless[1]])
+    assert [(safe.digest, reward.digest) for safe, reward in both] == [
+        ("from base", "base"),
+        ("from helpful", "helpful"),
+    ]

@@ -46,6 +46,19 @@ def test_policies_with_one_name_say_which_parent_they_come_from() -> None:
     assert sentences == []
 
 
+def test_policies_whose_parents_share_a_name_too_are_told_apart_by_their_weights() -> None:
+    """Three steps with λ = 0 in the first: two third policies have equal names, and so have their parents."""
+    shown, _ = unique_candidates(
+        candidates(
+            policy("a", "base", "base"), policy("b", "harmless λ=2", parents=("a",)),
+            policy("c", "harmless λ=2", parents=("x",)), policy("0123456789", "honest λ=1", parents=("b",)),
+            policy("abcdefghij", "honest λ=1", parents=("c",)),
+        )
+    )  # fmt: skip
+    assert names(shown)[3:] == ["honest λ=1 from harmless λ=2 01234567", "honest λ=1 from harmless λ=2 abcdefgh"]
+    assert len({*names(shown)}) == 5
+
+
 def test_policies_of_one_name_from_two_places_are_named_by_their_places() -> None:
     places = ["runs/a", "runs/b", "hub/x", "hub/x"]
     named, sentences = uniquely_named(

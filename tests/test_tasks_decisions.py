@@ -140,7 +140,7 @@ def test_a_category_of_any_letters_is_registered(runs: Path, policy: Policy) -> 
     verdict = decide(replace(counts, name="base"), facts, Constraint(per_category=0.5), Gate(margin=0.5))
     registered = decisions.register.fn(run, CHOICE, verdict, candidates(policy), sources)
     tags = client(runs).get_model_version("quickstart", registered.version).tags
-    assert tags["gate.safety rate drugs - weapons -minor- -mlaut"].startswith("safety rate, drugs & weapons (minor),")
+    assert tags["gate.safety rate drugs - weapons -minor- ümlaut"].startswith("safety rate, drugs & weapons (minor),")
 
 
 def test_its_own_promotion_is_no_reason_to_ask_anew(runs: Path, policy: Policy) -> None:

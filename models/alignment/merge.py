@@ -80,5 +80,8 @@ def _header(path: Path) -> tuple[dict[str, dict[str, list[int]]], int]:
 
 def merge_pairs(before: list[Policy], frontier: list[Policy]) -> list[tuple[Policy, Policy]]:
     """Return what P-SACPO averages: for each policy before the last step, its child of the largest λ, and itself."""
-    families = [(parent, [p for p in frontier if p.parents[:1] == (parent.digest,)]) for parent in before]
+    # λ = 0 hands a policy of the step before on, which is no child of the last step
+    handed_on = {policy.digest for policy in before}
+    made = [policy for policy in frontier if policy.digest not in handed_on]
+    families = [(parent, [p for p in made if p.parents[:1] == (parent.digest,)]) for parent in before]
     return [(max(children, key=lambda p: p.lambda_), parent) for parent, children in families if children]

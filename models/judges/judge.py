@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from models.artifacts import Answers, Calibration, Memory, Scores, Sources, content_digest, file_digest
 from models.data.suites import labels
@@ -34,17 +34,19 @@ def judge(
     compute: Compute,
     memory: Memory,
 ) -> Scores:
-    """Let each judge score the answers, and compare them with those of `others` (by name: `base`, `reference`).
+    """Let each judge score the answers, and compare them with those of `others`.
 
     Writes `scores.jsonl` (metric, suite, prompt, category, sample, status, score, good, label, why) and
     `comparisons.jsonl` (metric, suite, prompt, category, sample, against, status, win, calls, why). `status` is `ok` or
     `failed`; a failed verdict has no score and no win.
 
     Args:
+        others: `base`, `reference`, and on the test split `champion` and `anchor` → their answers.
         described: metric → name and version of its judge (`protocol.described`).
 
     Raises:
-        NoVerdict: a judge failed on more answers than the recipe allows, or its budget does not reach.
+        NoVerdict: a judge failed on more of these answers, or of the comparisons that it was asked for, than the recipe
+            allows, or its budget does not reach. Failed scores of the others' answers are failed comparisons.
     """
     rows = list(answer_rows(answers))
     rivals = {name: list(answer_rows(other)) for name, other in others.items()}
@@ -134,15 +136,19 @@ def calibrate(
 
 def _grader(metric: str, judge: Judge, described: dict[str, str], compute: Compute, table: ScoreCache) -> Grader | None:
     """Return who scores single answers; a chat model does so for harmlessness, where the recipe says what is safe."""
-    if judge.kind is JudgeKind.oracle:
-        return Oracle(metric)
-    if judge.kind is JudgeKind.refusal:
-        return Refusal()
-    if judge.kind is JudgeKind.model:
-        return Classifier(judge, metric, described, compute, table)
-    if metric != "harmless" or not judge.threshold:
-        return None
-    return Llm(judge, metric, table)
+    match judge.kind:
+        case JudgeKind.none:
+            return None
+        case JudgeKind.oracle:
+            return Oracle(metric)
+        case JudgeKind.refusal:
+            return Refusal()
+        case JudgeKind.model:
+            return Classifier(judge, metric, described, compute, table)
+        case JudgeKind.llm:
+            return Llm(judge, metric, table) if metric == "harmless" and judge.threshold else None
+        case kind:
+            assert_never(kind)
 
 
 def _comparer(metric: str, judge: Judge, table: ScoreCache) -> Comparer | None:

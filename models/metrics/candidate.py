@@ -16,7 +16,10 @@ from models.policy.answer_rows import AnswerRow, answer_rows
 
 @dataclass(frozen=True)
 class Candidate:
-    """One candidate and what is known of it on the prompts of one split."""
+    """One candidate and what is known of it.
+
+    Answers and scores are about the prompts of one split; distances too, but where the gate asks for no KL.
+    """
 
     policy: Policy
     answers: Answers
@@ -85,6 +88,12 @@ def unique_candidates(candidates: list[Candidate]) -> tuple[list[Candidate], lis
             origin = policy.parents[-1] if policy.kind == "merge" else policy.parents[0]
             policy = replace(policy, name=f"{policy.name} from {names.get(origin, origin[:12])}")
         named.append(replace(candidate, policy=policy))
+    # parents may share a name, too; the weights then are the only difference that is left
+    counts = Counter(candidate.policy.name for candidate in named)
+    for i, candidate in enumerate(named):
+        if counts[candidate.policy.name] > 1:
+            name = f"{candidate.policy.name} {candidate.policy.digest[:8]}"
+            named[i] = replace(candidate, policy=replace(candidate.policy, name=name))
     return named, sentences
 
 

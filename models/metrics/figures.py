@@ -1,4 +1,4 @@
-"""Every figure of one candidate, from the rows of its answers and verdicts: nothing is printed that is not here."""
+"""Every figure of one candidate that follows from its rows; the report adds those that need others, as ratings."""
 
 import json
 import math
@@ -89,7 +89,7 @@ def per_prompt(rows: Iterable[R], value: Callable[[R], float]) -> tuple[list[flo
 
 
 def at_worst(rows: Iterable[R], value: Callable[[R], float], worst: float) -> tuple[tuple[float, ...], int]:
-    """Return the same for a bound: an answer without a verdict counts as the worst that it can be.
+    """Return what `per_prompt` returns, for a bound: an answer without a verdict counts as the worst it can be.
 
     The prompts stay in order, also those without any verdict: which place a value has may not depend on the value.
     """

@@ -185,11 +185,7 @@ class Suites(Record):
 
 
 class Answering(Record):
-    """How candidates answer.
-
-    The dump of a record is part of the name of every result made with it. Keys that were added later (`exclude_if`) are
-    therefore left out of the dump while they have their default: older results keep their names.
-    """
+    """How candidates answer."""
 
     max_new_tokens: int = Field(512, ge=1, le=1_048_576, title="Longest answer in tokens")
     """Answers are cut here, from 1 to 1,048,576."""

@@ -1,4 +1,4 @@
-"""Every choice of an experiment: one strict, frozen record per stage.
+"""Every choice of an experiment, as strict, frozen records.
 
 One schema for the file, the command line, the Prefect form and the MLflow params. It holds no Optional and
 no Union (the Prefect form draws them badly): an empty list or an empty string means "not set".
@@ -215,7 +215,7 @@ class Recipe(Record):
     base: PolicyPlace = Field(min_length=1, title="Base policy")
     """Folder of weights and tokenizer, `.gguf` file, hub id (`owner/name@revision`), `models:/NAME@ALIAS` or `town`."""
     beta: float = Field(0.1, ge=1e-6, le=1e6, title="β")
-    """KL weight of the first step (SACPO eq. 9), from 0.000001 to 1,000,000."""
+    """KL weight of a step with λ = 1, as the first one usually has (SACPO eq. 9), from 0.000001 to 1,000,000."""
     steps: list[Step] = Field(min_length=1, max_length=50, title="Steps")
     """In order, at most 50. The first step's reference is the base, each later one's the policy of the step before."""
     merge: Merge = Field(Merge(), title="Merge")

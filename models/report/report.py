@@ -116,11 +116,11 @@ def write(tree: Report, findings: Findings, pairs: list[Preferences], out: Path)
     """Write `report.json`, `report.md`, `report.html`, `frontier.png`, and the tables behind them under `tables/`."""
     tables.write(findings.candidates, findings.tested, out / "tables")
     sealed.write_text(out / "report.json", json.dumps(tree, indent=1, ensure_ascii=False))
-    (out / "report.md").write_text(summary.markdown(tree), "utf-8")
+    sealed.write_text(out / "report.md", summary.markdown(tree))
     # a report that is written again may have no picture any more, and must not keep the old one
     (out / "frontier.png").unlink(missing_ok=True)
     draw(tree, out / "frontier.png")
-    (out / "report.html").write_text(page.html(tree, findings.candidates, pairs), "utf-8")
+    sealed.write_text(out / "report.html", page.html(tree, findings.candidates, pairs))
 
 
 def _candidates(

@@ -122,8 +122,9 @@ def headline(report: "Report") -> dict[str, float]:
 
 
 def allowed(name: str) -> str:
-    """Return the name of a metric or a tag in the letters that MLflow allows; categories may hold others."""
-    return re.sub(r"[^\w .:/-]", "-", name, flags=re.ASCII)
+    """Return the name of a metric or a tag in the signs that MLflow allows; categories may hold others."""
+    # letters of all languages are allowed: replaced, two categories in Chinese would get one name
+    return re.sub(r"[^\w .:/-]", "-", name)
 
 
 def numbers(client: "MlflowClient", run_id: str, values: dict[str, float]) -> None:
