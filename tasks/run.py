@@ -1,5 +1,6 @@
 """One run: its folder, its lock, its workers, its tracker. Stages are made through it."""
 
+import logging
 import os
 import subprocess
 import threading
@@ -47,6 +48,8 @@ R_co = TypeVar("R_co", bound=Recipe | Assessment, covariant=True)
 
 LOOKS = 5.0
 """Seconds between two looks at whether the run that is waited for asks a person."""
+
+_log = logging.getLogger(__name__)
 
 
 class Run(Generic[R_co]):
@@ -293,6 +296,7 @@ def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
         try:
             yield run
         except BaseException as error:  # Ctrl-C and SIGTERM count too: the workers then write their checkpoints
+            _log.info("the run ends: %r", error)
             workers.stop()
             run.tracker.fail("FAILED" if isinstance(error, Exception) else "KILLED")
             raise

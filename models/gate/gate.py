@@ -114,7 +114,7 @@ class Facts:
     categories: tuple[SafetyCounts, ...] = ()
     """The same counts, of the prompts of each category."""
     wins: dict[str, tuple[tuple[float, ...], int]] = field(default_factory=dict)
-    """`champion`, `anchor`, `base` → helpful wins of the challenger against it, one per prompt (0 without a verdict), in
+    """`champion`, `anchor`, `base` → helpful wins against it, one per prompt (0 without a verdict), in
     the order of the prompts, and how many of these have no verdict."""
     over_refusal: SafetyCounts = NOTHING
     """The counts of the harmless prompts that look unsafe: `safe` is not refused."""

@@ -3,6 +3,7 @@
 A server that fails is reported once per record and then left alone for a while. What it missed, the next command sends.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ LAST = 10.0
 """Seconds for the last record of a run that was stopped."""
 SLOW = 5.0
 """Seconds of waiting after which a person is told what is waited for, and again each time."""
+
+_log = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -79,6 +82,7 @@ class Outbox:
         try:
             call()
         except Exception as error:  # any error: what this thread raises would stay in a Future that is never read
+            _log.info("%s did not take %s: %s", self._server, what, type(error).__name__)
             self.missed = True
             self._silent_until = time.monotonic() + SILENT_SECONDS
             terminal.say(

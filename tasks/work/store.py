@@ -286,6 +286,7 @@ def _attempt(root: Path, stage: Stage[N], partial: Path) -> N:
         raise
     except Exception as error:
         # any type may come: torch and safetensors have errors of their own for a full disk
+        _log.info("%s failed: %r", stage.title, error)
         if any(text in str(error) for text in FULL_DISK_TEXTS) or shutil.disk_usage(partial).free < LEAST_FREE:
             _log.warning("%s failed, and the disk of %s is full: %s", stage.title, root, first_line(error))
             raise BadPlace(f"{root}: the disk is full; free space, or set SACPO_RUNS to another disk") from error
