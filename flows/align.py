@@ -44,27 +44,27 @@ def align(recipe: Recipe) -> State[Outcome]:
         pairs = [stages.prepare(run, sources, step) for step in recipe.steps]
         base = stages.finetune(run, stages.base(run), sources)
         yardstick = stages.yardstick(run, base, sources, pairs)
-        evidence = [stages.examine.submit(run, base, base, yardstick)]
+        examined = [stages.examine.submit(run, base, base, yardstick)]
 
         frontier = [base]
         for step, comparisons in zip(recipe.steps, pairs, strict=True):
             before, trained = frontier, []
             for reference in before:
-                scored = stages.score(run, reference, comparisons, step)
+                log_probs = stages.score(run, reference, comparisons, step)
                 for value in step.lambda_:
-                    future = stages.align.submit(run, reference, scored, step, value)
+                    future = stages.align.submit(run, reference, log_probs, step, value)
                     # Prefect waits for the future, and calls the task with its policy. Its types do not say so.
                     policy = cast(Policy, future)
-                    evidence.append(stages.examine.submit(run, policy, reference, yardstick))
+                    examined.append(stages.examine.submit(run, policy, reference, yardstick))
                     trained.append(future)
             frontier = [future.result() for future in trained]
 
         for safe, reward in merge_pairs(before, frontier):
             for q in recipe.merge.weights:
                 merged = stages.interpolate(run, safe, reward, q)
-                evidence.append(stages.examine.submit(run, merged, reward, yardstick))
+                examined.append(stages.examine.submit(run, merged, reward, yardstick))
 
-        candidates = stages.unique_candidates([candidate.result() for candidate in evidence])
+        candidates = stages.unique_candidates([candidate.result() for candidate in examined])
         choice = decisions.choose(run, candidates)
         promoted = None
         # Repeat if another version became the champion since the test.

@@ -176,7 +176,7 @@ def _alignment_title(beta: float, step: Step, lambda_: float) -> str:
 
 
 @task(cache_policy=NO_CACHE, task_run_name=AlignmentName())
-def align(run: Run[Recipe], policy: Policy, scored: Reference, step: Step, lambda_: float) -> Policy:
+def align(run: Run[Recipe], policy: Policy, log_probs: Reference, step: Step, lambda_: float) -> Policy:
     """One policy, trained from and against the policy of the step before with KL weight β/λ; λ = 0 skips the step."""
     if lambda_ == 0:
         return policy
@@ -185,7 +185,7 @@ def align(run: Run[Recipe], policy: Policy, scored: Reference, step: Step, lambd
         methods.TRAIN[step.method],
         title,
         policy=policy,
-        reference=scored,
+        reference=log_probs,
         objective=step.objective(run.recipe.beta, lambda_),
         training=step.training,
         seed=run.recipe.seed,

@@ -242,7 +242,7 @@ def test_five_files_lead_from_the_flow_to_the_line_that_calls_trl() -> None:
         "flows/align.py": "stages.align",
         "tasks/stages.py": "methods.TRAIN",
         "models/alignment/methods.py": "dpo.train",
-        "models/alignment/dpo.py": "scored(DPOTrainer)(",
+        "models/alignment/dpo.py": "with_stored_logps(DPOTrainer)(",
         "models/alignment/trainer.py": "trainer.train(",
     }
     assert len(way) == 5

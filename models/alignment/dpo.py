@@ -11,7 +11,7 @@ from pathlib import Path
 
 from models.alignment.batching import order
 from models.alignment.rows import ScoredPair, read
-from models.alignment.trainer import adapter, arguments, finish, fit, scored, start
+from models.alignment.trainer import adapter, arguments, finish, fit, start, with_stored_logps
 from models.artifacts import Policy, Reference
 from models.policy.shared_prompt import tokens
 from models.recipe import Compute, Method, Objective, PreferenceTraining
@@ -54,7 +54,7 @@ def train(
     # the order is ours and fixed by the seed, so that a resumed training sees the same rows as one that never stopped
     places = order(lengths, training, seed)
     curve = TrainingMonitor(out, training)
-    trainer = scored(DPOTrainer)(
+    trainer = with_stored_logps(DPOTrainer)(
         model=model,
         args=DPOConfig(
             **arguments(training, f"{objective.metric} step", len(places), seed, compute, out),

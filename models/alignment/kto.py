@@ -15,7 +15,7 @@ from models.alignment.reference import (
     too_long,
 )
 from models.alignment.rows import ScoredAnswer, TokenAnswer, read
-from models.alignment.trainer import adapter, arguments, finish, fit, scored, start
+from models.alignment.trainer import adapter, arguments, finish, fit, start, with_stored_logps
 from models.artifacts import Policy, Preferences, Reference
 from models.data.dialogue import encode_each
 from models.data.preferences import TRAIN, judged, refuse_one_kind
@@ -119,7 +119,7 @@ def train(
     model, tokenizer = start(policy, reference, objective, rows, compute)
     desirable = sum(row["label"] for row in rows) / len(rows)
     curve = TrainingMonitor(out, training)
-    trainer = scored(KTOTrainer)(
+    trainer = with_stored_logps(KTOTrainer)(
         model=model,
         args=KTOConfig(
             **arguments(training, f"{objective.metric} step", len(rows), seed, compute, out),

@@ -25,7 +25,7 @@ PROBES = 4
 """Rows whose log-probs are stored with every policy, to show that what is loaded is what was saved."""
 
 
-class _Scored:
+class _WithStoredLogps:
     """What a trainer does whose rows already hold token ids and the reference's log-probs: TRL prepares nothing."""
 
     def _prepare_dataset(self, dataset: "Dataset", *_: Any) -> "Dataset":
@@ -35,9 +35,9 @@ class _Scored:
         return dataset
 
 
-def scored(trainer: type[Any]) -> type[Any]:
+def with_stored_logps(trainer: type[Any]) -> type[Any]:
     """Return a trainer of TRL for rows that already hold token ids and the reference's log-probs."""
-    return type(f"Scored{trainer.__name__}", (_Scored, trainer), {})
+    return type(f"{trainer.__name__}WithStoredLogps", (_WithStoredLogps, trainer), {})
 
 
 def start(
