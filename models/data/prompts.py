@@ -44,7 +44,7 @@ def ask(out: Path, sources: Sources, pairs: list[Preferences], split: str, sampl
     once = [*reversed({prompt_digest(row["prompt"]): row for row in reversed(sampled)}.values())]
     tables = {ALL: prompts, KL: [once[i] for i in spread(len(once), kl_prompts)]}
     for table, rows in tables.items():
-        jsonl.write(out / f"{table}.jsonl", (dict(row) for row in rows))
+        jsonl.write(out / f"{table}.jsonl", rows)
     digests = {table: file_digest(out / f"{table}.jsonl") for table in tables}
     return Prompts(path=out, digest=content_digest(digests), split=split, digests=digests)
 

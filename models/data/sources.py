@@ -173,5 +173,5 @@ def _split(role: str, path: Path, halves: bool, incidents: Collection[str], out:
             parts[part].append(row)
     files = {f"{role}/{part}": f"{role.replace('/', '-')}-{part}.jsonl" for part in parts}
     for half, half_rows in parts.items():
-        jsonl.write(out / files[f"{role}/{half}"], (dict(row) for row in half_rows))
+        jsonl.write(out / files[f"{role}/{half}"], half_rows)
     return files
