@@ -145,8 +145,9 @@ def places(files: Files) -> Places:
             if name.name in alias_names
         }
         for line, annotation in annotations(tree):
-            words = set(re.findall(r"\w+", annotation))
-            if LOOSE.search(annotation) or words & known:
+            words = set(re.findall(r"(?<![\w.])\w+", annotation))
+            elsewhere = set(re.findall(r"\.(\w+)", annotation))  # `jsonl.Row`
+            if LOOSE.search(annotation) or words & known or elsewhere & alias_names:
                 at["loose dicts"].append(f"{path}:{line} {annotation}")
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == "Any":
