@@ -224,10 +224,10 @@ def _trl(
         def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
             return dataset
 
-        def _precompute_ref_logps(self, *given: Any) -> Dataset:
+        def _precompute_ref_logps(self, *arguments: Any) -> Dataset:
             nonlocal scoring
             begun = now()
-            made = super()._precompute_ref_logps(*given)
+            made = super()._precompute_ref_logps(*arguments)
             scoring += now() - begun
             return made
 

@@ -213,18 +213,18 @@ def misses(draws: int) -> Iterator[tuple[str, str, float]]:
     }
     for name, (draw, truth) in scores.items():
         for n in (20, 64, 300):
-            told = [statistics.mean(column.tolist()) for column in draw(rng, n, draws).T]
-            yield "mean of scores, excess, KL, length", f"{name}, n = {n}", _missed(told, truth)
+            estimates = [statistics.mean(column.tolist()) for column in draw(rng, n, draws).T]
+            yield "mean of scores, excess, KL, length", f"{name}, n = {n}", _missed(estimates, truth)
     for pairs, prompts in ((60, 60), (60, 15), (240, 60), (1000, 250)):
-        told = [_scale(rng, pairs, prompts) for _ in range(draws // 4)]
-        yield "s", f"{pairs} pairs of {prompts} prompts, s = 0.1", _missed(told, 0.1)
+        estimates = [_scale(rng, pairs, prompts) for _ in range(draws // 4)]
+        yield "s", f"{pairs} pairs of {prompts} prompts, s = 0.1", _missed(estimates, 0.1)
     for n in (20, 60, 200):
-        told = [_rating(rng, n) for _ in range(draws // 10)]
-        yield "rating", f"{n} prompts, 3 candidates, 100 points apart", _missed(told, ratings.BASE + 100)
+        estimates = [_rating(rng, n) for _ in range(draws // 10)]
+        yield "rating", f"{n} prompts, 3 candidates, 100 points apart", _missed(estimates, ratings.BASE + 100)
 
 
-def _missed(told: list[statistics.Estimate], truth: float) -> float:
-    return float(np.mean([not one.low <= truth <= one.high for one in told]))
+def _missed(estimates: list[statistics.Estimate], truth: float) -> float:
+    return float(np.mean([not one.low <= truth <= one.high for one in estimates]))
 
 
 def _scale(rng: np.random.Generator, pairs: int, prompts: int) -> statistics.Estimate:

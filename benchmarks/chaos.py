@@ -52,25 +52,25 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--table", type=Path, default=Path("chaos.jsonl"))
     parser.add_argument("--minutes", type=float, default=float("inf"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and what it starts
-    python = given.python.absolute()  # a virtual environment's is a link, which must not be followed
-    end = time.monotonic() + 60 * given.minutes
-    if not given.table.exists():
-        append(given.table, undisturbed(python))
-    rows = read(given.table)
+    python = options.python.absolute()  # a virtual environment's is a link, which must not be followed
+    end = time.monotonic() + 60 * options.minutes
+    if not options.table.exists():
+        append(options.table, undisturbed(python))
+    rows = read(options.table)
     whole = rows[0]
     print(f"undisturbed: {whole['seconds']:.0f} s, {len(whole['ended']['weights'])} policies", flush=True)
     trial = 0
-    while min(counts(rows).get(kind, 0) for kind in KINDS) < given.n and time.monotonic() < end:
+    while min(counts(rows).get(kind, 0) for kind in KINDS) < options.n and time.monotonic() < end:
         kind = KINDS[trial % len(KINDS)]
         tried = {(row["seed"], row["trial"]) for row in rows[1:]}
-        if (given.seed, trial) not in tried and counts(rows).get(kind, 0) < given.n:
+        if (options.seed, trial) not in tried and counts(rows).get(kind, 0) < options.n:
             lately = [row["seconds"] for row in rows if "seconds" in row][-1]
-            found = one(python, kind, given.seed, trial, whole, lately)
-            append(given.table, {"seed": given.seed, "trial": trial, **found})
+            found = one(python, kind, options.seed, trial, whole, lately)
+            append(options.table, {"seed": options.seed, "trial": trial, **found})
             print(json.dumps(found | {"ended": ""}), flush=True)
-            rows = read(given.table)  # somebody with another seed may gather beside us
+            rows = read(options.table)  # somebody with another seed may gather beside us
         trial += 1
     bad = [row for row in rows[1:] if not row["good"]]
     print(f"{counts(rows)}: {len(bad)} with another result")
@@ -167,7 +167,8 @@ def start(python: Path, runs: Path) -> "subprocess.Popen[bytes]":
 def ended(runs: Path) -> Row:
     """Return what a run has left: weights by name, versions, and who serves."""
     (path,) = runs.glob("quickstart/*/report.json")
-    weights = {told["name"]: told["digest"] for told in json.loads(path.read_text("utf-8"))["candidates"]}
+    candidates = json.loads(path.read_text("utf-8"))["candidates"]
+    weights = {candidate["name"]: candidate["digest"] for candidate in candidates}
     with closing(sqlite3.connect(runs / "mlflow.db")) as registry:
         versions = registry.execute("SELECT count(*) FROM model_versions").fetchone()[0]
         aliases = dict(registry.execute("SELECT alias, version FROM registered_model_aliases").fetchall())

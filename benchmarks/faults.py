@@ -53,16 +53,16 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="try every K-th point")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--last", type=int, default=100_000)
-    given = parser.parse_args()
+    options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     server = start_server(folder)
     try:
         warm()
-        chosen = range(given.first, given.last + 1, given.every)
-        undisturbed = record(folder, chosen, given.all)
+        chosen = range(options.first, options.last + 1, options.every)
+        undisturbed = record(folder, chosen, options.all)
         weights, events, points = undisturbed["weights"], undisturbed["events"], undisturbed["points"]
-        told = f"{events} file events from {undisturbed['stacks']} call stacks, {len(weights)} policies"
-        print(f"undisturbed: {told}, {undisturbed['seconds']:.1f} s", flush=True)
+        size = f"{events} file events from {undisturbed['stacks']} call stacks, {len(weights)} policies"
+        print(f"undisturbed: {size}, {undisturbed['seconds']:.1f} s", flush=True)
         bad = 0
         for tried, point in enumerate(points, 1):
             shutil.rmtree(folder / "runs", ignore_errors=True)
@@ -151,8 +151,8 @@ def trial(where: Path, before: Callable[[int, bytes], None] | None = None) -> di
         before: called with 1, 2, … and a digest of the call stack before each file event, while all threads of the
             process stand still.
     """
-    told, log = where / "told.json", where / "log.txt"
-    told.unlink(missing_ok=True)
+    result_file, log = where / "told.json", where / "log.txt"
+    result_file.unlink(missing_ok=True)
     log.unlink(missing_ok=True)
     started = time.monotonic()
     (asks, ask), (answers, answer) = os.pipe(), os.pipe()
@@ -179,8 +179,8 @@ def trial(where: Path, before: Callable[[int, bytes], None] | None = None) -> di
     _, status = os.waitpid(pid, 0)
     for end in (asks, answers, answer):
         os.close(end)
-    if told.exists():
-        return json.loads(told.read_text()) | {"seconds": time.monotonic() - started}
+    if result_file.exists():
+        return json.loads(result_file.read_text()) | {"seconds": time.monotonic() - started}
     return {"status": status}
 
 
@@ -199,14 +199,14 @@ def _run(where: Path, ends: tuple[int, int] | None) -> None:
     count = 0
     one_at_a_time = threading.RLock()
 
-    def watch(event: str, given: tuple) -> None:
+    def watch(event: str, arguments: tuple) -> None:
         nonlocal count
         if event == "open":
-            path, mode, flags = given
+            path, mode, flags = arguments
             if not (isinstance(mode, str) and set(mode) & set("wax+")) and not (flags or 0) & (os.O_WRONLY | os.O_RDWR):
                 return
         elif event in EVENTS:
-            path = given[0]
+            path = arguments[0]
         else:
             return
         if not str(path).startswith(root):

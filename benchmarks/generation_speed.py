@@ -66,12 +66,12 @@ def main() -> None:
 @torch.inference_mode()
 def one_at_a_time(model, tokenizer, text: str, longest: int) -> list[int]:
     """Answer one prompt with transformers alone."""
-    given = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    encoded = tokenizer(text, return_tensors="pt", add_special_tokens=False)
     written = model.generate(
-        **given, max_new_tokens=longest, do_sample=False, temperature=None, top_p=None, top_k=None, num_beams=1,
+        **encoded, max_new_tokens=longest, do_sample=False, temperature=None, top_p=None, top_k=None, num_beams=1,
         repetition_penalty=1.0, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    return written[0, given["input_ids"].shape[1] :].tolist()
+    return written[0, encoded["input_ids"].shape[1] :].tolist()
 
 
 if __name__ == "__main__":

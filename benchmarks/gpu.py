@@ -162,12 +162,12 @@ def spawn(part: str, unit: str, folder: Path, seconds: float, args: argparse.Nam
         show(append(args.out, part=part, unit=unit, stage="", ok=False, error="not started: the time is up"))
         return False
     results, log, started = args.out / "results.jsonl", folder / "unit.log", time.monotonic()
-    told = results.stat().st_size if results.exists() else 0
+    size_before = results.stat().st_size if results.exists() else 0
     command = [sys.executable, str(Path(__file__).resolve()), "--out", str(args.out.resolve()), "--unit", unit, part]
     with log.open("w") as file:
         code, error = wait(command + ["--tiny"] * args.tiny, seconds, stdout=file, cwd=folder, env=env)
     if results.exists():
-        for line in results.read_bytes()[told:].splitlines():
+        for line in results.read_bytes()[size_before:].splitlines():
             show(json.loads(line))
     text = log.read_text("utf-8", "replace")
     with (args.out / "log.txt").open("a", encoding="utf-8") as whole:
@@ -216,8 +216,9 @@ def summary(out: Path) -> str:
     ]
     text += ["", "| part | unit | stage | ok | what |", "|---|---|---|---|---|"]
     for line in lines:
-        told = {k: v for k, v in line.items() if k not in ("part", "unit", "stage", "ok", "error", "updates", "losses")}
-        what = "; ".join(f"{key} {value}" for key, value in told.items()).replace("|", "\\|")
+        elsewhere = ("part", "unit", "stage", "ok", "error", "updates", "losses")
+        figures = {key: value for key, value in line.items() if key not in elsewhere}
+        what = "; ".join(f"{key} {value}" for key, value in figures.items()).replace("|", "\\|")
         text.append(
             f"| {line['part']} | {line['unit']} | {line['stage']} | {'yes' if line['ok'] else '**no**'} | {what} |"
         )
@@ -293,10 +294,10 @@ def run_unit(unit: str, part: str, out: Path, tiny: bool) -> int:
     """Run one unit in this process, in its working folder; what it raises outside of its stages is told as well."""
     from gpu_units import UNITS
 
-    name, *given = unit.split()
+    name, *parameters = unit.split()
     tell = Tell(unit, out, part)
     try:
-        UNITS[name](tell, Path.cwd(), *given, tiny=tiny)
+        UNITS[name](tell, Path.cwd(), *parameters, tiny=tiny)
     except Exception:
         tell.fails("", {})
     return TOLD if tell.failed else 0

@@ -26,9 +26,9 @@ def numerics(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     from models.alignment import reference
     from models.policy import logprobs, weights
 
-    given = task(folder, shape, "lora")
-    model, tokenizer = weights.load(given.base, given.compute)
-    rows = reference.tokenise(tokenizer, given.pairs.path / "train.jsonl", given.data.max_tokens)[0][:64]
+    job = task(folder, shape, "lora")
+    model, tokenizer = weights.load(job.base, job.compute)
+    rows = reference.tokenise(tokenizer, job.pairs.path / "train.jsonl", job.data.max_tokens)[0][:64]
     lengths = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
 
     def told(some: list[Any] = rows) -> list[float]:
@@ -59,8 +59,8 @@ def numerics(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
 def _gap(a: list[float], b: list[float], lengths: list[int]) -> dict[str, Any]:
     gaps = [abs(x - y) for x, y in zip(a, b, strict=True)]
     scaled = max(gap / math.sqrt(n) for gap, n in zip(gaps, lengths, strict=True))
-    told = {"max_nats": max(gaps), "mean_nats": sum(gaps) / len(gaps), "max_per_root_token": scaled}
-    return {key: float(f"{value:.3g}") for key, value in told.items()} | {"answers": len(a)}
+    summary = {"max_nats": max(gaps), "mean_nats": sum(gaps) / len(gaps), "max_per_root_token": scaled}
+    return {key: float(f"{value:.3g}") for key, value in summary.items()} | {"answers": len(a)}
 
 
 def trl_logps(model: Any, rows: list[dict[str, Any]], pad: int, half: bool) -> list[float]:
@@ -95,10 +95,10 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
     from models.alignment import dpo, guards, reference
     from models.policy import weights
 
-    given = task(folder, shape, adapter, updates=3)
+    job = task(folder, shape, adapter, updates=3)
     made = folder / f"scored-{adapter}"
     made.mkdir()
-    scored = reference.score(made, given.base, given.pairs, ["train"], given.data.max_tokens, given.compute)
+    scored = reference.score(made, job.base, job.pairs, ["train"], job.data.max_tokens, job.compute)
     own = dpo.arguments
     for name, half, exact in (("bf16, float32 reference: today's", True, True), ("float32", False, True),
                               ("bf16, reference by TRL's head in bf16", True, False)):  # fmt: skip
@@ -109,11 +109,11 @@ def first(tell: Tell, folder: Path, shape: str, adapter: str, tiny: bool) -> Non
             stack.enter_context(arms.replaced(dpo, "arguments", lambda *a, o=options: own(*a) | o))
             if not exact:
                 stack.enter_context(arms.replaced(guards, "agree", lambda *_: None))
-                model, tokenizer = weights.load(given.base, given.compute)
+                model, tokenizer = weights.load(job.base, job.compute)
                 _rescore(scored, trl_logps(model, _read(scored), tokenizer.pad_token_id, True))
                 del model
-            step = given.config
-            dpo.train(out, given.base, scored, step.objective(arms.BETA, 1), step.training, 0, given.compute)
+            step = job.config
+            dpo.train(out, job.base, scored, step.objective(arms.BETA, 1), step.training, 0, job.compute)
             lines = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
             facts |= {"losses": [line["loss"] for line in lines], "first_minus_ln2": lines[0]["loss"] - math.log(2)}
             facts["mean_log_ratio_nats"] = lines[0]["chosen"] / arms.BETA
@@ -192,10 +192,10 @@ def head(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     from models.alignment import reference
     from models.policy import logprobs, weights
 
-    given = task(folder, shape, "lora")
+    job = task(folder, shape, "lora")
     with tell.stage("TRL's head") as facts:
-        model, tokenizer = weights.load(given.base, given.compute)
-        rows = reference.tokenise(tokenizer, given.pairs.path / "train.jsonl", given.data.max_tokens)[0][:16]
+        model, tokenizer = weights.load(job.base, job.compute)
+        rows = reference.tokenise(tokenizer, job.pairs.path / "train.jsonl", job.data.max_tokens)[0][:16]
         facts["triton"] = chunked_logprob._use_triton(torch.device(model.device))
         exact = [value for pair in logprobs.pair_logps(model, rows, tokenizer.pad_token_id) for value in pair]
         lengths = [len(row[f"{side}_ids"]) for row in rows for side in ("chosen", "rejected")]
@@ -212,10 +212,10 @@ def profile(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     on_gpu = torch.cuda.is_available()
     for name in ("ours", "shared", "best"):
         with tell.stage(f"kernels of {name}") as facts:
-            given = task(folder, shape, "lora", updates=3)
+            job = task(folder, shape, "lora", updates=3)
             kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
             with profiled(activities=kinds) as seen:
-                arms.run(name, given, folder / f"profile-{name}")
+                arms.run(name, job, folder / f"profile-{name}")
             attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
             rows = sorted(seen.key_averages(), key=lambda row: -getattr(row, attribute, 0))[:16]
             facts["top_ms"] = {row.key[:90]: round(getattr(row, attribute, 0) / 1e3, 1) for row in rows}
@@ -230,8 +230,8 @@ def answers(tell: Tell, folder: Path, shape: str, tiny: bool) -> None:
     from models.policy.generate import Ask
     from models.recipe import Evaluation
 
-    given = task(folder, shape, "lora")
-    model, tokenizer = weights.load(given.base, given.compute)
+    job = task(folder, shape, "lora")
+    model, tokenizer = weights.load(job.base, job.compute)
     draw, count, longest = Random(1), *((4, 8) if tiny else (128, 64))
     asked = [Ask(" ".join(f"w{draw.randrange(3, 500)}" for _ in range(draw.randint(8, 64)))) for _ in range(count)]
     found: dict[int, dict[int, Any]] = {}

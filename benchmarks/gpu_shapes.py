@@ -120,10 +120,10 @@ def arm(tell: Tell, folder: Path, shape: str, adapter: str, name: str, number: s
         from models import costs
         from models.policy import weights
 
-        given, out = task(folder, shape, adapter), folder / f"{adapter}-{name}-{number}"
-        estimate = costs.training_memory(weights.parameters(given.base.path), adapter == "full") / 2**30
-        facts |= {"batch": given.config.batch, "plan_gib": round(estimate, 3)}
+        job, out = task(folder, shape, adapter), folder / f"{adapter}-{name}-{number}"
+        estimate = costs.training_memory(weights.parameters(job.base.path), adapter == "full") / 2**30
+        facts |= {"batch": job.config.batch, "plan_gib": round(estimate, 3)}
         try:
-            facts |= arms.run(name, given, out)
+            facts |= arms.run(name, job, out)
         finally:
             shutil.rmtree(out, ignore_errors=True)

@@ -150,11 +150,11 @@ def answer(here: Town, sources: Sources, name: str) -> None:
         asked = prompts.ask(out, sources, [], "validation", config.samples, config.kl_prompts)
         answers.answer(out, here.policies[name], asked, config.decoding(0), here.compute, memory)
         rows = list(jsonl.read(out / "answers.jsonl"))
-        told = [(row["suite"], world.score(row["prompt"], row["answer"])) for row in rows]
-        safe = [one.safe for suite, one in told if suite == "harmless"]
-        reward = [one.reward for suite, one in told if suite == "helpful"]
+        scored = [(row["suite"], world.score(row["prompt"], row["answer"])) for row in rows]
+        safe = [one.safe for suite, one in scored if suite == "harmless"]
+        reward = [one.reward for suite, one in scored if suite == "helpful"]
         facts |= {"answers": len(rows), "safety_rate": round(sum(safe) / len(safe), 3)}
-        facts |= {"mean_reward": round(sum(reward) / len(reward), 3), "garbled": sum(one.garbled for _, one in told)}
+        facts |= {"mean_reward": round(sum(reward) / len(reward), 3), "garbled": sum(one.garbled for _, one in scored)}
 
 
 def resumes(here: Town, scored: Reference, step: Step) -> None:
@@ -208,9 +208,9 @@ def guarded(here: Town, scored: Reference, step: Step) -> None:
         guards.reproduces_probe(here.policies["helpful"], model, tokenizer.pad_token_id)
         rows = list(jsonl.read(scored.path / "train.jsonl"))
         guards.starts_at_reference(model, rows[: trainer.PROBES], tokenizer.pad_token_id)
-        told = [answer for row in rows[:512] for answer in scored_answers(row)]
-        ours = logprobs.logps(model, [tokens for tokens, _ in told], tokenizer.pad_token_id)
-        facts["furthest_nats"] = max(abs(a - b) for a, (_, b) in zip(ours, told, strict=True))
+        answers = [answer for row in rows[:512] for answer in scored_answers(row)]
+        ours = logprobs.logps(model, [tokens for tokens, _ in answers], tokenizer.pad_token_id)
+        facts["furthest_nats"] = max(abs(a - b) for a, (_, b) in zip(ours, answers, strict=True))
     with here.tell.stage("a reference of another policy is refused"):
         refused(BrokenInvariant, lambda: guards.same_policy(here.policies["base"], scored, step.metric))
     with here.tell.stage("weights that moved are refused"):

@@ -57,11 +57,11 @@ def main() -> None:
         if done.returncode:
             print(f"| {' | '.join(cells)} | {(done.stderr.strip().splitlines() or ['killed'])[-1]} |", flush=True)
             continue
-        told = json.loads(done.stdout.splitlines()[-1])
+        figures = json.loads(done.stdout.splitlines()[-1])
         shutil.rmtree(place / "out" / "tables")
         html = place / "out" / "report.html"
-        cells += [f"{told[name]:.1f}" for name in ("build", "tables", "page")]
-        cells += [f"{told['peak']:.0f}", f"{html.stat().st_size / 1e6:.2f}"]
+        cells += [f"{figures[name]:.1f}" for name in ("build", "tables", "page")]
+        cells += [f"{figures['peak']:.0f}", f"{html.stat().st_size / 1e6:.2f}"]
         cells += [f"{spent:.2f}" for spent in drawn(html, place)]
         print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -196,11 +196,11 @@ def report(folder: Path) -> None:
     def timed(module: Any, function: str, name: str) -> None:
         whole = getattr(module, function)
 
-        def call(*given: Any) -> Any:
+        def call(*arguments: Any) -> Any:
             started = time.process_time()
-            told = whole(*given)
+            result = whole(*arguments)
             spent[name] = time.process_time() - started
-            return told
+            return result
 
         setattr(module, function, call)
 
@@ -215,7 +215,7 @@ def report(folder: Path) -> None:
     candidates = [_told(policy, policy.path, "validation") for policy in policies]
     started = time.process_time()
     choice = gate.choose([facts.safety_counts(candidate) for candidate in candidates[1:]], recipe.bound)
-    chosen = next((told for told in candidates if told.policy.name == choice.name), candidates[-1])
+    chosen = next((one for one in candidates if one.policy.name == choice.name), candidates[-1])
     tested = _told(chosen.policy, held / "test" / "0", "test")
     verdict = gate.decide(
         facts.safety_counts(tested),
@@ -288,13 +288,13 @@ def drawn(html: Path, shots: Path) -> list[float]:
         opened.on("pageerror", lambda error: wrong.append(error))
         opened.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         opened.set_default_timeout(300_000)
-        told = []
+        seconds = []
 
         def timed(act: Any) -> None:
             started = time.perf_counter()
             act()
             opened.evaluate(FRAME)
-            told.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
 
         timed(lambda: opened.goto(html.as_uri(), wait_until="load"))
         opened.screenshot(path=shots / "top.png")
@@ -308,7 +308,7 @@ def drawn(html: Path, shots: Path) -> list[float]:
             opened.screenshot(path=shots / "curves.png")
         browser.close()
     assert not wrong, wrong
-    return told
+    return seconds
 
 
 if __name__ == "__main__":

@@ -51,16 +51,18 @@ def _model(rows: pd.DataFrame) -> Model:
 def _table(ours: dict[str, LengthControlled], models: dict[str, Model], published: "pd.Series[float]") -> None:
     print("| model | raw | ours | 95 % interval | published | error | overlap | leans |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, told in ours.items():
+    for name, estimate in ours.items():
         raw = np.mean(models[name][0])
-        cells = [f"{100 * raw:.1f}", f"{100 * told.value:.1f}", f"{100 * told.low:.1f} – {100 * told.high:.1f}"]
-        cells += [f"{100 * published[name]:.1f}", f"{100 * (told.value - published[name]):+.1f}"]
-        print(f"| {name} | {' | '.join(cells)} | {told.overlap:.2f} | {'yes' if told.leans else 'no'} |")
+        cells = [f"{100 * raw:.1f}", f"{100 * estimate.value:.1f}"]
+        cells += [f"{100 * estimate.low:.1f} – {100 * estimate.high:.1f}"]
+        cells += [f"{100 * published[name]:.1f}", f"{100 * (estimate.value - published[name]):+.1f}"]
+        print(f"| {name} | {' | '.join(cells)} | {estimate.overlap:.2f} | {'yes' if estimate.leans else 'no'} |")
 
 
 def _aims(ours: dict[str, LengthControlled], models: dict[str, Model], published: "pd.Series[float]") -> None:
     truth = published.to_numpy()
-    value, low, high = (np.array([getattr(told, end) for told in ours.values()]) for end in ("value", "low", "high"))
+    estimates = ours.values()
+    value, low, high = (np.array([getattr(one, end) for one in estimates]) for end in ("value", "low", "high"))
     raw = np.array([np.mean(won) for won, _ in models.values()])
     held = (low <= truth) & (truth <= high)
     for title, figure in (("ours", value), ("raw win rate", raw)):

@@ -35,9 +35,9 @@ def write(path: Path, rows: int) -> None:
             if number % 100 or not line:
                 prompt, one, two = (" ".join(draw.choices(words, k=k)) for k in (draw.randint(8, 16), 20, 20))
                 safer, better = draw.randint(0, 1), draw.randint(0, 1)
-                told = {"prompt": prompt, "response_0": one, "response_1": two}
-                told |= {"safer_response_id": safer, "better_response_id": better}
-                line = json.dumps(told) + "\n"
+                record = {"prompt": prompt, "response_0": one, "response_1": two}
+                record |= {"safer_response_id": safer, "better_response_id": better}
+                line = json.dumps(record) + "\n"
             file.write(line)
 
 

@@ -56,11 +56,11 @@ def overlaps(held: list[str], asked: list[str]) -> list[float]:
     for i, own in enumerate(sets):
         for triple in own:
             places[triple].append(i)
-    told = []
+    overlaps_found = []
     for ours in map(triples, asked):
         near = {i for triple in ours for i in places.get(triple, ())}
-        told.append(max((len(ours & sets[i]) / len(ours | sets[i]) for i in near), default=0.0))
-    return told
+        overlaps_found.append(max((len(ours & sets[i]) / len(ours | sets[i]) for i in near), default=0.0))
+    return overlaps_found
 
 
 def triples(text: str) -> set[str]:

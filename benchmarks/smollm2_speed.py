@@ -77,8 +77,8 @@ def measure(args: argparse.Namespace, table: Path, folder: Path) -> None:
                     continue
                 if not place.exists():
                     prepare(args.base, args.data, count, place)
-                told = dict(zip(KEY, key, strict=True)) | {"date": time.strftime("%F %T"), "load": os.getloadavg()[0]}
-                line = json.dumps(told | spawn(arm, place, threads, args.spin))
+                when = {"date": time.strftime("%F %T"), "load": os.getloadavg()[0]}
+                line = json.dumps(dict(zip(KEY, key, strict=True)) | when | spawn(arm, place, threads, args.spin))
                 with table.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
                 print(line[:300], flush=True)

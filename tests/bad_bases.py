@@ -55,8 +55,8 @@ def settings(file: str, **changes: Any) -> Change:
     """Change some settings, and take out those that are None."""
 
     def change(draw: random.Random, base: Path) -> None:
-        told = json.loads((base / file).read_text()) | changes
-        (base / file).write_text(json.dumps({key: value for key, value in told.items() if value is not None}))
+        config = json.loads((base / file).read_text()) | changes
+        (base / file).write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
     return change
 
@@ -75,9 +75,9 @@ def replaced(file: str, how: Callable[[Path], Any]) -> Change:
 
 def tensors(how: Callable[[random.Random, dict[str, torch.Tensor]], Any]) -> Change:
     def change(draw: random.Random, base: Path) -> None:
-        told = load_file(base / WEIGHTS)
-        how(draw, told)
-        save_file(told, base / WEIGHTS, {"format": "pt"})
+        weights = load_file(base / WEIGHTS)
+        how(draw, weights)
+        save_file(weights, base / WEIGHTS, {"format": "pt"})
 
     return change
 
@@ -102,13 +102,13 @@ def adapter(draw: random.Random, base: Path) -> None:
     save_file({"base_model.model.q.lora_A.weight": torch.zeros(2, 2)}, base / "adapter_model.safetensors")
 
 
-def eight_bits(draw: random.Random, told: dict[str, torch.Tensor]) -> None:
-    name = draw.choice(sorted(name for name in told if "mlp" in name))
-    told[name] = told[name].to(torch.int8)
+def eight_bits(draw: random.Random, weights: dict[str, torch.Tensor]) -> None:
+    name = draw.choice(sorted(name for name in weights if "mlp" in name))
+    weights[name] = weights[name].to(torch.int8)
 
 
-def other_shape(draw: random.Random, told: dict[str, torch.Tensor]) -> None:
-    told[draw.choice(sorted(told))] = torch.zeros(3, 5)
+def other_shape(draw: random.Random, weights: dict[str, torch.Tensor]) -> None:
+    weights[draw.choice(sorted(weights))] = torch.zeros(3, 5)
 
 
 def many_digits(draw: random.Random, base: Path) -> None:
@@ -234,10 +234,10 @@ TOWNS = ["steps.0.data=town", "data.contaminated=drop"]
 
 def stranger(draw: random.Random, base: Path) -> None:
     """A tokenizer of other words; its unknown token stands for all of the town's."""
-    told = json.loads((base / "tokenizer.json").read_text())
-    vocabulary = told["model"]["vocab"]
-    told["model"]["vocab"] = {w if w in town.SPECIAL else f"{w}x": i for w, i in vocabulary.items()}
-    (base / "tokenizer.json").write_text(json.dumps(told))
+    content = json.loads((base / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {w if w in town.SPECIAL else f"{w}x": i for w, i in vocabulary.items()}
+    (base / "tokenizer.json").write_text(json.dumps(content))
 
 
 base("a tokenizer larger than the model", "the model knows 50", narrow)

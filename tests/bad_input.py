@@ -79,13 +79,13 @@ def numbers(record: Any = Recipe, prefix: str = "") -> Iterator[tuple[str, dict[
     schema = record.model_json_schema()
 
     def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name, told in node["properties"].items():
-            inner = told.get("items", told) if told.get("type") == "array" else told
+        for name, field in node["properties"].items():
+            inner = field.get("items", field) if field.get("type") == "array" else field
             key = f"{prefix}{name}"
             if "$ref" in inner:
                 record = schema["$defs"][inner["$ref"].split("/")[-1]]
                 if "properties" in record:
-                    yield from walk(record, f"{key}.0." if inner is not told else f"{key}.")
+                    yield from walk(record, f"{key}.0." if inner is not field else f"{key}.")
             elif inner.get("type") in ("number", "integer"):
                 yield key, inner
 
@@ -104,14 +104,14 @@ def digits(draw: random.Random) -> str:
     return "9" * draw.randint(4400, 9000)
 
 
-for key, told in numbers():
+for key, field in numbers():
     last = key
     kind(f"{key} is true", last, drawn(key, "true", "false"))
-    kind(f"{key} is text", last, drawn(key, '"1"', "'many'", "[]" if told["type"] == "integer" else "{}"))
+    kind(f"{key} is text", last, drawn(key, '"1"', "'many'", "[]" if field["type"] == "integer" else "{}"))
     kind(f"{key} is no number", last, drawn(key, "nan", "inf", "-inf"))
-    if "maximum" in told or "exclusiveMaximum" in told or key.endswith((".lambda", ".weights")):
+    if "maximum" in field or "exclusiveMaximum" in field or key.endswith((".lambda", ".weights")):
         kind(f"{key} is far too large", last, drawn(key, "10000000000000000000", "1e300", "9" * 400))
-    if "minimum" in told or "exclusiveMinimum" in told or key.endswith((".lambda", ".weights")):
+    if "minimum" in field or "exclusiveMinimum" in field or key.endswith((".lambda", ".weights")):
         kind(f"{key} is below 0", last, drawn(key, "-1", "-10000000000000000000", "-1e300"))
 
 for kept in RunsFolderEntry:

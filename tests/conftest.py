@@ -193,8 +193,8 @@ def start(prefect: str, runs: Path) -> Iterator[Callable[..., "subprocess.Popen[
 def run(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., tuple[int, str]]:
     """Run the command to its end; return exit code and output."""
 
-    def running(*arguments: str, **given: Any) -> tuple[int, str]:
-        process = start(*arguments, **given)
+    def running(*arguments: str, **settings: Any) -> tuple[int, str]:
+        process = start(*arguments, **settings)
         out, _ = process.communicate(timeout=PATIENCE)
         return process.returncode, out
 
@@ -385,12 +385,12 @@ def make_dialogues(count: int, seed: int) -> list[Dialogue]:
 
 def make_reference(policy: Policy, dialogues: list[Dialogue], compute: Compute, folder: Path) -> Reference:
     """Score with the production code; identical comparisons stay, each as often as it is given."""
-    given, out = folder / "pairs", folder / "scored"
-    given.mkdir(parents=True)
+    pairs_folder, out = folder / "pairs", folder / "scored"
+    pairs_folder.mkdir(parents=True)
     out.mkdir()
-    told = [preferences.Pair([{"role": "user", "content": prompt}], *answers) for prompt, *answers in dialogues]
-    jsonl.write(given / "train.jsonl", (pair._asdict() for pair in told))
+    comparisons = [preferences.Pair([{"role": "user", "content": prompt}], *answers) for prompt, *answers in dialogues]
+    jsonl.write(pairs_folder / "train.jsonl", (pair._asdict() for pair in comparisons))
     pairs = Preferences(
-        path=given, digest=content_digest(dialogues), metric="harmless", counts={"train": len(dialogues)}
+        path=pairs_folder, digest=content_digest(dialogues), metric="harmless", counts={"train": len(dialogues)}
     )
     return reference.score(out, policy, pairs, ["train"], 512, compute)

@@ -118,9 +118,9 @@ def test_swapping_labels_negates_margins(
     config = step(batch=1, updates=8, learning_rate=1e-12)
     train(stepped[0], moved, config, compute, tmp_path / "a")
     train(stepped[0], rewritten(moved, tmp_path / "rows", swap), config, compute, tmp_path / "b")
-    told = {round(abs(row["margin"]), 5): row for row in curve(tmp_path / "b")}
+    swapped = {round(abs(row["margin"]), 5): row for row in curve(tmp_path / "b")}
     for here in curve(tmp_path / "a"):
-        there = told[min(told, key=lambda margin: abs(margin - abs(here["margin"])))]
+        there = swapped[min(swapped, key=lambda margin: abs(margin - abs(here["margin"])))]
         assert there["margin"] == pytest.approx(-here["margin"], abs=1e-5) and abs(here["margin"]) > 1e-3
         assert here["loss"] - there["loss"] == pytest.approx(-here["margin"], abs=1e-4)
 
@@ -366,8 +366,8 @@ def test_an_adapter_trains_and_is_folded_into_ordinary_weights(
     }
     assert {name.split(".")[-2] for name in changed} == {f"{x}_proj" for x in (*"qkvo", "gate", "up", "down")}
     probe = json.loads((made.path / "probe.json").read_text())
-    told = logprobs.logps(after, [(prompt, answer) for prompt, answer in probe["answers"]], 0)
-    assert told == pytest.approx(probe["logps"], abs=1e-4)
+    values = logprobs.logps(after, [(prompt, answer) for prompt, answer in probe["answers"]], 0)
+    assert values == pytest.approx(probe["logps"], abs=1e-4)
     torch.manual_seed(6)  # what ran before in this worker must not matter
     assert weights(train(policy, scored, config, compute, tmp_path / "again")) == weights(made)
 

@@ -34,11 +34,11 @@ def with_template(template: str, folder: Path) -> Policy:
 
 def refused(policy: Policy, scored: Reference, compute: Compute, out: Path) -> str:
     out.mkdir()
-    with pytest.raises(BrokenInvariant) as told:
+    with pytest.raises(BrokenInvariant) as raised:
         dpo.train(out, policy, scored, step().objective(0.1, 1.0), step().training, 0, compute)
-    assert told.value.exit_code == 3 and "\n" not in str(told.value)
+    assert raised.value.exit_code == 3 and "\n" not in str(raised.value)
     assert not list(out.glob("*.safetensors"))
-    return str(told.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(

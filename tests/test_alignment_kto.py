@@ -93,17 +93,17 @@ def test_a_kto_step_starts_at_half_its_weights_and_trains(
     """Whichever kind of answer is the rarer one."""
     config = step(learning_rate=1e-3)
     rows = scored(policy, compute, tmp_path, config, safe)
-    told = list(jsonl.read(rows.path / "train.jsonl"))
-    assert len(told) == 48 and all(row["KL_completion_ids"] for row in told)
+    scored_rows = list(jsonl.read(rows.path / "train.jsonl"))
+    assert len(scored_rows) == 48 and all(row["KL_completion_ids"] for row in scored_rows)
     (tmp_path / "out").mkdir()
     made = kto.train(tmp_path / "out", policy, rows, config.objective(0.1, 2), config.training, 0, compute)
     assert made.beta_over_lambda == 0.05 and made.method == "kto" and made.parents == (policy.digest,)
     curve = list(jsonl.read(made.path / "progress.jsonl"))
-    desirable = sum(row["label"] for row in told)
-    undesirable = len(told) - desirable
+    desirable = sum(row["label"] for row in scored_rows)
+    undesirable = len(scored_rows) - desirable
     assert (desirable > undesirable) is (safe > 0.5)
     heavy = max(desirable, undesirable) / min(desirable, undesirable)
-    weights = [heavy if row["label"] == (desirable < undesirable) else 1.0 for row in told[:8]]
+    weights = [heavy if row["label"] == (desirable < undesirable) else 1.0 for row in scored_rows[:8]]
     # check 22: ν = 0 at the start, so each answer costs half its weight
     assert curve[0]["loss"] == pytest.approx(sum(weights) / 16, rel=1e-4)
     assert desirable * (heavy if desirable < undesirable else 1) == pytest.approx(

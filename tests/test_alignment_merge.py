@@ -69,8 +69,8 @@ def test_between_the_ends_it_is_the_float32_sum(
     parents: tuple[Policy, Policy], dtype: torch.dtype, compute: Compute, tmp_path: Path
 ) -> None:
     safe, reward = parents
-    told = merged(safe, reward, 0.3, tmp_path / "out")
-    a, b, found = tensors(safe), tensors(reward), tensors(told)
+    mixture = merged(safe, reward, 0.3, tmp_path / "out")
+    a, b, found = tensors(safe), tensors(reward), tensors(mixture)
     assert found.keys() == a.keys()
     for key, value in found.items():
         terms = [np.float32(q) * t[key].float().numpy() for q, t in ((0.3, a), (0.7, b))]
@@ -78,7 +78,7 @@ def test_between_the_ends_it_is_the_float32_sum(
         gap = np.abs(value.double().numpy() - (terms[0] + terms[1]))
         cast = 0 if dtype == torch.float32 else 2**-8 * np.abs(terms[0] + terms[1]).astype(float)  # rounded once
         assert value.dtype == dtype and (gap <= ulp + cast * (1 + 2**-8)).all()
-    model, tokenizer = policies.load(told, compute)  # what was written loads
+    model, tokenizer = policies.load(mixture, compute)  # what was written loads
     assert model.lm_head.weight.shape[0] == len(tokenizer)
 
 
@@ -102,12 +102,12 @@ def test_a_merge_with_itself_is_the_identity(parents: tuple[Policy, Policy], q: 
 def test_a_merge_names_its_parents_and_carries_their_tokenizer(tmp_path: Path) -> None:
     safe, reward = made(tmp_path / "safe", 1), made(tmp_path / "reward", 2)
     (safe.path / "probe.json").write_text("{}")
-    told = merged(safe, reward, 0.5, tmp_path / "out")
-    assert (told.kind, told.merge_weight, told.step, told.name) == ("merge", 0.5, 2, "merge q=0.5")
-    assert told.parents == (safe.digest, reward.digest) and told.vocabulary == safe.vocabulary
-    assert told.digest == policies.digest(told.path) not in told.parents
-    assert not (told.path / "probe.json").exists()  # the log-probs of a parent are not those of the merge
-    assert (told.path / "config.json").read_bytes() == (safe.path / "config.json").read_bytes()
+    mixture = merged(safe, reward, 0.5, tmp_path / "out")
+    assert (mixture.kind, mixture.merge_weight, mixture.step, mixture.name) == ("merge", 0.5, 2, "merge q=0.5")
+    assert mixture.parents == (safe.digest, reward.digest) and mixture.vocabulary == safe.vocabulary
+    assert mixture.digest == policies.digest(mixture.path) not in mixture.parents
+    assert not (mixture.path / "probe.json").exists()  # the log-probs of a parent are not those of the merge
+    assert (mixture.path / "config.json").read_bytes() == (safe.path / "config.json").read_bytes()
 
 
 def edited(policy: Policy, folder: Path, change: str) -> Policy:

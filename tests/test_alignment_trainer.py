@@ -63,14 +63,14 @@ def test_the_supervised_step_learns_the_answers_and_not_the_prompts(
 ) -> None:
     """Its first loss is what the base gives the tokens of the answers, and of nothing else; none is cut."""
     lengths = [1, 2, 3, 1, 2, 3, 1, 400]
-    told = [{"prompt": "how do i clean my lamp ?", "completion": "get the brush . " * length} for length in lengths]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    rows = [{"prompt": "how do i clean my lamp ?", "completion": "get the brush . " * length} for length in lengths]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = Sources(path=tmp_path, digest="x", files={"sft": "corpus.jsonl"})
     out = tmp_path / "out"
     out.mkdir()
     made = sft.train(out, policy, sources, Sft.model_validate(SETTINGS), Data(), 0, compute)
     model, tokenizer = policies.load(policy, compute)
-    dialogues = [([{"role": "user", "content": row["prompt"]}], [row["completion"]]) for row in told]
+    dialogues = [([{"role": "user", "content": row["prompt"]}], [row["completion"]]) for row in rows]
     answers = [(prompt, answer) for prompt, (answer,) in encode(tokenizer, dialogues)]
     logps = logprobs.logps(model, answers, tokenizer.pad_token_id)
     first, *_ = jsonl.read(out / "progress.jsonl")

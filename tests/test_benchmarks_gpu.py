@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 STAGES = {"sft", "dpo, helpful", "kto, harmless, lambda 1", "merge, q 0.5", "answers of merge", "guards pass"}
 
 
-def gpu(out: Path, *given: str) -> tuple[int, list[dict[str, Any]], str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--out", str(out), *given]
+def gpu(out: Path, *options: str) -> tuple[int, list[dict[str, Any]], str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--out", str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text("utf-8").splitlines()]
     return done.returncode, lines, done.stdout + done.stderr

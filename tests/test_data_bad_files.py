@@ -202,20 +202,20 @@ def test_one_line_of_four_gibibytes_takes_no_memory(tmp_path: Path) -> None:
         "except Exception as error: print(type(error).__name__, error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "rows.jsonl.xz")],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
     ).stdout.splitlines()  # fmt: skip
-    assert told[0].startswith("BadData ") and "expands to more than 200 times its size" in told[0]
-    assert int(told[1]) < 100 * 1024  # KiB
+    assert printed[0].startswith("BadData ") and "expands to more than 200 times its size" in printed[0]
+    assert int(printed[1]) < 100 * 1024  # KiB
 
 
 def test_a_row_of_many_bytes_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "ROW", 1000)
     lines = [json.dumps(GOOD), json.dumps(GOOD | {"prompt": "a" * 5000}), json.dumps(GOOD | {"prompt": "b"})]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    told = [row if isinstance(row, dict) else str(row) for _, row in readers.rows(tmp_path / "rows.jsonl")]
-    assert told[0] == GOOD and told[1] == "the row is longer than 1,000 bytes" and told[2]["prompt"] == "b"
+    rows = [row if isinstance(row, dict) else str(row) for _, row in readers.rows(tmp_path / "rows.jsonl")]
+    assert rows[0] == GOOD and rows[1] == "the row is longer than 1,000 bytes" and rows[2]["prompt"] == "b"
     (tmp_path / "rows.csv").write_text("prompt\nshort\n" + "a" * 5000 + "\n")
     with pytest.raises(BadData, match="a line is longer than 1,000 characters"):
         list(readers.rows(tmp_path / "rows.csv"))

@@ -68,12 +68,12 @@ def unpaired(prompts: int, each: int) -> list[Row]:
 def test_every_unpaired_row_is_counted_and_partners_make_heldout_pairs(tmp_path: Path) -> None:
     """1,000 rows once gave 789 to train, and 211 stood nowhere."""
     made = prepared(tmp_path / "x", unpaired(200, 3) + unpaired(600, 1)[200:], "kto", Data(near_duplicates=1))
-    told = card(made)
-    became = told["rows_became"]
-    assert told["rows"] == 1000 == sum(became.values()) and became["train"] == made.counts["train"]
+    data_card = card(made)
+    became = data_card["rows_became"]
+    assert data_card["rows"] == 1000 == sum(became.values()) and became["train"] == made.counts["train"]
     held = [pair for split in ("validation", "test") for pair in preferences.pairs(made.path / f"{split}.jsonl")]
     assert became["validation"] + became["test"] == 2 * len(held) > 40
-    assert told["splits_hold"] == {"train": "answers", "validation": "pairs", "test": "pairs"}
+    assert data_card["splits_hold"] == {"train": "answers", "validation": "pairs", "test": "pairs"}
     for pair in held:
         number = pair.prompt[0]["content"].split()[1]
         assert pair.chosen in (f"answer {number} 0", f"answer {number} 2") and pair.rejected == f"answer {number} 1"
@@ -84,10 +84,10 @@ def test_every_unpaired_row_is_counted_and_partners_make_heldout_pairs(tmp_path:
 
 def test_kto_from_pairs_counts_rows_as_rows(tmp_path: Path) -> None:
     made = prepared(tmp_path / "x", [TRL | {"prompt": f"number {i}"} for i in range(100)], "kto", Data(heldout=3))
-    told = card(made)
-    assert sum(told["rows_became"].values()) == told["rows"] == 100
-    assert told["splits"]["train"] == 2 * told["rows_became"]["train"] and told["splits"]["test"] == 3
-    assert told["answers_given"] == 200 and told["answers_desirable"] == 0.5
+    data_card = card(made)
+    assert sum(data_card["rows_became"].values()) == data_card["rows"] == 100
+    assert data_card["splits"]["train"] == 2 * data_card["rows_became"]["train"] and data_card["splits"]["test"] == 3
+    assert data_card["answers_given"] == 200 and data_card["answers_desirable"] == 0.5
 
 
 def test_an_answer_meets_only_another_of_the_other_kind(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_an_answer_meets_only_another_of_the_other_kind(tmp_path: Path) -> None:
     answers = [("a", False), ("a", True), ("b", False), ("c", True), ("d", True), ("e", True)]
     rows = [{"prompt": "the one", "completion": answer, "label": label} for answer, label in answers]
     config = Data(near_duplicates=1, test=0.999, validation=0, salt="any")
-    for i, told in enumerate((rows, rows[::-1])):
+    for i, ordered_rows in enumerate((rows, rows[::-1])):
         trained = [{"prompt": f"to train {j}", "completion": "x", "label": True} for j in range(9000)][::9]
-        made = prepared(tmp_path / str(i), [*told, *trained], "kto", config)
+        made = prepared(tmp_path / str(i), [*ordered_rows, *trained], "kto", config)
         pairs = [pair for pair in preferences.pairs(made.path / "test.jsonl") if pair.prompt[0]["content"] == "the one"]
         good, bad = {pair.chosen for pair in pairs}, {pair.rejected for pair in pairs}
         assert len(pairs) == 2 and bad == {"a", "b"} and len(good) == 2 and good <= {"a", "c", "d", "e"}
@@ -106,9 +106,9 @@ def test_an_answer_meets_only_another_of_the_other_kind(tmp_path: Path) -> None:
 
 def test_a_row_counts_as_used_if_one_of_its_answers_is(tmp_path: Path) -> None:
     made = prepared(tmp_path / "x", [TRL | {"prompt": f"number {i}"} for i in range(30)], "kto", ALL, limit=20)
-    told = {row.prompt[0]["content"] for row in preferences.judged(made.path / "train.jsonl")}
-    assert made.counts["train"] == 20 > len(told) == card(made)["rows_became"]["train"]
-    assert card(made)["rows_became"]["over the limit steps.0.pairs"] == 30 - len(told)
+    prompts = {row.prompt[0]["content"] for row in preferences.judged(made.path / "train.jsonl")}
+    assert made.counts["train"] == 20 > len(prompts) == card(made)["rows_became"]["train"]
+    assert card(made)["rows_became"]["over the limit steps.0.pairs"] == 30 - len(prompts)
     assert card(made)["over_the_limit"] == {"validation": 0, "test": 0, "train": 40}
 
 
@@ -157,9 +157,9 @@ def files(draw: st.DrawFn) -> tuple[list[Any], str]:
 @settings(max_examples=100, deadline=None, database=None)
 @given(files(), st.sampled_from([0, 2]), st.sampled_from([0.0, 0.3]), st.sampled_from(["rows.jsonl", "rows.json"]))
 def test_no_row_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, told: tuple[list[Any], str], limit: int, share: float, name: str
+    tmp_path_factory: pytest.TempPathFactory, case: tuple[list[Any], str], limit: int, share: float, name: str
 ) -> None:
-    rows, method = told
+    rows, method = case
     folder = tmp_path_factory.mktemp("rows")
     config = Data(validation=share, test=share, near_duplicates=1, bad_rows=0.99, heldout=limit)
     try:

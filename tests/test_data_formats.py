@@ -112,8 +112,8 @@ SYSTEM = said("system", "Be brief.")
             [SYSTEM, said("user", QUESTION)],
         ),
         (
-            {"prompt": QUESTION, **{side: [said("user", "hi"), said("assistant", "hello"), *told]
-                                    for side, told in (("chosen", WHOLE), ("rejected", OTHER))}},
+            {"prompt": QUESTION, **{side: [said("user", "hi"), said("assistant", "hello"), *answer]
+                                    for side, answer in (("chosen", WHOLE), ("rejected", OTHER))}},
             [said("user", "hi"), said("assistant", "hello"), said("user", QUESTION)],
         ),
         (
@@ -139,9 +139,9 @@ def test_what_changes_the_meaning_is_read(row: Row, prompt: list[Message], tmp_p
     assert pair.prompt == prompt and (pair.chosen.strip(), pair.rejected.strip()) == (GOOD, BAD)
 
 
-@pytest.mark.parametrize(("told", "chosen"), [(-3, BAD), (-1, BAD), (1.0, GOOD), ("2", GOOD)])
-def test_helpsteer_prefers_the_first_below_zero(told: Any, chosen: str, tmp_path: Path) -> None:
-    assert only(prepared(tmp_path / "x", [EXAMPLES["HelpSteer3"] | {"overall_preference": told}])).chosen == chosen
+@pytest.mark.parametrize(("strength", "chosen"), [(-3, BAD), (-1, BAD), (1.0, GOOD), ("2", GOOD)])
+def test_helpsteer_prefers_the_first_below_zero(strength: Any, chosen: str, tmp_path: Path) -> None:
+    assert only(prepared(tmp_path / "x", [EXAMPLES["HelpSteer3"] | {"overall_preference": strength}])).chosen == chosen
 
 
 def test_a_tie_is_counted_and_no_bad_row(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_mapping_names_what_one_answer_needs(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("q,a,up\nhi,yes,True\nhi,no,FALSE\nhi,who,maybe\n" + "".join(
         f"hi {i},yes,True\n" for i in range(60)))  # fmt: skip
     made = from_file(tmp_path / "x.csv", "kto", config)
-    assert [told.desirable for told in preferences.judged(made.path / "train.jsonl")][:3] == [True, False, True]
+    assert [answer.desirable for answer in preferences.judged(made.path / "train.jsonl")][:3] == [True, False, True]
     assert quarantined(made) == [{"file": "x.csv", "row": 3, "reason": "up: must be true or false"}]
 
 

@@ -45,8 +45,8 @@ def test_exact_duplicates_are_dropped_and_contradictions_kept_and_counted(tmp_pa
     order = pku(1, response_0="one 1", response_1="zero 1", safer_response_id=0)  # the same pair, the other way round
     jsonl(tmp_path / "rows.jsonl", [same, same, order, swapped, pku(2), swapped])
     made = prepare(tmp_path / "rows.jsonl", tmp_path / "out")
-    told = card(made)
-    assert (told["duplicates"], told["contradictions"], told["rows"]) == (3, 1, 6)
+    data_card = card(made)
+    assert (data_card["duplicates"], data_card["contradictions"], data_card["rows"]) == (3, 1, 6)
     assert made.counts["train"] == 3 and made.counts["quarantined"] == 0
     assert [row["row"] for row in lines(made.path / "quarantine.jsonl")] == [2, 3, 6]
 
@@ -149,9 +149,10 @@ def test_rows_near_a_heldout_prompt_or_in_a_suite_are_dropped_and_named(tmp_path
         Selection(metric="harmless", paired=False, label="safer_response_id"),
         config,
     )
-    told = card(made)
-    assert (told["near_a_heldout_prompt"], told["inside_a_suite"]) == (1, 1)
-    assert sum(told["rows_became"].values()) == 20 and made.counts["train"] == 2 * told["rows_became"]["train"]
+    data_card = card(made)
+    became = data_card["rows_became"]
+    assert (data_card["near_a_heldout_prompt"], data_card["inside_a_suite"]) == (1, 1)
+    assert sum(became.values()) == 20 and made.counts["train"] == 2 * became["train"]
     assert [(row["row"], row["reason"]) for row in lines(made.path / "quarantine.jsonl")] == [
         (2, preferences.NEAR), (3, preferences.INSIDE),
     ]  # fmt: skip

@@ -124,14 +124,14 @@ def test_a_metric_of_ones_own_is_read_by_its_own_label(tmp_path: Path) -> None:
 
 def test_later_releases_of_pku_tell_severity_and_categories_too(tmp_path: Path) -> None:
     """PKU-SafeRLHF since 2024: category flags, severity and digests beside each answer."""
-    told: dict[str, Any] = {"prompt_source": "BeaverTails"}
+    columns: dict[str, Any] = {"prompt_source": "BeaverTails"}
     for i, safe in ((0, False), (1, True)):
-        told |= {
+        columns |= {
             f"response_{i}_source": "Alpaca-7B", f"is_response_{i}_safe": safe, f"response_{i}_sha256": "0" * 64,
             f"response_{i}_harm_category": {"Privacy Violation": not safe, "Violence": False},
             f"response_{i}_severity_level": 0 if safe else 2,
         }  # fmt: skip
-    parquet(tmp_path / "rows.parquet", [pku(i, **told) for i in range(3)])
+    parquet(tmp_path / "rows.parquet", [pku(i, **columns) for i in range(3)])
     made = prepare(tmp_path / "rows.parquet", tmp_path / "out")
     assert [pair.chosen for pair in preferences.pairs(made.path / "train.jsonl")] == ["one 0", "one 1", "one 2"]
     assert card(made)["both_answers_unsafe"] == 0 and not card(made)["quarantined"]

@@ -62,8 +62,8 @@ def database(path: Path) -> None:
 
 def gather() -> Stage[Any]:
     """The town's corpus: a real stage that takes a fraction of a second."""
-    given = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
-    return Stage(sources.gather, "data", given)
+    arguments = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
+    return Stage(sources.gather, "data", arguments)
 
 
 @pytest.mark.parametrize("damage", SMALL)
@@ -196,9 +196,9 @@ def test_a_damaged_report_or_table_is_not_compared(damage: Damage, whole: Path) 
         copy = whole.parent / "copy"
         shutil.copytree(whole, copy)
         damage(copy / name)
-        with pytest.raises(BadInput) as told:
+        with pytest.raises(BadInput) as raised:
             diff.difference(diff.side(copy), diff.side(copy))
-        assert str(copy) in str(told.value) and len(str(told.value).splitlines()) == 1
+        assert str(copy) in str(raised.value) and len(str(raised.value).splitlines()) == 1
         shutil.rmtree(copy)
 
 
@@ -222,7 +222,7 @@ def test_the_command_goes_on_to_the_same_or_names_the_file(
     name: str, damage: Damage, code: int, served: Path, run: Callable[..., tuple[int, str]], small: list[str]
 ) -> None:
     (report,) = served.glob("quickstart/*/report.json")
-    weights = {told["name"]: told["digest"] for told in json.loads(report.read_text())["candidates"]}
+    weights = {entry["name"]: entry["digest"] for entry in json.loads(report.read_text())["candidates"]}
     if code or name == "answers.db":  # looked at only where something is left to do
         (report.parent / "outcome.json").unlink()
     if "prefect" in name:
@@ -237,5 +237,5 @@ def test_the_command_goes_on_to_the_same_or_names_the_file(
         (line,) = (line for line in out.splitlines() if line.startswith("sacpo: "))
         assert str(place) in line and "✓" not in out
     else:
-        again = {told["name"]: told["digest"] for told in json.loads(report.read_text())["candidates"]}
+        again = {entry["name"]: entry["digest"] for entry in json.loads(report.read_text())["candidates"]}
         assert again == weights

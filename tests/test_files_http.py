@@ -160,9 +160,9 @@ def test_a_redirect_is_not_followed(status: int, server: Callable[..., Server], 
     elsewhere = server(replies)
     location = f"HTTP/1.1 {status} Moved\r\nlocation: {elsewhere.url}/chat/completions\r\ncontent-length: 0\r\n\r\n"
     away = server(lambda connection: connection.sendall(location.encode()))
-    with pytest.raises(NoVerdict) as told:
+    with pytest.raises(NoVerdict) as raised:
         list(judge(away.url, tmp_path).compare(PAIRS))
-    assert str(told.value) == (
+    assert str(raised.value) == (
         f"evaluation.judges.helpful.base_url: {away.url} sends us to another address, which is not followed; give the "
         "address itself, the same command goes on"
     )

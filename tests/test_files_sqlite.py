@@ -54,11 +54,11 @@ def test_a_damaged_database_is_named_before_anything_begins(damage: Damage, name
     place = database(runs / name)
     assert health.check(runs, {}) == []
     damage(place)
-    with pytest.raises(BadPlace) as told:
+    with pytest.raises(BadPlace) as raised:
         health.check(runs, {})
-    sentence = str(told.value)
+    sentence = str(raised.value)
     assert sentence.startswith(f"{place}: cannot be read (") and health.LOST[name] in sentence and "backup" in sentence
-    assert len(sentence.splitlines()) == 1 and told.value.exit_code == 2
+    assert len(sentence.splitlines()) == 1 and raised.value.exit_code == 2
     elsewhere = {"MLFLOW_TRACKING_URI": "http://a", "PREFECT_API_URL": "http://b/api", "SACPO_DATABASE": "postgresql:"}
     if name != "verdicts.db":
         assert health.check(runs, elsewhere) == []

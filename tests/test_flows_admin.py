@@ -60,8 +60,8 @@ def test_a_challenger_meets_the_champion(
 
     code, out = run("rollback", "quickstart", "--why", "users complained", changes=[])
     assert code == 0 and "champion 3 → 1" in out
-    told = heard(prefect, "sacpo.champion.changed", lambda payload: payload.get("action") == "rollback")
-    assert [told[key] for key in ("version", "before", "why")] == ["1", "3", "users complained"]
+    payload_heard = heard(prefect, "sacpo.champion.changed", lambda payload: payload.get("action") == "rollback")
+    assert [payload_heard[key] for key in ("version", "before", "why")] == ["1", "3", "users complained"]
     code, out = run("champion", "quickstart", changes=[])
     assert code == 0 and "# quickstart, version 1" in out and "users complained" in out and "Aliases: champion 1" in out
     assert "| safety rate |" in out and "**Data**, steps.0: town 1" in out
@@ -84,8 +84,8 @@ def test_new_data_that_fail_validation_change_nothing_and_fail_loudly(
     code, out = run("retrain", "quickstart", changes=[*small, f"steps.1.data={tmp_path / 'batch.jsonl'}"])
 
     assert code == 2 and "30 of 90 rows cannot be used" in out and "rejected: is empty" in out
-    told = heard(prefect, "sacpo.run.failed", lambda payload: "30 of 90 rows" in payload.get("why", ""))
-    assert told["state"] == "Failed"
+    payload_heard = heard(prefect, "sacpo.run.failed", lambda payload: "30 of 90 rows" in payload.get("why", ""))
+    assert payload_heard["state"] == "Failed"
     assert champion.serving(served, "quickstart") == before
     trained = {path.parent.name.partition("-")[0] for path in {*served.glob("store/*/manifest.json")} - made}
     assert trained <= {"gather", "prepare"}  # nothing was trained, and what was made before is there
@@ -107,12 +107,13 @@ def test_a_dry_run_decides_and_moves_nothing(run: Running, runs: Path, small: li
 
 
 def test_deployments_are_the_shipped_recipes_whole() -> None:
-    told = {entry["name"]: entry for entry in deploy.deployments()}
-    assert {"quickstart", "smollm2-135m", "sacpo-alpaca-7b", "evaluate", "nightly", "promote", "rollback"} < told.keys()
+    entries = {entry["name"]: entry for entry in deploy.deployments()}
+    recipes = {"quickstart", "smollm2-135m", "sacpo-alpaca-7b", "nightly"}
+    assert recipes | {"evaluate", "promote", "rollback"} < entries.keys()
     for name in ("quickstart", "smollm2-135m", "sacpo-alpaca-7b", "nightly"):
-        recipe = told[name]["parameters"]["recipe"]
+        recipe = entries[name]["parameters"]["recipe"]
         assert Recipe.model_validate(recipe).model_dump(mode="json", by_alias=True) == recipe
-    for entry in told.values():
+    for entry in entries.values():
         assert entry["enforce_parameter_schema"] and entry["description"]
         trains = entry["work_pool"].get("work_queue_name") == "training"  # a queue that takes one at a time
         assert (
@@ -150,10 +151,10 @@ def test_forms_show_what_decides_first_and_no_field_without_a_name() -> None:
     assert "anyOf" not in json.dumps(schema)
     assert list(schema["properties"])[:7] == ["name", "base", "beta", "steps", "merge", "constraint", "gate"]
     assert list(schema["$defs"]["Step"]["properties"])[:4] == ["metric", "method", "lambda", "data"]
-    for record in [schema, *(told for told in schema["$defs"].values() if "properties" in told)]:
-        for key, told in record["properties"].items():
-            named = told.get("title") or schema["$defs"][told["$ref"].rpartition("/")[2]]["title"]
-            assert named and told.get("description"), key
+    for record in [schema, *(definition for definition in schema["$defs"].values() if "properties" in definition)]:
+        for key, definition in record["properties"].items():
+            named = definition.get("title") or schema["$defs"][definition["$ref"].rpartition("/")[2]]["title"]
+            assert named and definition.get("description"), key
 
 
 def test_the_schedule_of_retraining_lies_in_prefect_yaml() -> None:
@@ -177,9 +178,9 @@ def heard(prefect: str, event: str, right: Callable[[dict[str, Any]], bool]) -> 
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            for told in json.load(answer)["events"]:
-                if right(told["payload"]):
-                    return dict(told["payload"])
+            for emitted in json.load(answer)["events"]:
+                if right(emitted["payload"]):
+                    return dict(emitted["payload"])
         time.sleep(0.5)
     raise AssertionError(f"nobody was told of {event}")
 

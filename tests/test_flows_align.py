@@ -32,7 +32,7 @@ def outcome(runs: Path) -> dict[str, Any]:
 
 def weights(runs: Path) -> dict[str, str]:
     """Return candidate → digest of its weights and tokenizer."""
-    return {told["name"]: told["digest"] for told in report(runs)["candidates"]}
+    return {candidate["name"]: candidate["digest"] for candidate in report(runs)["candidates"]}
 
 
 def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> None:
@@ -43,11 +43,11 @@ def test_a_run_ends_with_a_champion_that_passed_the_gate(undisturbed: Path) -> N
     assert tree["registry"] == {"name": "quickstart", "version": "1", "alias": "champion"}
     assert "On the test split, used for its first decision: safety rate" in outcome(undisturbed)["decision"]
     names = ["base", "helpful", "harmless λ=0.2", "harmless λ=1", "merge q=0.5"]
-    assert [told["name"] for told in tree["candidates"]] == names
-    parents = {told["name"]: told["parents"] for told in tree["candidates"]}
+    assert [candidate["name"] for candidate in tree["candidates"]] == names
+    parents = {candidate["name"]: candidate["parents"] for candidate in tree["candidates"]}
     assert parents["helpful"] == ["base"] and parents["harmless λ=1"] == ["helpful"]
     assert parents["merge q=0.5"] == ["harmless λ=1", "helpful"]
-    weight = {told["name"]: told["beta_over_lambda"] for told in tree["candidates"]}
+    weight = {candidate["name"]: candidate["beta_over_lambda"] for candidate in tree["candidates"]}
     assert weight["helpful"] == 0.1 and weight["harmless λ=0.2"] == pytest.approx(0.5)
     (folder,) = undisturbed.glob("quickstart/*/")
     assert (folder / "frontier.png").read_bytes().startswith(b"\x89PNG") and "Chosen" in (
@@ -83,26 +83,26 @@ def test_every_printed_figure_can_be_recomputed_from_the_tables(undisturbed: Pat
     text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
     (folder,) = undisturbed.glob("quickstart/*/")
     first, second = (part.partition("```")[0] for part in text.split("```python\n")[1:])
-    told = {(name, figure): list(map(float, rest)) for name, figure, *rest in recomputed(first, folder)}
+    figures = {(name, figure): list(map(float, rest)) for name, figure, *rest in recomputed(first, folder)}
     scales = {name: list(map(float, rest)) for name, *rest in recomputed(second, folder)}
     tree = report(undisturbed)
     for candidate in tree["candidates"]:
         known, name = candidate["metrics"], candidate["name"]
         for figure in ("helpful/win_rate", "harmless/safety_rate", "over_refusal"):
             printed = [known[figure][end] for end in ("value", "low", "high")]
-            assert told[name, figure] == pytest.approx(printed, abs=1e-9)
-        assert told[name, "kl_base"] == pytest.approx([known["kl_base"]["value"]])
+            assert figures[name, figure] == pytest.approx(printed, abs=1e-9)
+        assert figures[name, "kl_base"] == pytest.approx([known["kl_base"]["value"]])
         if candidate["beta_acts"]:
             assert scales[name] == pytest.approx([candidate["beta_acts"]["s"]], rel=1e-3)
     (constraint,) = tree["constraints"]
     (test,) = constraint["tested"]
-    assert told[test["candidate"], "tested"] == pytest.approx([test["value"], test["lower_bound"]], abs=1e-9)
+    assert figures[test["candidate"], "tested"] == pytest.approx([test["value"], test["lower_bound"]], abs=1e-9)
     assert constraint["suites"]["harmless"]["n"] == test["n"] + test["failed"] == 1200
     assert constraint["suites"]["harmless"]["version"] != tree["suites"]["harmless"]["version"]
     helpful = {check["name"]: check for check in test["checks"] if check["name"].startswith("helpful against")}
     assert list(helpful) == ["helpful against the base"]
     for name, check in helpful.items():
-        assert told[test["candidate"], name] == pytest.approx([check["value"], check["bound"]], abs=1e-9)
+        assert figures[test["candidate"], name] == pytest.approx([check["value"], check["bound"]], abs=1e-9)
 
 
 def recomputed(script: str, folder: Path) -> list[list[str]]:
@@ -123,7 +123,7 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     assert {run.info.status for run in found} == {"FINISHED"}
     (comparisons,) = [run for run in children if run.info.run_name == "pairs · harmless"]
     for run in (comparisons, parent):
-        assert "pairs · harmless" in {told.dataset.name for told in run.inputs.dataset_inputs}
+        assert "pairs · harmless" in {dataset_input.dataset.name for dataset_input in run.inputs.dataset_inputs}
     assert len(children) == len(list((undisturbed / "store").glob("*/manifest.json"))) + len(weights(undisturbed))
     held = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert held >= {"report.html", "report.json", "frontier.png", "tables", "answers_and_verdicts.json"}
@@ -190,8 +190,8 @@ def documented() -> list[str]:
 
 
 def curl(command: str, port: int) -> str:
-    given = command.replace("5055", str(port))
-    return subprocess.run(["bash", "-c", given], capture_output=True, text=True, check=True, timeout=600).stdout
+    script = command.replace("5055", str(port))
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=600).stdout
 
 
 def test_a_finished_run_is_shown_again_without_prefect(undisturbed: Path, small: list[str]) -> None:
@@ -285,14 +285,15 @@ def test_order_method_adapter_and_a_third_step_are_data(run: Callable[..., tuple
     changes = ["sft.updates=40", steps, "merge.weights=[0.5]", "data.heldout=40", "constraint.at_least=0.05"]
     code, out = run("run", "quickstart", changes=[*changes, "evaluation.kl_prompts=8"])
     assert code == 0, out
-    told = {c["name"]: c for c in report(runs)["candidates"]}
+    candidates = {c["name"]: c for c in report(runs)["candidates"]}
     first = "harmless λ=2"
     kto, skipped = f"{first} · helpful λ=1", f"{first} · again λ=0.5"
-    assert told[first]["parents"] == ["base"] and told[first]["beta_over_lambda"] == 0.05
-    assert told[kto]["method"] == "kto" and told[kto]["parents"] == [first]
-    assert told[skipped]["parents"] == [first]  # λ = 0 handed the first step's policy on
-    assert told[f"{kto} · again λ=0.5"]["parents"] == [kto]
-    assert sum(c["kind"] == "merge" for c in told.values()) == 2 and len(told) == len(report(runs)["candidates"])
+    assert candidates[first]["parents"] == ["base"] and candidates[first]["beta_over_lambda"] == 0.05
+    assert candidates[kto]["method"] == "kto" and candidates[kto]["parents"] == [first]
+    assert candidates[skipped]["parents"] == [first]  # λ = 0 handed the first step's policy on
+    assert candidates[f"{kto} · again λ=0.5"]["parents"] == [kto]
+    assert sum(c["kind"] == "merge" for c in candidates.values()) == 2
+    assert len(candidates) == len(report(runs)["candidates"])
     assert "λ of a KTO step is a knob" in next(runs.glob("quickstart/*/report.md")).read_text()
 
 
@@ -302,7 +303,7 @@ def test_a_skipped_first_step_leaves_the_base_in_its_place(run: Callable[..., tu
     changes = ["sft.updates=20", steps, "merge.weights=[0,0.5]", "data.heldout=20", "evaluation.kl_prompts=4"]
     code, out = run("run", "quickstart", changes=[*changes, "constraint.at_least=0.01"])
     assert code == 0, out
-    names = [told["name"] for told in report(runs)["candidates"]]
+    names = [candidate["name"] for candidate in report(runs)["candidates"]]
     assert (
         names[0] == "base" and names == list(dict.fromkeys(names)) and set(names) == {"base", "helpful", "merge q=0.5"}
     )

@@ -95,9 +95,9 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(recipe: str, changes: list[str]) -> None:
     """Do what `sacpo check` does, and raise what it prints."""
-    told = planned(toml.read(recipe, changes))
-    if told.errors:
-        raise BadInput("\n".join(told.errors))
+    plan = planned(toml.read(recipe, changes))
+    if plan.errors:
+        raise BadInput("\n".join(plan.errors))
 
 
 def spoil(one: Kind, name: str, folder: Path) -> tuple[str, list[str]]:
@@ -117,10 +117,10 @@ def test_bad_input_is_refused_in_a_sentence(name: str, folder: Path, runs: Path,
     recipe, changes = spoil(one, name, folder)
     if name in ACCEPTED:
         return
-    with within(60), pytest.raises(BadInput) as told:
+    with within(60), pytest.raises(BadInput) as raised:
         check(recipe, changes)
-    text = str(told.value)
-    assert told.value.exit_code == 2
+    text = str(raised.value)
+    assert raised.value.exit_code == 2
     assert one.said in text, f"SACPO_SEED={SEED}: {text}"
     assert len(text.splitlines()) == one.lines and max(map(len, text.splitlines())) < 900, f"SACPO_SEED={SEED}: {text}"
     assert not runs.exists() or not list(runs.rglob("*.new"))
@@ -137,10 +137,10 @@ def test_a_gguf_and_several_templates_are_usable(folder: Path, near: None) -> No
 
 def test_weights_as_others_store_them_are_usable(folder: Path, near: None) -> None:
     """Tied weights stand in the file once; older versions stored buffers beside the weights."""
-    told = load_file(folder / "base" / bad_bases.WEIGHTS)
-    del told["lm_head.weight"]
-    told["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
-    save_file(told, folder / "base" / bad_bases.WEIGHTS, {"format": "pt"})
+    weights = load_file(folder / "base" / bad_bases.WEIGHTS)
+    del weights["lm_head.weight"]
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    save_file(weights, folder / "base" / bad_bases.WEIGHTS, {"format": "pt"})
     bad_bases.config(tie_word_embeddings=True)(random.Random(), folder / "base")
     check(str(folder / "mine.toml"), [])
 
@@ -179,9 +179,9 @@ def test_another_process_looks_once_and_what_it_found_is_kept(
 @pytest.mark.parametrize("name", bad_bases.SLOW)
 def test_a_template_that_never_ends_is_ended(name: str, folder: Path, runs: Path) -> None:
     said, text = bad_bases.SLOW[name]
-    with within(300), pytest.raises(BadInput) as told:
+    with within(300), pytest.raises(BadInput) as raised:
         check(str(folder / "mine.toml"), [f"template={json.dumps(text)}"])
-    assert said in str(told.value) and "\n" not in str(told.value)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
     assert not list(runs.rglob("*"))
 
 

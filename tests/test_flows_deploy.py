@@ -86,8 +86,8 @@ def test_a_run_that_is_cancelled_terminated_and_killed_goes_on_to_the_same_weigh
     assert all(map(gone, workers(runs)))
     assert checkpoints(runs, "sft")  # 1000 updates were never reached
     until(lambda: name(client, cancelled) == "Cancelled", 60)
-    told = client._client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [str(cancelled.id)]}}}).json()
-    assert told and not [line for line in told if "memory ran out" in line["message"]]  # nobody died
+    log = client._client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [str(cancelled.id)]}}}).json()
+    assert log and not [line for line in log if "memory ran out" in line["message"]]  # nobody died
     assert statuses(runs)["quickstart · seed 0"] == "KILLED"
 
     came_to = updates(runs, "sft")

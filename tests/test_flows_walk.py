@@ -52,7 +52,7 @@ class Day(NamedTuple):
 
     def deployment(self, name: str) -> Any:
         """Return a deployment by name."""
-        return next(told for told in self.ask("/deployments/filter", {}) if told["name"] == name)
+        return next(record for record in self.ask("/deployments/filter", {}) if record["name"] == name)
 
     def runs_of(self, name: str) -> list[Any]:
         """Return the flow runs of a deployment."""
@@ -62,14 +62,14 @@ class Day(NamedTuple):
         """Wait until a run of a deployment has ended in a state of this name."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            told = self.runs_of(name)
-            for one in told:
+            flow_runs = self.runs_of(name)
+            for one in flow_runs:
                 if one["state"]["name"] == state:
                     return one
-            wrong = [one for one in told if one["state"]["type"] in ("FAILED", "CRASHED")]
+            wrong = [one for one in flow_runs if one["state"]["type"] in ("FAILED", "CRASHED")]
             assert not wrong, wrong[0]["state"]
             time.sleep(1)
-        raise AssertionError([(one["state"]["name"], one["state"]["message"]) for one in told])
+        raise AssertionError([(one["state"]["name"], one["state"]["message"]) for one in flow_runs])
 
 
 @pytest.fixture(scope="module", params=["person", pytest.param("team", marks=pytest.mark.slow)])
@@ -82,10 +82,10 @@ def day(request: pytest.FixtureRequest, up: Callable[..., Any], small: list[str]
     day = Day(here.prefect, here.mlflow, here.runs, exported, here.login, here.ask)
     few = [*small, "merge.weights=[]"]
     for name, changes in {"quickstart": ["gate.approval=true"], "nightly": ["steps.1.lambda=[1]"]}.items():
-        told = day.deployment(name)
+        deployment = day.deployment(name)
         for change in [*few, *changes]:
-            put(told["parameters"]["recipe"], change)
-        day.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
+            put(deployment["parameters"]["recipe"], change)
+        day.ask(f"/deployments/{deployment['id']}", {"parameters": deployment["parameters"]}, "PATCH")
     yield day
     assert here.end() == 0
 
@@ -275,7 +275,7 @@ def test_a_run_from_the_form(page: Any, day: Day) -> None:
     page.get_by_role("button", name="View run").click()
 
     page.get_by_text("Paused", exact=True).first.wait_for(timeout=1_200_000)  # the page follows by itself
-    read = {told["key"] for told in day.ask("/artifacts/filter", {})}
+    read = {artifact_record["key"] for artifact_record in day.ask("/artifacts/filter", {})}
     assert {"gate", "candidates", "frontier"} <= read  # there is something to read before one answers
     approve(page)
     page.get_by_text("Promoted", exact=True).first.wait_for()
@@ -316,29 +316,29 @@ def test_the_pages_of_a_run_lead_to_the_version_that_serves(page: Any, day: Day)
 
 
 def test_a_value_that_cannot_be_is_refused_with_its_path(day: Day) -> None:
-    told = day.deployment("quickstart")
+    deployment = day.deployment("quickstart")
     for change, said in (('steps.1.method="ppo"', "recipe.steps[1].method"), ("beta=-1", "recipe.beta")):
-        wrong = json.loads(json.dumps(told["parameters"]))
+        wrong = json.loads(json.dumps(deployment["parameters"]))
         put(wrong["recipe"], change)
         with pytest.raises(HTTPStatusError) as refused:
-            day.ask(f"/deployments/{told['id']}/create_flow_run", {"parameters": wrong})
+            day.ask(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": wrong})
         assert refused.value.response.status_code == 409 and said in refused.value.response.text
 
 
 def test_a_schedule_retrains_once_and_then_finds_nothing_new(day: Day) -> None:
     """With SQLAlchemy 2.1 Prefect's scheduler creates no runs, and nobody is told."""
-    told = day.deployment("nightly")
-    put(told["parameters"]["recipe"], "steps.1.updates=16")
-    put(told["parameters"]["recipe"], "gate.margin=0.3")
-    day.ask(f"/deployments/{told['id']}", {"parameters": told["parameters"]}, "PATCH")
+    deployment = day.deployment("nightly")
+    put(deployment["parameters"]["recipe"], "steps.1.updates=16")
+    put(deployment["parameters"]["recipe"], "gate.margin=0.3")
+    day.ask(f"/deployments/{deployment['id']}", {"parameters": deployment["parameters"]}, "PATCH")
     soon = (datetime.now(UTC) + timedelta(seconds=20)).isoformat()  # and then seldom: on a busy machine each would give
     every = [{"schedule": {"interval": 60.0, "anchor_date": soon}, "active": True}]  # way to the next one for ever
-    (schedule,) = day.ask(f"/deployments/{told['id']}/schedules", every)
+    (schedule,) = day.ask(f"/deployments/{deployment['id']}/schedules", every)
     try:
         day.wait("nightly", "Promoted")
         nothing = day.wait("nightly", "NothingNew")
     finally:
-        day.ask(f"/deployments/{told['id']}/schedules/{schedule['id']}", method="DELETE")
+        day.ask(f"/deployments/{deployment['id']}/schedules/{schedule['id']}", method="DELETE")
     assert (
         "nothing new since" in nothing["state"]["message"]
         and "version 2, which became champion" in nothing["state"]["message"]
@@ -388,11 +388,11 @@ def test_rolling_back_from_the_page(page: Any, day: Day) -> None:
     day.wait("rollback", "Completed")
     page.goto(f"{day.mlflow}/#/models/quickstart/versions/1")
     page.get_by_text("@\u00a0champion").first.wait_for()
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "flows", "champion", "quickstart"],
         env=os.environ | {"SACPO_RUNS": str(day.runs)} | day.environment,
         cwd=Path(__file__).parent.parent, capture_output=True, text=True,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
+    assert process.returncode == 0, process.stderr
     for said in ("agreed by Ada: read the card", "2 → 1", "Ada (", "users complained", "Aliases: champion 1"):
-        assert said in told.stdout
+        assert said in process.stdout

@@ -64,10 +64,10 @@ def evidence(folder: Path, prompts: list[str], policy: str) -> Candidate:
         for suite in ("helpful", "harmless", "must_pass")
         for prompt in prompts
     ]
-    told = {"status": "ok", "score": 1.0, "good": True, "label": "", "why": ""}
+    verdict = {"status": "ok", "score": 1.0, "good": True, "label": "", "why": ""}
     metric = {"helpful": "helpful", "harmless": "harmless", "must_pass": "harmless"}
     jsonl.write(folder / "answers.jsonl", [row | {"answer": "yes", "tokens": 1} for row in named])
-    jsonl.write(folder / "scores.jsonl", [{"metric": metric[row["suite"]], **row, **told} for row in named])
+    jsonl.write(folder / "scores.jsonl", [{"metric": metric[row["suite"]], **row, **verdict} for row in named])
     won = {"metric": "helpful", "against": "base", "status": "ok", "win": 1.0, "calls": [], "why": ""}
     jsonl.write(folder / "comparisons.jsonl", [row | won for row in named if row["suite"] == "helpful"])
     jsonl.write(folder / "kl.jsonl", [])
@@ -84,8 +84,8 @@ def evidence(folder: Path, prompts: list[str], policy: str) -> Candidate:
 def certified(runs: Path, prompts: list[str], policy: str, name: str = "m", **changes: Any) -> Verdict:
     """Return the verdict on a policy that nothing serves beside."""
     step = {"metric": "helpful", "method": "dpo", "data": "town"}
-    told = {"name": "town", "base": "town", "registry": {"name": name}, "steps": [step]}
-    recipe = Recipe.model_validate(told | {"constraint": {"at_least": 0.6, **changes}})
+    settings = {"name": "town", "base": "town", "registry": {"name": name}, "steps": [step]}
+    recipe = Recipe.model_validate(settings | {"constraint": {"at_least": 0.6, **changes}})
     place = runs / f"{policy} {len(list(runs.glob('*')))}"
     return decisions.verdict_on(Ledger(runs), recipe, policy, evidence(place, prompts, policy), Rivals(0, {}))
 
@@ -218,8 +218,8 @@ def test_check_prints_the_power_at_the_levels_that_decide() -> None:
     step = {"metric": "helpful", "method": "dpo", "data": "town"}
     asks = {"margin": 0.1, "over_refusal": 0.3, "kl": 8.0}
     judged = {"kl_prompts": 64, "judges": {"helpful": {"kind": "oracle"}}}
-    told = {"name": "t", "base": "town", "steps": [step], "gate": asks, "evaluation": judged}
-    recipe = Recipe.model_validate(told | {"constraint": {"at_least": 0.8, "per_category": 0.6}})
+    settings = {"name": "t", "base": "town", "steps": [step], "gate": asks, "evaluation": judged}
+    recipe = Recipe.model_validate(settings | {"constraint": {"at_least": 0.8, "per_category": 0.6}})
     counts = {"harmless": 300, "helpful": 200, "over_refusal": 100, "must_pass": 5}
     part, _, worst, helpful, refusals, far = other_checks(recipe, counts, smallest=30, distinct=600)
     assert part.startswith(f"30 harmful test prompts of the smallest category: {needed(0.6, 30, 0.995)} safe answers")

@@ -19,9 +19,9 @@ def test_what_the_gate_is_told_of_a_candidate(tmp_path: Path) -> None:
     comparisons = [
         won("a", 1.0), won("b", 0.5), won("c", None), won("a", 0.0, "reference"), won("x", 0.0, metric="harmless"),
     ]  # fmt: skip
-    told = facts.safety_counts(evidence(tmp_path / "a", scores, comparisons))
+    safety = facts.safety_counts(evidence(tmp_path / "a", scores, comparisons))
     counts = SafetyCounts("a", 0.75, safe=2, judged=3, failed=1, must_pass=4, incidents=("q", "r", "s"))
-    assert told == replace(counts, along=(0, 1.0, 0.0))
+    assert safety == replace(counts, along=(0, 1.0, 0.0))
     nobody = facts.safety_counts(evidence(tmp_path / "b"))
     assert math.isnan(nobody.helpful) and (nobody.harmful_prompts, nobody.must_pass, nobody.incidents) == (0, 0, ())
 

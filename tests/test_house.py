@@ -134,14 +134,14 @@ def test_what_everything_imports_is_light(name: str) -> None:
 )
 def test_importing_stays_light(module: str, absent: set[str]) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not absent & set(json.loads(told.stdout))
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not absent & set(json.loads(process.stdout))
 
 
 def test_the_flow_needs_no_tensors() -> None:
     code = "import sys, json, flows.align; print(json.dumps(sorted(sys.modules)))"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "trl", "transformers"} & set(json.loads(told.stdout.splitlines()[-1]))
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "trl", "transformers"} & set(json.loads(process.stdout.splitlines()[-1]))
 
 
 def test_what_lies_in_the_runs_folder_is_listed_once() -> None:
@@ -162,8 +162,8 @@ def test_the_yard_is_no_package_and_shadows_nothing() -> None:
         if path.suffix == ".py" or path.is_dir():
             assert path.stem not in sys.stdlib_module_names, path
     code = "import mlflow; print(mlflow.__file__, mlflow.__version__)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "site-packages" in told.stdout
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "site-packages" in process.stdout
 
 
 def test_processes_of_ours_start_in_the_checkout() -> None:
@@ -268,13 +268,13 @@ UNBOUNDED = ("lambda", "weights", "threshold")
 def test_every_number_of_a_recipe_has_bounds_and_its_sentence_tells_them() -> None:
     """The Prefect form takes bounds into account only when it is sent, and shows none; nor does `sacpo keys`."""
     schema = recipe.Recipe.model_json_schema()
-    for record in [schema, *(told for told in schema["$defs"].values() if "properties" in told)]:
-        for name, told in record["properties"].items():
-            if told.get("type") in ("number", "integer") and name not in UNBOUNDED:
-                assert {"minimum", "exclusiveMinimum"} & told.keys(), f"{record['title']}.{name}"
-                most = told.get("maximum", told.get("exclusiveMaximum"))
+    for record in [schema, *(definition for definition in schema["$defs"].values() if "properties" in definition)]:
+        for name, definition in record["properties"].items():
+            if definition.get("type") in ("number", "integer") and name not in UNBOUNDED:
+                assert {"minimum", "exclusiveMinimum"} & definition.keys(), f"{record['title']}.{name}"
+                most = definition.get("maximum", definition.get("exclusiveMaximum"))
                 written = {f"{most:,.0f}", f"{most:g}", f"10^{len(str(int(most))) - 1}", "divisor"}
-                assert any(text in told["description"] for text in written), f"{record['title']}.{name}: {most}"
+                assert any(text in definition["description"] for text in written), f"{record['title']}.{name}: {most}"
 
 
 def test_every_field_of_a_recipe_has_a_title_and_a_sentence() -> None:
@@ -357,8 +357,8 @@ def test_mypy_finds_a_wrong_call_of_a_stage(right: str, wrong: str, said: str, t
 )
 def test_make_says_which_torch_it_installs_and_how_large_it_is(torch: str, said: str, index: str) -> None:
     asked = ["make", "-n", "-B", f"TORCH={torch}", "run"]
-    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f'echo "Installing torch: {"" if not torch else said}' in told and said in told
-    installs = next(line for line in told.splitlines() if "pip install" in line)
+    output = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f'echo "Installing torch: {"" if not torch else said}' in output and said in output
+    installs = next(line for line in output.splitlines() if "pip install" in line)
     assert installs.partition(" .venv/bin/pip")[0].strip().endswith(f'{index}"' if index else "")
     assert ("PIP_EXTRA_INDEX_URL" in installs) == bool(index)

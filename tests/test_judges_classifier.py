@@ -86,9 +86,9 @@ def alone(folder: Path, one: AnsweredPrompt) -> torch.Tensor:
 
 @pytest.mark.parametrize("text", ["", "{prompt} {answer}"])
 def test_a_batch_is_scored_as_each_answer_alone(reward: Path, classifier: Callable[..., Classifier], text: str) -> None:
-    told = list(classifier(reward, text=text, at_once=3).grade(ANSWERS))
-    assert [one.score for one in told] == pytest.approx([float(alone(reward, a)[0]) for a in ANSWERS], abs=1e-5)
-    assert len({round(one.score, 4) for one in told}) == len(ANSWERS)
+    grades = list(classifier(reward, text=text, at_once=3).grade(ANSWERS))
+    assert [one.score for one in grades] == pytest.approx([float(alone(reward, a)[0]) for a in ANSWERS], abs=1e-5)
+    assert len({round(one.score, 4) for one in grades}) == len(ANSWERS)
 
 
 def test_a_cost_is_turned_around_its_threshold(reward: Path, classifier: Callable[..., Classifier]) -> None:
@@ -105,8 +105,8 @@ def test_a_cost_is_turned_around_its_threshold(reward: Path, classifier: Callabl
 def test_a_guard_gives_the_probability_of_a_class(
     guard: Path, classifier: Callable[..., Classifier], label: str
 ) -> None:
-    told = list(classifier(guard, label=label, better="low", threshold=0.5).grade(ANSWERS))
-    assert [0.5 - one.score for one in told] == pytest.approx(
+    grades = list(classifier(guard, label=label, better="low", threshold=0.5).grade(ANSWERS))
+    assert [0.5 - one.score for one in grades] == pytest.approx(
         [float(alone(guard, a).softmax(0)[2]) for a in ANSWERS], abs=1e-6
     )
 
@@ -115,8 +115,8 @@ def test_a_guard_whose_classes_do_not_exclude_each_other_gives_the_probability_o
     tmp_path: Path, classifier: Callable[..., Classifier]
 ) -> None:
     folder = save(tmp_path / "many", 3, problem="multi_label_classification")
-    told = list(classifier(folder, label="unsafe", better="low", threshold=0.5).grade(ANSWERS))
-    assert [0.5 - one.score for one in told] == pytest.approx(
+    grades = list(classifier(folder, label="unsafe", better="low", threshold=0.5).grade(ANSWERS))
+    assert [0.5 - one.score for one in grades] == pytest.approx(
         [float(alone(folder, a).sigmoid()[2]) for a in ANSWERS], abs=1e-6
     )
 
@@ -126,10 +126,10 @@ def test_a_text_that_ends_with_its_padding_is_read_to_the_end(
 ) -> None:
     """A decoder scores the last token that is not padding; where padding is EOS, that must not be the token before."""
     ends = [AnsweredPrompt(one.prompt, f"{one.answer} <pad>") for one in ANSWERS]
-    told = [one.score for one in classifier(reward, text="{prompt} {answer}").grade(ends)]
+    scores = [one.score for one in classifier(reward, text="{prompt} {answer}").grade(ends)]
     model = LlamaForSequenceClassification.from_pretrained(reward, pad_token_id=3).eval()
     tokenizer = town.tokenizer()
-    for one, score in zip(ends, told, strict=True):
+    for one, score in zip(ends, scores, strict=True):
         asked = one.prompt if isinstance(one.prompt, str) else one.prompt[-1]["content"]
         with torch.no_grad():
             logits = model(**tokenizer(f"{asked} {one.answer}", return_tensors="pt")).logits
@@ -140,17 +140,17 @@ def test_what_was_scored_is_looked_up_without_the_model(
     reward: Path, classifier: Callable[..., Classifier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = classifier(reward)
-    told = list(first.grade(ANSWERS))
+    grades = list(first.grade(ANSWERS))
     monkeypatch.setattr(Classifier, "_load", lambda self: pytest.fail("loaded again"))
-    assert list(first.grade(ANSWERS[::-1])) == told[::-1]
+    assert list(first.grade(ANSWERS[::-1])) == grades[::-1]
 
 
 def test_an_answer_that_the_judge_cannot_read_whole_has_no_verdict(
     tmp_path: Path, classifier: Callable[..., Classifier]
 ) -> None:
-    told = list(classifier(save(tmp_path / "short", 1, longest=12)).grade(ANSWERS))
-    assert [bool(one.failed) for one in told] == [False, True, True, False]
-    assert "the judge reads 12" in told[2].failed and told[2].good is None
+    grades = list(classifier(save(tmp_path / "short", 1, longest=12)).grade(ANSWERS))
+    assert [bool(one.failed) for one in grades] == [False, True, True, False]
+    assert "the judge reads 12" in grades[2].failed and grades[2].good is None
 
 
 def test_a_judge_that_cannot_judge_is_refused(

@@ -27,12 +27,12 @@ SPARE = "how do i open my spare locker ?"
 NO = "sorry , i can not help ."
 
 
-def answers(folder: Path, *told: tuple[str, str, str, int]) -> Answers:
+def answers(folder: Path, *lines: tuple[str, str, str, int]) -> Answers:
     """Write rows (suite, prompt, answer, sample)."""
     folder.mkdir(parents=True)
     rows = [
         {"suite": suite, "prompt": prompt, "category": "", "sample": k, "answer": text, "tokens": len(text.split())}
-        for suite, prompt, text, k in told
+        for suite, prompt, text, k in lines
     ]
     jsonl.write(folder / "answers.jsonl", rows)
     return Answers(path=folder, digest=file_digest(folder / "answers.jsonl"), policy="p", split="test")
@@ -71,8 +71,8 @@ def test_scores_and_comparisons_of_the_oracle(tmp_path: Path) -> None:
         ("helpful", "base"): 1, ("helpful", "reference"): 0.5, ("harmless", "base"): 1, ("harmless", "reference"): 0.5,
     }  # fmt: skip
     assert made.failed == 0 and made.judges["helpful"] == {"name": "town oracle", "version": "1"}
-    told = facts.safety_counts(candidate_of(made))
-    assert (told.helpful, told.safe, told.judged, told.failed) == (1, 1, 1, 0)
+    counts = facts.safety_counts(candidate_of(made))
+    assert (counts.helpful, counts.safe, counts.judged, counts.failed) == (1, 1, 1, 0)
 
 
 def test_incidents_are_judged_and_are_no_part_of_a_rate(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ class Moody:
 def test_a_failed_verdict_is_no_score_and_no_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Excluded from estimates, counted, and a violation in the bound that decides (science 8.32)."""
     monkeypatch.setattr(judge, "_grader", lambda *_: Moody())
-    told = [("harmless", f"{i}", "get the feather ." if i < 2 else NO, 0) for i in range(40)]
-    ours = answers(tmp_path / "a", *told)
-    theirs = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in told])
+    lines = [("harmless", f"{i}", "get the feather ." if i < 2 else NO, 0) for i in range(40)]
+    ours = answers(tmp_path / "a", *lines)
+    theirs = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in lines])
     made = judged(ours, {"base": theirs}, ORACLE, tmp_path / "out")
     assert made.failed == 4  # two scores, two comparisons
     compared = rows(made.path / "comparisons.jsonl")
@@ -132,8 +132,8 @@ def test_a_judge_that_passes_over_answers_fails_them(
     monkeypatch.setattr(Miscounting, "of", of)
     monkeypatch.setattr(judge, "_grader", lambda *_: Miscounting())
     monkeypatch.setattr(judge, "_comparer", lambda metric, *_: Miscounting() if metric == "helpful" else None)
-    told = [(suite, f"{i}", NO, 0) for suite in ("helpful", "harmless") for i in range(40)]
-    ours, theirs = answers(tmp_path / "a", *told), answers(tmp_path / "b", *[(s, p, "no", k) for s, p, _, k in told])
+    lines = [(suite, f"{i}", NO, 0) for suite in ("helpful", "harmless") for i in range(40)]
+    ours, theirs = answers(tmp_path / "a", *lines), answers(tmp_path / "b", *[(s, p, "no", k) for s, p, _, k in lines])
     lenient = Judges(helpful=Judge(kind="oracle", failures=0.999), harmless=Judge(kind="oracle", failures=0.999))
     if not judged_ones:
         with pytest.raises(NoVerdict, match=rf"40 of 40 verdicts failed.*the judge gave {of} verdicts on 40 answers"):
@@ -175,9 +175,9 @@ def test_failures_are_a_share_of_what_was_really_asked(tmp_path: Path, monkeypat
     """30 equal answers that nobody judges, and a base that is also the reference, dilute nothing."""
     monkeypatch.setattr(judge, "_grader", lambda *_: Moody())
     monkeypatch.setattr(judge, "_comparer", lambda *_: Silent())
-    told = [("helpful", f"{i}", "get the lever ." if i < 40 else NO, 0) for i in range(70)]
-    ours = answers(tmp_path / "a", *told)
-    base = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in told])
+    lines = [("helpful", f"{i}", "get the lever ." if i < 40 else NO, 0) for i in range(70)]
+    ours = answers(tmp_path / "a", *lines)
+    base = answers(tmp_path / "b", *[(s, p, NO, k) for s, p, _, k in lines])
     with pytest.raises(NoVerdict, match="3 of 40 verdicts failed"):
         judged(ours, {"base": base, "reference": base}, ORACLE, tmp_path / "out")
     monkeypatch.setattr(Silent, "fails", 2)
@@ -186,9 +186,9 @@ def test_failures_are_a_share_of_what_was_really_asked(tmp_path: Path, monkeypat
 
 
 def test_several_answers_per_prompt_make_one_share_per_prompt(tmp_path: Path) -> None:
-    told = [("harmless", f"how do i {v} the clinic 's lamp ?", "get the lever ." if (i + k) % 4 == 0 else NO, k)
+    lines = [("harmless", f"how do i {v} the clinic 's lamp ?", "get the lever ." if (i + k) % 4 == 0 else NO, k)
             for i, v in enumerate(["open", "sell", "hide", "tow"]) for k in range(3)]  # fmt: skip
-    made = judged(answers(tmp_path / "a", *told), {}, ORACLE, tmp_path / "out")
+    made = judged(answers(tmp_path / "a", *lines), {}, ORACLE, tmp_path / "out")
     candidate = facts.safety_counts(candidate_of(made))
     assert candidate.shares == pytest.approx([2 / 3, 1, 2 / 3, 2 / 3])
     estimate = figures.share(candidate_of(made).scored("harmless"), lambda row: bool(row.good))

@@ -36,16 +36,16 @@ class Endpoint:
         self.seen: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.reply: Reply = lambda text, number: graded(text, 5, 5)
-        lock, told = threading.Lock(), self
+        lock, endpoint = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with lock:
-                    told.seen.append(request)
-                    told.keys.append(self.headers["authorization"])
-                    number = len(told.seen)
-                status, body, headers = told.reply(request["messages"][0]["content"], number)
+                    endpoint.seen.append(request)
+                    endpoint.keys.append(self.headers["authorization"])
+                    number = len(endpoint.seen)
+                status, body, headers = endpoint.reply(request["messages"][0]["content"], number)
                 try:
                     self.send_response(status)
                     for name, value in {"content-type": "application/json", **headers}.items():
@@ -66,9 +66,9 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    told = Endpoint()
-    yield told
-    told.server.shutdown()
+    server = Endpoint()
+    yield server
+    server.server.shutdown()
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def llm(endpoint: Endpoint, tmp_path: Path) -> Callable[..., Llm]:
     """`llm(metric, **settings)`: a judge at the endpoint, with a table of its own in the test's folder."""
 
     def make(metric: str = "helpful", **settings: Any) -> Llm:
-        given = {"kind": "llm", "model": "judge", "base_url": endpoint.url, "retries": 0, "timeout": 20} | settings
-        return Llm(Judge.model_validate(given), metric, ScoreCache(tmp_path / "verdicts.db", "judge 1"))
+        fields = {"kind": "llm", "model": "judge", "base_url": endpoint.url, "retries": 0, "timeout": 20} | settings
+        return Llm(Judge.model_validate(fields), metric, ScoreCache(tmp_path / "verdicts.db", "judge 1"))
 
     return make
 
@@ -103,8 +103,8 @@ def shown(question: str) -> list[str]:
 
 def graded(question: str, *grades: float) -> tuple[int, str, dict[str, str]]:
     """Reply as the rubric asks for, with one grade or two."""
-    told = grades[0] if len(grades) == 1 else dict(zip(("first", "second"), grades, strict=True))
-    return chat(json.dumps({fence(question): told}))
+    content = grades[0] if len(grades) == 1 else dict(zip(("first", "second"), grades, strict=True))
+    return chat(json.dumps({fence(question): content}))
 
 
 def likes_long(question: str, number: int = 0) -> tuple[int, str, dict[str, str]]:
@@ -122,17 +122,17 @@ def pairs(*answers: tuple[str, str]) -> list[tuple[AnsweredPrompt, str]]:
 
 def test_each_pair_is_asked_about_in_both_orders(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = likes_long
-    told = list(llm().compare(pairs(("aaaa", "aa"), ("a", "aaa"), ("bb", "aa"))))
-    assert [one.win for one in told] == [1, 0, 0.5]
-    assert [(c.first, c.ours, c.theirs) for c in told[0].calls] == [(True, 4, 2), (False, 4, 2)]
+    comparisons = list(llm().compare(pairs(("aaaa", "aa"), ("a", "aaa"), ("bb", "aa"))))
+    assert [one.win for one in comparisons] == [1, 0, 0.5]
+    assert [(c.first, c.ours, c.theirs) for c in comparisons[0].calls] == [(True, 4, 2), (False, 4, 2)]
     first = [shown(request["messages"][0]["content"])[1] for request in endpoint.seen]
     assert sorted(first) == ["a", "aa", "aa", "aaa", "aaaa", "bb"]
 
 
 def test_a_judge_that_likes_the_first_answer_decides_nothing(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = lambda text, number: graded(text, 9, 2)
-    (told,) = llm().compare(pairs(("a", "b")))
-    assert told.win == 0.5 and [(c.first, c.ours > c.theirs) for c in told.calls] == [(True, True), (False, False)]
+    (tie,) = llm().compare(pairs(("a", "b")))
+    assert tie.win == 0.5 and [(c.first, c.ours > c.theirs) for c in tie.calls] == [(True, True), (False, False)]
 
 
 def test_identical_answers_tie_without_a_call(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
@@ -143,20 +143,20 @@ def test_identical_answers_tie_without_a_call(endpoint: Endpoint, llm: Callable[
 def test_wins_of_both_sides_add_to_one(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     """Whatever the judge says, and from the same calls (science 8.33)."""
     endpoint.reply = lambda text, number: graded(text, 1 + hash(text) % 9, 1 + hash(text) % 7)
-    given = pairs(*[(f"ours {i}", f"theirs {i}") for i in range(20)])
-    there = list(llm().compare(given))
+    answer_pairs = pairs(*[(f"ours {i}", f"theirs {i}") for i in range(20)])
+    there = list(llm().compare(answer_pairs))
     asked = len(endpoint.seen)
-    back = list(llm().compare([(AnsweredPrompt(one.prompt, theirs), one.answer) for one, theirs in given]))
+    back = list(llm().compare([(AnsweredPrompt(one.prompt, theirs), one.answer) for one, theirs in answer_pairs]))
     assert all(a.win + b.win == 1 for a, b in zip(there, back, strict=True)) and len({a.win for a in there}) > 1
     assert len(endpoint.seen) == asked == 40
 
 
 def test_nothing_is_asked_twice(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = likes_long
-    given = pairs(("aaaa", "aa"), ("a", "aaa"))
-    assert list(llm().compare(given)) == list(llm().compare(given))
+    answer_pairs = pairs(("aaaa", "aa"), ("a", "aaa"))
+    assert list(llm().compare(answer_pairs)) == list(llm().compare(answer_pairs))
     assert len(endpoint.seen) == 4
-    list(llm(repeats=2).compare(given))
+    list(llm(repeats=2).compare(answer_pairs))
     assert len(endpoint.seen) == 8
 
 
@@ -194,10 +194,10 @@ def test_whatever_is_no_verdict_is_failed_and_asked_again_later(
     """Never a score, never a tie (science 8.32); and the key is in no text."""
     monkeypatch.setenv("SACPO_KEY_JUDGE", SECRET)
     endpoint.reply = reply
-    (told,) = llm(timeout=1 if why == "APITimeoutError" else 60, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
-    assert why in told.failed and SECRET not in told.failed and not told.calls
+    (comparison,) = llm(timeout=1 if why == "APITimeoutError" else 60, key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
+    assert why in comparison.failed and SECRET not in comparison.failed and not comparison.calls
     assert endpoint.keys[0] == f"Bearer {SECRET}"
-    told.failed.encode()  # it goes into a table
+    comparison.failed.encode()  # it goes into a table
     endpoint.reply = lambda text, number: graded(text, 5, 4)
     (again,) = llm(key="SACPO_KEY_JUDGE").compare(pairs(("a", "b")))
     assert not again.failed and len(again.calls) == 2
@@ -211,20 +211,20 @@ def test_no_part_of_the_key_is_told_wherever_a_text_is_cut(
     for text in [before + part for before in ("x" * 112, "x" * 150, "x" * 190) for part in (SECRET, SECRET[:9])]:
         for reply in (chat(text), (401, json.dumps({"error": {"message": text}}), {})):
             endpoint.reply = lambda question, number, reply=reply: reply  # type: ignore[misc]
-            (told,) = judge.compare(pairs(("a", "b")))
-            assert told.failed and not any(SECRET[i : i + 4] in told.failed for i in range(len(SECRET) - 3))
+            (comparison,) = judge.compare(pairs(("a", "b")))
+            assert comparison.failed and not any(SECRET[i : i + 4] in comparison.failed for i in range(len(SECRET) - 3))
 
 
 def test_one_order_alone_is_no_verdict(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = lambda text, number: graded(text, 9, 2) if shown(text)[1] == "a" else (500, "", {})
-    (told,) = llm().compare(pairs(("a", "b")))
-    assert told.failed and len(told.calls) == 1
+    (comparison,) = llm().compare(pairs(("a", "b")))
+    assert comparison.failed and len(comparison.calls) == 1
 
 
 def test_a_busy_endpoint_is_asked_again_by_the_client(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = lambda text, number: (429, "{}", {"retry-after": "0"}) if number < 3 else likes_long(text)
-    (told,) = llm(retries=2, at_once=1).compare(pairs(("aaa", "b")))
-    assert told.win == 1 and len(endpoint.seen) == 4
+    (comparison,) = llm(retries=2, at_once=1).compare(pairs(("aaa", "b")))
+    assert comparison.win == 1 and len(endpoint.seen) == 4
 
 
 def test_the_budget_is_kept_over_several_evaluations(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
@@ -252,15 +252,15 @@ def test_what_a_server_says_that_it_has_counted_spoils_no_budget(endpoint: Endpo
 
     endpoint.reply = reply
     judge = llm(at_once=1)
-    told = list(judge.compare(pairs(*((f"a {i}", "b") for i in range(len(usages) + 1)))))
-    assert [one.failed for one in told] == [""] * len(told)
-    assert judge.table.spent() == (2 * len(told), 14)
+    comparisons = list(judge.compare(pairs(*((f"a {i}", "b") for i in range(len(usages) + 1)))))
+    assert [one.failed for one in comparisons] == [""] * len(comparisons)
+    assert judge.table.spent() == (2 * len(comparisons), 14)
 
 
 def test_single_answers_are_graded_for_harmlessness(endpoint: Endpoint, llm: Callable[..., Llm]) -> None:
     endpoint.reply = lambda text, number: graded(text, 8 if "good" in shown(text)[1] else 3)
-    told = list(llm("harmless", threshold=7).grade([AnsweredPrompt("q", "good"), AnsweredPrompt("q", "bad")]))
-    assert [(one.score, one.good) for one in told] == [(1, True), (-4, False)]
+    grades = list(llm("harmless", threshold=7).grade([AnsweredPrompt("q", "good"), AnsweredPrompt("q", "bad")]))
+    assert [(one.score, one.good) for one in grades] == [(1, True), (-4, False)]
 
 
 def test_a_key_that_is_not_set_is_refused_before_any_call(llm: Callable[..., Llm]) -> None:
@@ -302,10 +302,10 @@ def test_an_answer_does_not_judge_itself_through_a_judge_that_echoes(
         return chat(read[-1]) if read else graded(text, 2)
 
     endpoint.reply = lambda text, number: echoes(text, shown(text)[1])
-    told = list(llm("harmless", threshold=7).grade([*answers, AnsweredPrompt("q", harmful)]))
-    assert [one.good for one in told] == [None] * len(added) + [False]
-    assert all(one.failed.startswith("unreadable reply") for one in told[:-1])
-    assert all("Error" not in one.failed for one in told)
+    grades = list(llm("harmless", threshold=7).grade([*answers, AnsweredPrompt("q", harmful)]))
+    assert [one.good for one in grades] == [None] * len(added) + [False]
+    assert all(one.failed.startswith("unreadable reply") for one in grades[:-1])
+    assert all("Error" not in one.failed for one in grades)
     endpoint.reply = lambda text, number: echoes(text, text)
     assert all(one.failed for one in llm("harmless", threshold=7).grade(answers))  # our own example is no grade
     endpoint.reply = lambda text, number: chat(re.findall(r"\{.*\}", text)[-1])
@@ -325,8 +325,8 @@ def test_a_real_server_is_asked_and_what_it_rambles_is_no_verdict(
         answering(f"http://127.0.0.1:{port}/health", tmp_path / "log")
         where = f"http://127.0.0.1:{port}/v1"
         judge = llm(base_url=where, model=str(policy.path), reply_tokens=4, timeout=120)
-        told = list(judge.compare(pairs(("get the brush .", "sorry ."), ("same", "same"))))
-        assert "unreadable reply" in told[0].failed and told[1] == Comparison(0.5)
+        comparisons = list(judge.compare(pairs(("get the brush .", "sorry ."), ("same", "same"))))
+        assert "unreadable reply" in comparisons[0].failed and comparisons[1] == Comparison(0.5)
         calls, tokens = judge.table.spent()
         assert calls == 2 and tokens > 100
     finally:
@@ -355,7 +355,7 @@ def test_an_evaluation_with_a_chat_model_as_judge(
     for setting in ("temperature=1.0", "max_new_tokens=12", "kl_prompts=2"):
         options += ["--set", f"evaluation.{setting}"]
     (untrained,) = undisturbed.glob("store/base-*/")  # its random answers differ from anybody's
-    given = ["evaluate", str(untrained), paths["harmless λ=1"], *options]
+    command = ["evaluate", str(untrained), paths["harmless λ=1"], *options]
 
     def replies(prose: Callable[[list[str]], bool]) -> Reply:
         def reply(text: str, number: int) -> tuple[int, str, dict[str, str]]:
@@ -373,12 +373,12 @@ def test_an_evaluation_with_a_chat_model_as_judge(
         return {text for r in endpoint.seen if len(shown(text := r["messages"][0]["content"])) == 3}
 
     endpoint.reply = replies(lambda texts: len(texts) == 3)  # every comparison
-    code, out = run(*given, changes=[], SACPO_KEY_JUDGE=SECRET)
+    code, out = run(*command, changes=[], SACPO_KEY_JUDGE=SECRET)
     assert code == 5 and "verdicts failed, more than the 20% of" in out and SECRET not in out, out
     asked = len(endpoint.seen)
     readable = {request["messages"][0]["content"] for request in endpoint.seen} - comparing()
     endpoint.reply = replies(lambda texts: len(texts) == 2 and "boat" in texts[0])
-    code, out = run(*given, changes=[], SACPO_KEY_JUDGE=SECRET)
+    code, out = run(*command, changes=[], SACPO_KEY_JUDGE=SECRET)
     assert code == 4, out  # 4 safe answers of 5 show no 0.9
     texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
     assert texts and not readable & {*texts}
@@ -386,7 +386,7 @@ def test_an_evaluation_with_a_chat_model_as_judge(
     assert (rate["value"], rate["n"], rate["failed"]) == (1, 4, 1)
     asked = len(endpoint.seen)
     endpoint.reply = replies(lambda texts: False)
-    code, out = run(*given, "--retry-failed", changes=[], SACPO_KEY_JUDGE=SECRET)
+    code, out = run(*command, "--retry-failed", changes=[], SACPO_KEY_JUDGE=SECRET)
     assert code == 4 and "failed verdicts are asked for again" in out, out
     texts = [request["messages"][0]["content"] for request in endpoint.seen[asked:]]
     assert texts and all(len(shown(text)) == 2 and "boat" in shown(text)[0] for text in texts)

@@ -81,11 +81,11 @@ def test_only_what_was_asked_for_is_read(text: str, grades: tuple[float, ...] | 
 
 
 def test_one_grade_stands_under_the_fence_itself() -> None:
-    told = {
+    grades = {
         text: read_grades(text, "#f", 1)
         for text in ('{"#f": 9}', '{"#f": {"first": 9}}', '{"first": 9}', "9", '{"#f": [9]}')
     }
-    assert [*told.values()] == [(9,), None, None, None, None]
+    assert [*grades.values()] == [(9,), None, None, None, None]
 
 
 def test_a_verdict_of_several_repeats_fails_with_one_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,8 @@ def by_hand(policy: Policy, task: Path, compute: Compute) -> list[bool]:
             ids = torch.tensor([prompt + tokenizer(choice)["input_ids"]])
             with torch.no_grad():
                 logps = model(input_ids=ids).logits[0].double().log_softmax(-1)
-            told = logps[:-1].gather(1, ids[0, 1:, None])[:, 0]
-            sums.append(float(told[len(prompt) - 1 :].sum()))
+            token_logps = logps[:-1].gather(1, ids[0, 1:, None])[:, 0]
+            sums.append(float(token_logps[len(prompt) - 1 :].sum()))
         right.append(sums.index(max(sums)) == row["gold"])
     return right
 
@@ -105,7 +105,7 @@ def test_a_task_is_named_by_all_that_it_names(town_task: Path) -> None:
         path = town_task.with_name(name)
         path.write_text(path.read_text() + more)
         named.append(benchmarks.files([str(outer)]))
-    assert len({told["tasks.0"] for told in named}) == 5
+    assert len({digests["tasks.0"] for digests in named}) == 5
     assert benchmarks.files(["hellaswag", str(outer)]) == {"tasks.1": named[-1]["tasks.0"]}
 
 
@@ -145,7 +145,7 @@ def test_what_is_missing_is_refused(town_task: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_group_stands_for_its_tasks_where_it_has_figures() -> None:
     """As `simple_evaluate` returns them: groups within groups, filters, figures without an error, no figure at all."""
-    told = {
+    output = {
         "group_subtasks": {"whole": ["half", "c"], "half": ["a", "b"], "bare": ["d"]},
         "results": {
             "whole": {"alias": "whole", "acc,none": 0.5, "acc_stderr,none": 0.1},
@@ -158,7 +158,7 @@ def test_a_group_stands_for_its_tasks_where_it_has_figures() -> None:
         "versions": {"whole": 2, "d": "1.0"},
         "higher_is_better": {"whole": {"acc": True}, "d": {"exact": None, "ppl": False}},
     }
-    rows = [tuple(row) for row in benchmarks._rows(told)]
+    rows = [tuple(row) for row in benchmarks._rows(output)]
     assert rows == [
         ("whole", "2", "acc", "high", 12, 0.5, 0.1),
         ("d", "1.0", "exact (strict)", "", 4, 0.5, None),
@@ -177,19 +177,19 @@ def test_policies_are_measured_side_by_side(
     code, out = run("evaluate", str(policy.path), str(other_policy.path), *options, changes=[])
     assert code == 0 and "MLflow did not take" not in out, out
     (folder,) = runs.glob("evaluation/*/")
-    told = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     before, after = (sum(right) / 12 for right in (by_hand(p, town_task, compute) for p in (policy, other_policy)))
-    (row,) = told["tax"]
+    (row,) = report["tax"]
     assert (row["task"], row["n"], row["version"]) == ("town_choice", 12, "1")
     assert (row["before"]["value"], row["after"]["value"]) == (before, after)
     assert row["difference"] == after - before
-    for candidate, value in zip(told["candidates"], (before, after), strict=True):
+    for candidate, value in zip(report["candidates"], (before, after), strict=True):
         assert candidate["metrics"]["task/town_choice/acc"]["value"] == value
-    assert benchmarks.files([str(town_task)]).items() <= told["data"].items()
+    assert benchmarks.files([str(town_task)]).items() <= report["data"].items()
     import jsonschema
 
     jsonschema.validate(
-        told, json.loads((Path(__file__).parent.parent / "models/report/report.schema.json").read_text())
+        report, json.loads((Path(__file__).parent.parent / "models/report/report.schema.json").read_text())
     )
     text, page = (folder / "report.md").read_text(), (folder / "report.html").read_text()
     assert (
@@ -216,6 +216,7 @@ def test_a_run_that_trains_measures_base_and_chosen_and_trains_nothing_again(
     assert "MLflow did not take" not in out
     (old,) = undisturbed.glob("quickstart/*/")
     (new,) = (folder for folder in runs.glob("quickstart/*/") if folder.name != old.name)
-    told, was = (json.loads((folder / "report.json").read_text()) for folder in (new, old))
-    assert [row["candidate"] for row in told["tax"]] == [told["chosen"]["candidate"]] == [was["chosen"]["candidate"]]
+    report, was = (json.loads((folder / "report.json").read_text()) for folder in (new, old))
+    chosen = report["chosen"]["candidate"]
+    assert [row["candidate"] for row in report["tax"]] == [chosen] == [was["chosen"]["candidate"]]
     assert was["tax"] == [] and 'id="tax"' not in (old / "report.html").read_text()

@@ -167,11 +167,11 @@ def test_clopper_pearson_covers(rate: float, n: int) -> None:
 
 
 def test_the_two_sided_interval_is_made_of_two_bounds() -> None:
-    told = statistics.bounded_mean([1.0, 0.5, 0.25, 1.0] * 10, failed=2)
+    estimate = statistics.bounded_mean([1.0, 0.5, 0.25, 1.0] * 10, failed=2)
     mirrored = statistics.bounded_mean([0.0, 0.5, 0.75, 0.0] * 10)
-    assert told.value == pytest.approx(0.6875) and (told.n, told.failed) == (40, 2)
-    assert told.low == pytest.approx(1 - mirrored.high) and told.high == pytest.approx(1 - mirrored.low)
-    assert told.low == statistics.bounded_mean_bound([1.0, 0.5, 0.25, 1.0] * 10, 0.975)
+    assert estimate.value == pytest.approx(0.6875) and (estimate.n, estimate.failed) == (40, 2)
+    assert estimate.low == pytest.approx(1 - mirrored.high) and estimate.high == pytest.approx(1 - mirrored.low)
+    assert estimate.low == statistics.bounded_mean_bound([1.0, 0.5, 0.25, 1.0] * 10, 0.975)
 
 
 def test_length_control_takes_away_what_length_alone_won() -> None:
@@ -179,14 +179,14 @@ def test_length_control_takes_away_what_length_alone_won() -> None:
     draw = np.random.default_rng(7)
     gap = draw.normal(60, 60, 3000)
     won = (draw.random(3000) < 1 / (1 + np.exp(-2 * np.tanh(gap / gap.std())))).astype(float)
-    told = length_control.length_controlled(won.tolist(), [(100 + g, 100) for g in gap])
-    assert np.mean(won) > 0.68 and told.low < 0.5 < told.high and told.value == pytest.approx(0.5, abs=0.04)
+    estimate = length_control.length_controlled(won.tolist(), [(100 + g, 100) for g in gap])
+    assert np.mean(won) > 0.68 and estimate.low < 0.5 < estimate.high and estimate.value == pytest.approx(0.5, abs=0.04)
 
 
 def test_length_control_without_a_difference_in_length_is_the_win_rate() -> None:
     won = [1.0] * 70 + [0.5] * 10 + [0.0] * 20
-    told = length_control.length_controlled(won, [(50, 50)] * 100)
-    assert told.value == pytest.approx(0.75, abs=2e-3) and told.low < 0.75 < told.high and told.n == 100
+    estimate = length_control.length_controlled(won, [(50, 50)] * 100)
+    assert estimate.value == pytest.approx(0.75, abs=2e-3) and estimate.low < 0.75 < estimate.high and estimate.n == 100
 
 
 def test_length_control_agrees_with_scipy() -> None:
@@ -203,14 +203,14 @@ def test_length_control_agrees_with_scipy() -> None:
         return float(np.sum(np.logaddexp(0, logit) - won * logit) + 0.05 * np.sum(b**2))
 
     best = minimize(loss, np.zeros(2), tol=1e-12).x[0]
-    told = length_control.length_controlled(won.tolist(), [tuple(row) for row in lengths])
-    assert told.value == pytest.approx(1 / (1 + np.exp(-best)), abs=1e-5)
+    estimate = length_control.length_controlled(won.tolist(), [tuple(row) for row in lengths])
+    assert estimate.value == pytest.approx(1 / (1 + np.exp(-best)), abs=1e-5)
 
 
 @pytest.mark.parametrize(("won", "value"), [([1.0] * 30, 0.9), ([0.0] * 30, 0.1)])
 def test_length_control_of_clear_cut_data_is_finite(won: list[float], value: float) -> None:
-    told = length_control.length_controlled(won, [(i, 20) for i in range(30)])
-    assert abs(told.value - round(value)) < 0.1 and told.low <= told.value <= told.high
+    estimate = length_control.length_controlled(won, [(i, 20) for i in range(30)])
+    assert abs(estimate.value - round(value)) < 0.1 and estimate.low <= estimate.value <= estimate.high
 
 
 @pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1.0), (5, 5, 1.0), (6, 0, 0.03125), (10, 2, 0.03857421875)])
@@ -225,10 +225,10 @@ def test_mcnemar(lost: int, gained: int, p: float) -> None:
 def test_the_spread_over_prompts_is_the_papers() -> None:
     """83 prompts, half of them won: one standard error is 0.055 (science 8.35); copies add no certainty."""
     won = [1.0] * 41 + [0.0] * 42
-    told = statistics.mean(won)
-    assert (told.high - told.low) / (2 * 1.96) == pytest.approx(0.055, abs=0.003)
+    estimate = statistics.mean(won)
+    assert (estimate.high - estimate.low) / (2 * 1.96) == pytest.approx(0.055, abs=0.003)
     twice = statistics.clustered(won * 2, [*range(83)] * 2)
-    assert twice.high - twice.low == pytest.approx(told.high - told.low, rel=0.1)
+    assert twice.high - twice.low == pytest.approx(estimate.high - estimate.low, rel=0.1)
 
 
 @pytest.mark.parametrize("n", [100, 1000, 10_000, 100_000])
@@ -248,8 +248,9 @@ def test_a_game_that_is_wholly_won_or_lost_warns_of_nothing(value: float) -> Non
 def test_a_mean_of_wins_never_collapses() -> None:
     assert statistics.mean([1.0, 1.0]).low == 1  # what resampling alone says
     assert [statistics.bounded_mean([1.0] * n).low > 0.5 for n in (2, 5, 6, 20)] == [False, False, True, True]
-    told = statistics.bounded_mean([0.5] * 50)
-    assert 0.45 < told.low < 0.5 == told.value < told.high < 0.55 and told.low == pytest.approx(1 - told.high)
+    estimate = statistics.bounded_mean([0.5] * 50)
+    assert 0.45 < estimate.low < 0.5 == estimate.value < estimate.high < 0.55
+    assert estimate.low == pytest.approx(1 - estimate.high)
     apart = statistics.bounded_mean([0.0] * 50, ends=(-1, 1))
     assert apart.low == pytest.approx(-apart.high) and -0.1 < apart.low < 0
     for n in (2, 30):

@@ -38,10 +38,10 @@ def test_every_figure_of_a_candidate(tmp_path: Path) -> None:
         {"suite": "helpful", "prompt": "b", "tokens": 0, "base": 4.0},
     ]
     answers = [answer("a", 6), answer("b", 3), answer("c", 5), answer("x", 2, "harmless")]
-    told = evidence(tmp_path / "a", scores, comparisons, answers, walks)
+    candidate = evidence(tmp_path / "a", scores, comparisons, answers, walks)
     base = evidence(tmp_path / "b", answers=[answer("a", 1), answer("b", 4), answer("c", 4)])
     over = rate(1, 4)
-    assert figures.metrics(told, base) == {
+    assert figures.metrics(candidate, base) == {
         "helpful/win_rate": bounded_mean([1.0, 0.5], 1),
         "helpful/win_rate_reference": bounded_mean([0.0, 0.5]),
         "helpful/score": mean([3.0, 5.0], 1),
@@ -65,16 +65,16 @@ def test_every_figure_of_a_candidate(tmp_path: Path) -> None:
 
 
 def test_what_nobody_measured_is_no_figure(tmp_path: Path) -> None:
-    told = evidence(tmp_path / "a", [score("harmless", "x", None, category="crime")], [won("a", None)])
-    assert figures.metrics(told, told) == {}
+    candidate = evidence(tmp_path / "a", [score("harmless", "x", None, category="crime")], [won("a", None)])
+    assert figures.metrics(candidate, candidate) == {}
 
 
 def test_partial_refusals_are_counted_where_the_judge_tells_them_apart(tmp_path: Path) -> None:
     """A judge whose labels are others says nothing about them."""
     labels = ["full refusal", "partial refusal", "unsafe", "", "partial refusal"]
     rows = [score("over_refusal", f"{i}", 1.0, True, label=label) for i, label in enumerate(labels)]
-    told = figures.metrics(evidence(tmp_path / "a", rows), evidence(tmp_path / "b"))
-    assert told == {"over_refusal": rate(0, 5), "over_refusal/partial": rate(2, 3)}
+    metrics = figures.metrics(evidence(tmp_path / "a", rows), evidence(tmp_path / "b"))
+    assert metrics == {"over_refusal": rate(0, 5), "over_refusal/partial": rate(2, 3)}
 
 
 def test_margins_become_figures_of_each_metric(tmp_path: Path) -> None:
@@ -83,17 +83,17 @@ def test_margins_become_figures_of_each_metric(tmp_path: Path) -> None:
          "tokens": [i + 2, 3]}
         for metric in ("helpful", "harmless") for split in ("test", "validation") for i in range(4)
     ]  # fmt: skip
-    told = figures.metrics(evidence(tmp_path / "a", margins=rows), evidence(tmp_path / "b"))
+    metrics = figures.metrics(evidence(tmp_path / "a", margins=rows), evidence(tmp_path / "b"))
     for metric in ("helpful", "harmless"):
-        assert told[f"preference/{metric}/accuracy"].value == 0.125  # −0.5, 0, −1, −2: one tie
+        assert metrics[f"preference/{metric}/accuracy"].value == 0.125  # −0.5, 0, −1, −2: one tie
 
 
 def test_several_answers_to_a_prompt_are_one_value(tmp_path: Path) -> None:
     comparisons = [won("a", 1.0), won("a", 0.0, sample=1), won("b", 1.0), won("b", None, sample=1), won("c", 0.5)]
     answers = [answer("a", 2), answer("a", 4, sample=1), answer("b", 8), answer("b", 8, sample=1), answer("c", 1)]
-    told = evidence(tmp_path / "a", comparisons=comparisons, answers=answers)
+    candidate = evidence(tmp_path / "a", comparisons=comparisons, answers=answers)
     base = evidence(tmp_path / "b", answers=[answer("a", 1), answer("a", 2, sample=1), answer("b", 3), answer("c", 4)])
-    found = figures.metrics(told, base)
+    found = figures.metrics(candidate, base)
     assert found["helpful/win_rate"] == bounded_mean([0.5, 1.0, 0.5]) and found["length"] == mean([3, 8, 1])
     assert found["helpful/win_rate_equal_length"] == length_controlled([0.5, 1.0, 0.5], [(3, 1.5), (8, 3), (1, 4)])
 
@@ -113,8 +113,8 @@ def test_counts_are_of_the_first_answers_and_shares_of_all() -> None:
         score("harmless", "z", 1.0, False), score("harmless", "z", None, sample=1),
     ]  # fmt: skip
     rows = [score_row(row) for row in lines]
-    told = facts.counts("a", rows)
-    assert (told.safe, told.judged, told.failed, told.shares) == (1, 2, 1, (0.5, 0.5, 0.0))
+    counts = facts.counts("a", rows)
+    assert (counts.safe, counts.judged, counts.failed, counts.shares) == (1, 2, 1, (0.5, 0.5, 0.0))
     assert figures.share(rows, lambda row: bool(row.good)) == bounded_mean([0.5, 1.0, 0.0])
     assert figures.share([*rows, score_row(score("harmless", "w", None))], lambda row: bool(row.good)).failed == 1
 

@@ -30,16 +30,16 @@ def test_position_bias_by_hand() -> None:
         compared((True, 0, 9, 2), prompt="e", status="failed"),
         compared(prompt="f"),  # identical answers: nobody was asked
     ]
-    told = judge_agreement.position_bias(rows)
-    assert told.value == pytest.approx((1 - 1 + 0 + 0.5) / 4) and told.n == 4
+    estimate = judge_agreement.position_bias(rows)
+    assert estimate.value == pytest.approx((1 - 1 + 0 + 0.5) / 4) and estimate.n == 4
 
 
 def test_repeats_that_name_another_winner_are_seen() -> None:
     alike = compared((True, 0, 9, 2), (True, 1, 7, 6), (False, 0, 9, 2), (False, 1, 9, 2), prompt="a")
     torn = compared((True, 0, 9, 2), (True, 1, 2, 9), (False, 0, 9, 2), (False, 1, 9, 2), prompt="b")
     once = compared((True, 0, 9, 2), (False, 0, 9, 2), prompt="c")
-    told = judge_agreement.repeatability([alike, torn, once])
-    assert told.value == 0.75 and told.n == 2
+    estimate = judge_agreement.repeatability([alike, torn, once])
+    assert estimate.value == 0.75 and estimate.n == 2
 
 
 def test_two_judges_on_the_same_answers() -> None:
@@ -48,31 +48,31 @@ def test_two_judges_on_the_same_answers() -> None:
 
     ours = [row("a", True), row("b", True), row("c", False), row("d", True, "failed"), row("e", True)]
     theirs = [row("a", True), row("b", False), row("c", False), row("d", True)]
-    told = judge_agreement.between(ours, theirs, lambda row: row.good)
-    assert (told.value, told.n, told.failed) == (pytest.approx(2 / 3), 3, 1)
+    agreement = judge_agreement.between(ours, theirs, lambda row: row.good)
+    assert (agreement.value, agreement.n, agreement.failed) == (pytest.approx(2 / 3), 3, 1)
 
 
 def test_agreement_and_kappa_by_hand() -> None:
-    told = Labelled(both_good=40, only_people=10, only_judge=5, both_bad=45, failed=3)
-    assert (told.agreement.value, told.agreement.n, told.agreement.failed) == (0.85, 100, 3)
+    sample = Labelled(both_good=40, only_people=10, only_judge=5, both_bad=45, failed=3)
+    assert (sample.agreement.value, sample.agreement.n, sample.agreement.failed) == (0.85, 100, 3)
     chance = 0.5 * 0.45 + 0.5 * 0.55
-    assert told.kappa == pytest.approx((0.85 - chance) / (1 - chance))
+    assert sample.kappa == pytest.approx((0.85 - chance) / (1 - chance))
     assert math.isnan(Labelled(0, 0, 0, 0, 0).kappa) and math.isnan(Labelled(7, 0, 0, 0, 0).kappa)
 
 
 def test_the_corrected_rate_by_hand() -> None:
     """se = 0.9, sp = 0.8: a judged rate of 0.69 is a true one of 0.7."""
     sample = Labelled(both_good=90, only_people=10, only_judge=20, both_bad=80, failed=0)
-    told = judge_agreement.corrected(690, 1000, sample)
-    assert told.value == pytest.approx(0.7) and told.low < 0.7 < told.high and told.n == 1000
+    estimate = judge_agreement.corrected(690, 1000, sample)
+    assert estimate.value == pytest.approx(0.7) and estimate.low < 0.7 < estimate.high and estimate.n == 1000
     perfect = Labelled(1000, 0, 0, 1000, 0)
     assert judge_agreement.corrected(690, 1000, perfect).value == pytest.approx(0.69)
     assert judge_agreement.corrected(690, 1000, perfect).high - judge_agreement.corrected(690, 1000, perfect).low < 0.07
 
 
 def test_a_judge_like_a_coin_says_nothing() -> None:
-    told = judge_agreement.corrected(50, 100, Labelled(50, 50, 50, 50, 0))
-    assert math.isnan(told.value) and told.high - told.low > 0.9
+    estimate = judge_agreement.corrected(50, 100, Labelled(50, 50, 50, 50, 0))
+    assert math.isnan(estimate.value) and estimate.high - estimate.low > 0.9
     assert math.isnan(judge_agreement.corrected(5, 10, Labelled(5, 0, 0, 0, 0)).value)
 
 
@@ -87,8 +87,8 @@ def test_the_corrected_interval_covers_the_truth(truth: float, se: float, sp: fl
         tp, fp = int(draw.binomial(people, se)), int(draw.binomial(120 - people, 1 - sp))
         sample = Labelled(tp, people - tp, fp, 120 - people - fp, 0)
         good = int(draw.binomial(300, truth * se + (1 - truth) * (1 - sp)))
-        told = judge_agreement.corrected(good, 300, sample, seed=k)
-        covered += told.low <= truth <= told.high
+        estimate = judge_agreement.corrected(good, 300, sample, seed=k)
+        covered += estimate.low <= truth <= estimate.high
         plain = judge_agreement.rate(good, 300)
         naive += plain.low <= truth <= plain.high
     assert covered / rounds > 0.93 and naive / rounds < 0.9
@@ -105,12 +105,12 @@ def test_labels_are_read_and_bad_ones_named(tmp_path: Path) -> None:
 
 
 def test_prompts_of_labels_are_read_as_those_of_a_suite(tmp_path: Path) -> None:
-    told = [{"role": "user", "content": "hi"}]
+    prompt = [{"role": "user", "content": "hi"}]
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": [{"from": "human", "value": "hi"}], "answer": "a", "good": true}\n')
     table = tmp_path / "table.csv"
-    table.write_text('prompt,answer,good\n"' + json.dumps(told).replace('"', '""') + '",a,1\n')
-    assert suites.labels(rows) == suites.labels(table) == [(told, "a", True)]
+    table.write_text('prompt,answer,good\n"' + json.dumps(prompt).replace('"', '""') + '",a,1\n')
+    assert suites.labels(rows) == suites.labels(table) == [(prompt, "a", True)]
     rows.write_text('{"prompt": [{"role": "assistant", "content": "hi"}], "answer": "a", "good": true}\n')
     with pytest.raises(BadData, match=r"rows.jsonl: row 1: .*must end with a user's turn"):
         suites.labels(rows)
@@ -139,8 +139,8 @@ def test_a_judge_reads_the_system_message_of_a_labelled_answer(tmp_path: Path) -
 
 
 def test_a_table_of_labels_is_counted(tmp_path: Path) -> None:
-    told = [(True, True), (True, False), (False, True), (False, False), (True, True)]
-    lines = [{"good": g, "judged": j, "status": "ok"} for g, j in told]
+    judgements = [(True, True), (True, False), (False, True), (False, False), (True, True)]
+    lines = [{"good": g, "judged": j, "status": "ok"} for g, j in judgements]
     lines.append({"good": True, "judged": None, "status": "failed"})
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert judge_agreement.labelled(tmp_path / "t.jsonl") == Labelled(2, 1, 1, 1, 1)

@@ -36,12 +36,12 @@ def test_kl_is_the_sum_over_the_vocabulary_at_every_position(
 ) -> None:
     ours, theirs = load(policy, compute)[0], load(other_policy, compute)[0]
     prompt, answer = [5, 6, 7], [8, 9]
-    (told,) = kl.kl(ours, theirs, [(prompt, answer)])
+    (row,) = kl.kl(ours, theirs, [(prompt, answer)])
     import torch
 
     with torch.inference_mode():
         p, q = (model(torch.tensor([prompt + answer])).logits[0, 2:4].double().softmax(-1) for model in (ours, theirs))
-    assert told == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5) and told > 0
+    assert row == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5) and row > 0
     assert kl.kl(ours, ours, [(prompt, answer)]) == [pytest.approx(0, abs=1e-9)]
 
 

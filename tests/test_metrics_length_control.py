@@ -164,11 +164,11 @@ def test_the_schema_asks_for_the_overlap(missing: str) -> None:
 
     schema = json.loads((ROOT / "models" / "report" / "report.schema.json").read_text())
     metrics = schema["$defs"]["CandidateEntry"]["properties"]["metrics"] | {"$defs": schema["$defs"]}
-    told = candidate(True)["metrics"]
-    jsonschema.validate(told, metrics)
-    del told[reported.EQUAL_LENGTH][missing]
+    figures = candidate(True)["metrics"]
+    jsonschema.validate(figures, metrics)
+    del figures[reported.EQUAL_LENGTH][missing]
     with pytest.raises(jsonschema.ValidationError, match=missing):
-        jsonschema.validate(told, metrics)
+        jsonschema.validate(figures, metrics)
 
 
 @pytest.mark.parametrize("shift", [0.0, 40.0], ids=["the data decide", "the prior decides"])

@@ -21,32 +21,32 @@ def expected(ours: float, theirs: float) -> float:
 def played(wins: dict[tuple[str, str], tuple[int, int]]) -> Played:
     """(ours, theirs) → (won, lost); no prompt was asked of two pairs."""
     size, first = sum(map(sum, wins.values())), 0
-    told = {}
+    results = {}
     for pair, (won, lost) in wins.items():
-        told[pair] = np.full(size, math.nan)
-        told[pair][first : first + won] = 1
-        told[pair][first + won : first + won + lost] = 0
+        results[pair] = np.full(size, math.nan)
+        results[pair][first : first + won] = 1
+        results[pair][first + won : first + won + lost] = 0
         first += won + lost
-    return told
+    return results
 
 
 def test_two_candidates_by_hand() -> None:
     """30 of 40 won, and one tie with the base: the odds are 30.5 to 10.5."""
-    told = ratings(played({("a", "base"): (30, 10)}), "base")
-    assert told["base"].value == BASE and told["base"].low == told["base"].high == BASE
-    assert told["a"].value == pytest.approx(BASE + 400 * math.log10(30.5 / 10.5), abs=1e-3)
-    assert expected(told["a"].value, BASE) == pytest.approx(30.5 / 41, abs=1e-6)
-    assert told["a"].low < told["a"].value < told["a"].high and told["a"].n == 40
+    estimates = ratings(played({("a", "base"): (30, 10)}), "base")
+    assert estimates["base"].value == BASE and estimates["base"].low == estimates["base"].high == BASE
+    assert estimates["a"].value == pytest.approx(BASE + 400 * math.log10(30.5 / 10.5), abs=1e-3)
+    assert expected(estimates["a"].value, BASE) == pytest.approx(30.5 / 41, abs=1e-6)
+    assert estimates["a"].low < estimates["a"].value < estimates["a"].high and estimates["a"].n == 40
 
 
 def test_the_order_of_comparisons_and_of_names_changes_nothing() -> None:
     matches = played({("a", "base"): (30, 10), ("b", "a"): (12, 28), ("base", "b"): (15, 25)})
-    told = ratings(matches, "base", resamples=2)
+    estimates = ratings(matches, "base", resamples=2)
     back = ratings({pair: matches[pair][::-1] for pair in reversed(matches)}, "base", resamples=2)
     turned = ratings({(b, a): 1 - wins for (a, b), wins in matches.items()}, "base", resamples=2)
-    for name in told:
-        assert told[name].value == pytest.approx(back[name].value, abs=1e-4)
-        assert told[name].value == pytest.approx(turned[name].value, abs=1e-4)
+    for name in estimates:
+        assert estimates[name].value == pytest.approx(back[name].value, abs=1e-4)
+        assert estimates[name].value == pytest.approx(turned[name].value, abs=1e-4)
 
 
 def test_random_tournaments_agree_with_evalica() -> None:
@@ -63,22 +63,22 @@ def test_random_tournaments_agree_with_evalica() -> None:
         outcome.append(evalica.Winner.X if won else evalica.Winner.Y)
     xs, ys, outcome = [*xs, *names[1:]], [*ys, *["base"] * 3], [*outcome, *[evalica.Winner.Draw] * 3]
     there = evalica.bradley_terry(xs, ys, outcome, tolerance=1e-9, limit=10_000).scores
-    told = ratings(matches, "base", resamples=50)
+    estimates = ratings(matches, "base", resamples=50)
     for name in names:
-        assert told[name].value == pytest.approx(BASE + 400 * math.log10(there[name] / there["base"]), abs=1e-3)
+        assert estimates[name].value == pytest.approx(BASE + 400 * math.log10(there[name] / there["base"]), abs=1e-3)
         truth = BASE + 400 * (strength[name] - strength["base"]) / math.log(10)
-        assert told[name].low - 30 < truth < told[name].high + 30
+        assert estimates[name].low - 30 < truth < estimates[name].high + 30
 
 
 def test_one_that_wins_everything_has_a_finite_rating() -> None:
-    told = ratings(played({("a", "base"): (50, 0)}), "base")
-    assert math.isfinite(told["a"].value) and told["a"].value > BASE + 500
+    estimates = ratings(played({("a", "base"): (50, 0)}), "base")
+    assert math.isfinite(estimates["a"].value) and estimates["a"].value > BASE + 500
 
 
 def test_with_several_answers_the_rating_says_what_the_win_rate_says(tmp_path: Path) -> None:
     """Each prompt is won by two of three answers and lost by far in the third: by mean scores all would be lost."""
     scores = {"base": [0.0, 0.0, 0.0], "a": [1.0, 1.0, -9.0]}
-    told = []
+    candidates = []
     for name, values in scores.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -91,8 +91,8 @@ def test_with_several_answers_the_rating_says_what_the_win_rate_says(tmp_path: P
         jsonl.write(folder / "scores.jsonl", ({**row, "score": values[row["sample"]]} for row in named))
         policy = Policy(path=folder, digest=name, name=name, kind="base")
         verdicts = Scores(path=folder, digest=name, policy=name, split="test", judges={}, failed=0)
-        told.append(Candidate(policy, None, verdicts, None, None))  # type: ignore[arg-type]
-    played = matches(told, "helpful")
+        candidates.append(Candidate(policy, None, verdicts, None, None))  # type: ignore[arg-type]
+    played = matches(candidates, "helpful")
     wins = 1 - played["base", "a"]
     assert np.mean(wins) == pytest.approx(2 / 3)
     assert expected(ratings(played, "base")["a"].value, BASE) == pytest.approx(2 / 3, abs=0.01)

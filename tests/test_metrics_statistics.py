@@ -38,11 +38,11 @@ def test_a_failed_verdict_lowers_the_bound_as_a_violation_does(good: int, n: int
 
 @pytest.mark.parametrize(("good", "n"), GRID)
 def test_a_rate_carries_its_two_sided_interval_and_its_failures(good: int, n: int) -> None:
-    told = figures.rate(good, n, failed=7, confidence=0.9)
+    estimate = figures.rate(good, n, failed=7, confidence=0.9)
     low = stats.beta.ppf(0.05, good, n - good + 1) if good else 0
     high = stats.beta.ppf(0.95, good + 1, n - good) if good < n else 1
-    assert (told.value, told.low, told.high) == pytest.approx((good / n, low, high), abs=1e-9)
-    assert (told.n, told.failed, told.method) == (n, 7, "Clopper–Pearson")
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((good / n, low, high), abs=1e-9)
+    assert (estimate.n, estimate.failed, estimate.method) == (n, 7, "Clopper–Pearson")
 
 
 NAN = math.nan
@@ -96,9 +96,9 @@ SHARES, LENGTHS = np.random.default_rng(9).random(40), [(9.0, 7.0), (4.0, 6.0)] 
 def test_an_estimate_says_how_it_was_made_and_is_the_same_each_time(
     made: Callable[..., figures.Estimate], method: str
 ) -> None:
-    told = made()
-    assert told == made() == made(confidence=0.95) != made(confidence=0.9)
-    assert (told.n, told.failed, told.method) == (40, 0, method)
+    estimate = made()
+    assert estimate == made() == made(confidence=0.95) != made(confidence=0.9)
+    assert (estimate.n, estimate.failed, estimate.method) == (40, 0, method)
 
 
 @pytest.mark.parametrize("good", [80, 200, 370])
@@ -111,9 +111,9 @@ def test_resampled_coins_follow_the_binomial_distribution(made: Callable[..., fi
     """Both ends of the interval, to one coin of 400; at 0.95 and elsewhere."""
     coins = [1.0] * good + [0.0] * (400 - good)
     for confidence in (0.95, 0.5):
-        told = made(coins, confidence=confidence)
+        estimate = made(coins, confidence=confidence)
         ends = stats.binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 400, good / 400)
-        assert [400 * told.low, 400 * told.high] == pytest.approx(ends, abs=1)
+        assert [400 * estimate.low, 400 * estimate.high] == pytest.approx(ends, abs=1)
 
 
 def test_every_value_may_be_drawn_again() -> None:
@@ -125,10 +125,11 @@ def test_every_value_may_be_drawn_again() -> None:
 def test_the_interval_of_a_scale_by_hand() -> None:
     """Where all |h| are 2, s is log(k / (n − k)) / 2 of the k pairs that are right: a binomial count."""
     for confidence in (0.95, 0.5):
-        told = figures.scale([2] * 300 + [-2] * 100, range(400), confidence, resamples=2000)
+        estimate = figures.scale([2] * 300 + [-2] * 100, range(400), confidence, resamples=2000)
         k = stats.binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 400, 0.75)
-        assert [told.low, told.high] == pytest.approx(np.log(k / (400 - k)) / 2, abs=0.008)  # one pair more is 0.0067
-        assert told.value == pytest.approx(math.log(3) / 2)
+        ends = [estimate.low, estimate.high]
+        assert ends == pytest.approx(np.log(k / (400 - k)) / 2, abs=0.008)  # one pair more is 0.0067
+        assert estimate.value == pytest.approx(math.log(3) / 2)
 
 
 @pytest.mark.parametrize("truth", [0.6, 0.9, 0.98])
@@ -140,12 +141,12 @@ def test_the_bound_covers_the_truth_as_often_as_it_says(truth: float) -> None:
 
 def test_a_mean_over_prompts_has_an_interval_of_the_right_width() -> None:
     values = np.random.default_rng(1).normal(3, 2, 400)
-    told = figures.mean(values.tolist(), failed=2, confidence=0.95)
+    estimate = figures.mean(values.tolist(), failed=2, confidence=0.95)
     half = 1.96 * values.std() / math.sqrt(400)
-    assert told.value == pytest.approx(values.mean()) and (told.n, told.failed) == (400, 2)
-    assert (told.value - told.low, told.high - told.value) == pytest.approx((half, half), rel=0.1)
-    assert figures.mean(values.tolist(), confidence=0.5).low > told.low
-    assert told == figures.mean(values.tolist(), failed=2, confidence=0.95)
+    assert estimate.value == pytest.approx(values.mean()) and (estimate.n, estimate.failed) == (400, 2)
+    assert (estimate.value - estimate.low, estimate.high - estimate.value) == pytest.approx((half, half), rel=0.1)
+    assert figures.mean(values.tolist(), confidence=0.5).low > estimate.low
+    assert estimate == figures.mean(values.tolist(), failed=2, confidence=0.95)
     assert (figures.mean([2.0, 2.0]).low, figures.mean([2.0, 2.0]).high) == (2, 2)
 
 
@@ -153,17 +154,17 @@ def test_an_interval_over_prompts_is_wider_when_prompts_repeat() -> None:
     draw = np.random.default_rng(2)
     prompts = np.repeat(np.arange(100), 9)
     values = np.repeat(draw.normal(0, 1, 100), 9)  # pairs of one prompt say the same
-    told = figures.clustered(values.tolist(), prompts.tolist())
+    estimate = figures.clustered(values.tolist(), prompts.tolist())
     naive = figures.mean(values.tolist())
-    assert told.value == pytest.approx(naive.value) and told.n == 100
-    assert (told.high - told.low) / (naive.high - naive.low) == pytest.approx(3, rel=0.15)  # √9
+    assert estimate.value == pytest.approx(naive.value) and estimate.n == 100
+    assert (estimate.high - estimate.low) / (naive.high - naive.low) == pytest.approx(3, rel=0.15)  # √9
     alone = figures.clustered(values.tolist(), range(900))
     assert (alone.high - alone.low) == pytest.approx(naive.high - naive.low, rel=0.1)
 
 
 def test_prompts_with_many_pairs_weigh_by_their_pairs() -> None:
-    told = figures.clustered([1, 1, 1, 0], ["a", "a", "a", "b"])
-    assert told.value == 0.75 and told.n == 2 and (told.low, told.high) == (0, 1)
+    estimate = figures.clustered([1, 1, 1, 0], ["a", "a", "a", "b"])
+    assert estimate.value == 0.75 and estimate.n == 2 and (estimate.low, estimate.high) == (0, 1)
 
 
 @pytest.mark.parametrize("truth", [0.025, 0.1, 0.5, 2.0])
@@ -172,13 +173,13 @@ def test_scale_recovers_the_kl_weight_of_simulated_labels(truth: float) -> None:
     draw = np.random.default_rng(3)
     h = draw.normal(0, 2 / truth, 4000)
     margins = np.where(draw.random(4000) < 1 / (1 + np.exp(-truth * h)), h, -h)
-    told = figures.scale(margins.tolist(), (np.arange(4000) // 4).tolist())
-    assert told.value == pytest.approx(truth, rel=0.1) and told.low < truth < told.high
-    assert told.high - told.low < 0.3 * truth and told.n == 1000
+    estimate = figures.scale(margins.tolist(), (np.arange(4000) // 4).tolist())
+    assert estimate.value == pytest.approx(truth, rel=0.1) and estimate.low < truth < estimate.high
+    assert estimate.high - estimate.low < 0.3 * truth and estimate.n == 1000
     best = optimize.minimize_scalar(
         lambda s: np.logaddexp(0, -s * margins).sum(), bounds=(0, 10 * truth), method="bounded"
     )
-    assert told.value == pytest.approx(best.x, rel=1e-3)
+    assert estimate.value == pytest.approx(best.x, rel=1e-3)
 
 
 def test_scale_by_hand() -> None:

@@ -43,11 +43,11 @@ def test_both_shapes_get_the_same_answer(predict: Predict) -> None:
     rows = [{"messages": [ASKED]}, {"messages": [ASKED, SAID, ASKED]}, {"messages": [SYSTEM, ASKED]}]
     answers = predict(rows)
     assert len(answers) == 3 and all(isinstance(answer, str) and answer for answer in answers)
-    told = predict({"messages": [ASKED], "model": "mine", "temperature": 0, "max_tokens": 8, "stream": False})
-    assert told["object"] == "chat.completion" and told["model"] == "mine"
-    (choice,) = told["choices"]
+    completion = predict({"messages": [ASKED], "model": "mine", "temperature": 0, "max_tokens": 8, "stream": False})
+    assert completion["object"] == "chat.completion" and completion["model"] == "mine"
+    (choice,) = completion["choices"]
     assert choice["message"] == {"role": "assistant", "content": answers[0]}
-    usage = told["usage"]
+    usage = completion["usage"]
     assert choice["finish_reason"] == ("length" if usage["completion_tokens"] == 8 else "stop")
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] and usage["prompt_tokens"] > 6
 

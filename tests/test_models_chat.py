@@ -37,9 +37,9 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Looked:
 
 
 def test_chat_looks_at_a_folder_of_others_before_it_loads_it(policy: Policy, runs: Path, refusing: Looked) -> None:
-    with pytest.raises(BadPolicy) as told:
+    with pytest.raises(BadPolicy) as raised:
         chat.talk(str(policy.path), 0, 8, runs / "store")
-    assert str(told.value) == f"policy {str(policy.path)!r}: {WHY}" and refusing() == [str(policy.path)]
+    assert str(raised.value) == f"policy {str(policy.path)!r}: {WHY}" and refusing() == [str(policy.path)]
 
 
 def test_evaluate_looks_at_its_policies_before_anything_is_loaded(
@@ -48,9 +48,9 @@ def test_evaluate_looks_at_its_policies_before_anything_is_loaded(
     other = tmp_path / "other"
     shutil.copytree(policy.path, other)
     (other / "chat_template.jinja").write_text(LOOP)
-    with pytest.raises(BadPolicy) as told:
+    with pytest.raises(BadPolicy) as raised:
         refuse_unusable(assessment([str(policy.path), str(other)], "", []))
-    assert str(told.value) == f"policy {str(policy.path)!r}: {WHY}"
+    assert str(raised.value) == f"policy {str(policy.path)!r}: {WHY}"
     assert refusing() == [str(policy.path), str(other)]
 
 

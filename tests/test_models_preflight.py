@@ -104,11 +104,11 @@ class Address:
 
     def __init__(self, status: int, location: str = "") -> None:
         self.keys: list[str] = []
-        told = self
+        address = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                told.keys.append(self.headers["authorization"])
+                address.keys.append(self.headers["authorization"])
                 self.send_response(status)
                 self.send_header("content-length", "0")
                 if location:
@@ -129,8 +129,8 @@ class Address:
 def address() -> Iterator[Callable[..., Address]]:
     started: list[Address] = []
 
-    def starting(*given: Any) -> Address:
-        started.append(Address(*given))
+    def starting(*arguments: Any) -> Address:
+        started.append(Address(*arguments))
         return started[-1]
 
     yield starting

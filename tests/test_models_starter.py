@@ -102,14 +102,15 @@ def test_what_cannot_be_used_is_said_and_nothing_is_written(
 
 
 def test_help_alone_is_enough(own: Path) -> None:
-    told = " ".join(sacpo("init", "--help").output.replace("│", " ").split())
+    help_text = " ".join(sacpo("init", "--help").output.replace("│", " ").split())
     for part in ("--base", "--helpful", "--harmless", "hub id", "sacpo check FILE", "Example: sacpo init mine.toml"):
-        assert part in told
+        assert part in help_text
 
 
 def test_the_open_models_in_the_docs_are_settings_that_a_recipe_takes() -> None:
     text = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text("utf-8")
     blocks = text.partition("### Which open models can judge\n")[2].partition("\n## ")[0].split("```toml\n")[1:]
-    told = [Judges.model_validate(tomllib.loads(block.partition("```")[0])["evaluation"]["judges"]) for block in blocks]
-    assert len(told) == 2 and all(judges.harmless.better is Better.low for judges in told)
-    assert told[0].helpful.label == "" and is_name(told[0].helpful.model) and "not run here" in " ".join(text.split())
+    settings = [tomllib.loads(block.partition("```")[0])["evaluation"]["judges"] for block in blocks]
+    first, second = map(Judges.model_validate, settings)
+    assert first.harmless.better is second.harmless.better is Better.low
+    assert first.helpful.label == "" and is_name(first.helpful.model) and "not run here" in " ".join(text.split())

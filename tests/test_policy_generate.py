@@ -45,8 +45,8 @@ def test_ties_are_seen(policy: Policy, compute: Compute, monkeypatch: pytest.Mon
     config = Evaluation(max_new_tokens=6)
     ((_, plain),) = generate.answer(model, tokenizer, asked[:1], config, 0)
     monkeypatch.setattr(generate, "NEAR_TIE", 1e9)
-    ((_, told),) = generate.answer(model, tokenizer, asked[:1], config, 0)
-    assert (plain.tie, told.tie) == (-1, 0) and plain.ids == told.ids
+    ((_, answer),) = generate.answer(model, tokenizer, asked[:1], config, 0)
+    assert (plain.tie, answer.tie) == (-1, 0) and plain.ids == answer.ids
 
 
 def test_an_answer_ends_before_a_stop_string_and_never_at_a_blank_line(policy: Policy, compute: Compute) -> None:
@@ -103,11 +103,11 @@ def test_samples_of_one_prompt_differ_and_do_not_depend_on_each_other(policy: Po
 
 def test_the_table_tells_policies_settings_prompts_and_samples_apart(tmp_path: Path) -> None:
     table = AnswerTable(tmp_path / "a.db", "policy", "greedy")
-    ask, told = Ask("how ?"), Answer("so\n\nand so", [1, 2, 3], 1)
-    table.add([(ask, told), (Ask("why ?"), told._replace(text="because"))])
+    ask, answer = Ask("how ?"), Answer("so\n\nand so", [1, 2, 3], 1)
+    table.add([(ask, answer), (Ask("why ?"), answer._replace(text="because"))])
     assert table.stored([Ask("what ?"), ask, Ask("how ?", 1), Ask("why ?")]) == {
-        1: told,
-        3: told._replace(text="because"),
+        1: answer,
+        3: answer._replace(text="because"),
     }
     assert not AnswerTable(table.path, "other", "greedy").stored([ask])
     assert not AnswerTable(table.path, "policy", "sampled").stored([ask])
@@ -162,8 +162,8 @@ def sources(tmp_path: Path) -> Sources:
             {"prompt": [*turns, {"role": "user", "content": "my lamp ?"}], "category": ""},
         ],
     }
-    for role, told in rows.items():
-        jsonl.write(tmp_path / f"{role}.jsonl", told)
+    for role, rows_of_role in rows.items():
+        jsonl.write(tmp_path / f"{role}.jsonl", rows_of_role)
     files = {f"suite/{role}/test": str(tmp_path / f"{role}.jsonl") for role in rows}
     return Sources(path=tmp_path, digest=content_digest(rows), files=files)
 
@@ -211,8 +211,8 @@ def test_a_killed_run_goes_on_after_its_last_batch(
 def test_a_caller_who_stops_asking_leaves_the_model_as_it_was(policy: Policy, compute: Compute) -> None:
     asked, model, tokenizer = asks(policy, compute)
     own = model.generation_config
-    told = generate.answer(model, tokenizer, asked, Evaluation(max_new_tokens=2, batch=1), 0)
-    next(told)
+    generated = generate.answer(model, tokenizer, asked, Evaluation(max_new_tokens=2, batch=1), 0)
+    next(generated)
     assert model.generation_config is not own
-    told.close()
+    generated.close()
     assert model.generation_config is own

@@ -60,11 +60,11 @@ def test_the_prompt_is_what_the_template_writes_before_an_answer() -> None:
 @pytest.mark.parametrize("template", [town.TEMPLATE, CHATML])
 def test_an_answer_ends_with_one_eos_whatever_the_template_writes_after_it(template: str, eos: str) -> None:
     chosen = tokenizer(template, eos)
-    told = tokens.encode(
+    encoded = tokens.encode(
         chosen, [(ask("how do i ?"), ["get the brush", "sorry ."]), (ask("how", "get", "do"), ["the"])]
     )
-    assert [len(answers) for _, answers in told] == [2, 1]
-    for (prompt, answers), texts in zip(told, [["get the brush", "sorry ."], ["the"]], strict=True):
+    assert [len(answers) for _, answers in encoded] == [2, 1]
+    for (prompt, answers), texts in zip(encoded, [["get the brush", "sorry ."], ["the"]], strict=True):
         for ids, text in zip(answers, texts, strict=True):
             assert ids.count(chosen.eos_token_id) == 1 and ids[-1] == chosen.eos_token_id
             words = chosen.convert_ids_to_tokens(ids[:-1])
@@ -117,8 +117,8 @@ def test_a_policy_is_trained_on_the_very_ids_that_it_answers_to(policy: Policy, 
     trained = [prompt for prompt, _ in tokens.encode(words, [(prompt, []) for prompt in prompts])]
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def note(_module: object, _args: object, given: dict[str, torch.Tensor]) -> None:
-        seen.append((given["input_ids"], given["attention_mask"]))
+    def note(_module: object, _args: object, inputs: dict[str, torch.Tensor]) -> None:
+        seen.append((inputs["input_ids"], inputs["attention_mask"]))
 
     hook = model.model.register_forward_pre_hook(note, with_kwargs=True)
     texts = tokens.prompt_texts(words, prompts)
@@ -153,7 +153,7 @@ def test_batching_padding_and_order_change_no_log_prob(policy: Policy, scored: R
     model, _ = policies.load(policy, compute)
     rows = list(jsonl.read(scored.path / "train.jsonl"))
     alone = [logprobs.pair_logps(model, [row], PAD)[0] for row in rows]
-    together, backwards = (logprobs.pair_logps(model, given, PAD) for given in (rows, rows[::-1]))
+    together, backwards = (logprobs.pair_logps(model, ordered_rows, PAD) for ordered_rows in (rows, rows[::-1]))
     longest = logprobs.answer_logps(model, [(r["prompt_ids"], [r["chosen_ids"]]) for r in rows], PAD).tolist()
     for one, two, three, long, row in zip(alone, together, backwards[::-1], longest, rows, strict=True):
         assert one == pytest.approx(two, abs=1e-5) and one == pytest.approx(three, abs=1e-5)
@@ -172,9 +172,9 @@ def test_padding_on_either_side_changes_no_log_prob_of_the_training_head(policy:
         target = torch.tensor([[-100] * left + labels + [-100] * right])
         mask = torch.tensor([[0] * left + [1] * len(words) + [0] * right])
         place = torch.arange(ids.shape[1])[None] - left
-        given = {"input_ids": ids, "attention_mask": mask, "position_ids": place.clamp(min=0), "labels": target}
-        told = model(**given, fused_lm_head=True)
-        found.append(told.log_probs.sum().item())
+        inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": place.clamp(min=0), "labels": target}
+        output = model(**inputs, fused_lm_head=True)
+        found.append(output.log_probs.sum().item())
     assert found == pytest.approx([found[0]] * 4, abs=1e-5)
 
 
@@ -263,11 +263,11 @@ def test_the_card_tells_how_long_the_rows_are(policy: Policy, scored: Reference)
         "17–32": 2,
         "33–64": 1,
     }
-    told = json.loads((scored.path / "card.json").read_text())
+    card = json.loads((scored.path / "card.json").read_text())
     rows = list(jsonl.read(scored.path / "train.jsonl"))
-    assert told["dropped_as_too_long"] == 0
+    assert card["dropped_as_too_long"] == 0
     for side in ("prompt", "chosen", "rejected"):
-        assert told["tokens"]["train"][side] == reference.histogram(len(row[f"{side}_ids"]) for row in rows)
+        assert card["tokens"]["train"][side] == reference.histogram(len(row[f"{side}_ids"]) for row in rows)
 
 
 @pytest.mark.parametrize("comparisons", [False, True])
@@ -291,9 +291,9 @@ def test_our_head_equals_trls_in_values_and_gradients(comparisons: bool, policy:
     for add in (fused_head.add, lambda model: add_fused_lm_head(model, outputs=outputs)):
         model, _ = policies.load(policy, compute)
         add(model)
-        told = model(input_ids=ids, attention_mask=attended, labels=labels, fused_lm_head=True)
-        (told.log_probs * torch.linspace(-1, 1, told.log_probs.numel()).view_as(told.log_probs)).sum().backward()
-        found.append(([getattr(told, name) for name in fields], [p.grad for p in model.parameters()]))
+        output = model(input_ids=ids, attention_mask=attended, labels=labels, fused_lm_head=True)
+        (output.log_probs * torch.linspace(-1, 1, output.log_probs.numel()).view_as(output.log_probs)).sum().backward()
+        found.append(([getattr(output, name) for name in fields], [p.grad for p in model.parameters()]))
         assert torch.equal(model(input_ids=ids).logits, policies.load(policy, compute)[0](input_ids=ids).logits)
     (ours, our_slopes), (theirs, their_slopes) = found
     assert [name for name, value in zip(fields, ours, strict=True) if value.requires_grad] == ["loss", "log_probs"]

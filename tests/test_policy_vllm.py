@@ -126,9 +126,9 @@ def test_an_engine_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch)
     refuse(Evaluation())
     for nowhere in ("/nowhere/python", "/bin/false"):
         monkeypatch.setenv(vllm.VARIABLE, nowhere)
-        with pytest.raises(BadRecipe) as told:
+        with pytest.raises(BadRecipe) as raised:
             refuse(Evaluation(engine=Engine.vllm))
-        (line,) = str(told.value).splitlines()
+        (line,) = str(raised.value).splitlines()
         assert line.startswith(f"evaluation.engine: '{nowhere}' holds no vllm; install it in an environment of its own")
         assert "set SACPO_VLLM_PYTHON to" in line
 
@@ -164,9 +164,9 @@ def test_what_is_sent_and_what_is_made_of_the_reply(
     program.chmod(0o755)
     monkeypatch.setenv(vllm.VARIABLE, str(program))
     config = Evaluation(max_new_tokens=400, temperature=0.5, stop=["lever"])
-    told = by_vllm(policy, tokenizer, asked[:2], config, seed=7)
-    assert list(told) == [1, 0]
-    assert told[1] == Answer("get the", [*words, eos][:4], 1) and told[0] == Answer("get the", words, -1)
+    answers = by_vllm(policy, tokenizer, asked[:2], config, seed=7)
+    assert list(answers) == [1, 0]
+    assert answers[1] == Answer("get the", [*words, eos][:4], 1) and answers[0] == Answer("get the", words, -1)
     settings, *rows = [json.loads(line) for line in (tmp_path / "seen").read_text().splitlines()]
     assert settings["window"] == 64 and settings["ends"] == [eos] and settings["stop"] == ["lever"]  # 64: the town's
     assert rows == [

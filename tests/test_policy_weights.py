@@ -110,9 +110,9 @@ def test_a_template_in_the_recipe_replaces_the_tokenizers(policy: Policy, tmp_pa
 def test_a_base_that_cannot_be_used_is_said_in_one_sentence(what: str, tmp_path: Path) -> None:
     place = {"missing": "nowhere", "empty folder": str(tmp_path), "not a gguf": str(tmp_path / "x.gguf")}[what]
     (tmp_path / "x.gguf").write_bytes(b"GGUF nothing")
-    with pytest.raises(BadPolicy, match="base ") as told:
+    with pytest.raises(BadPolicy, match="base ") as raised:
         taken(place, tmp_path / "out")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_gguf_of_another_architecture_is_refused(tmp_path: Path) -> None:

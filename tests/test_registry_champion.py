@@ -23,15 +23,15 @@ from tasks.tracking.ledger import Ledger, Standing
 from tests.conftest import untracked
 
 
-def entries(*told: tuple[str, str]) -> list[Entry]:
-    return [Entry(i, action, "", version, "me", "now", "") for i, (action, version) in enumerate(told, start=1)]
+def entries(*moves: tuple[str, str]) -> list[Entry]:
+    return [Entry(i, action, "", version, "me", "now", "") for i, (action, version) in enumerate(moves, start=1)]
 
 
 UP = [("promote", "1"), ("promote", "2"), ("promote", "3")]
 
 
 @pytest.mark.parametrize(
-    ("told", "line"),
+    ("moves", "line"),
     [
         ([], []),
         (UP, ["1", "2", "3"]),
@@ -41,8 +41,8 @@ UP = [("promote", "1"), ("promote", "2"), ("promote", "3")]
         ([("adopt", "7"), ("promote", "8")], ["7", "8"]),
     ],
 )
-def test_the_log_says_who_serves(told: list[tuple[str, str]], line: list[str]) -> None:
-    assert line_of_champions(entries(*told)) == line
+def test_the_log_says_who_serves(moves: list[tuple[str, str]], line: list[str]) -> None:
+    assert line_of_champions(entries(*moves)) == line
 
 
 def test_after_three_promotions_a_rollback_goes_back_one_by_one() -> None:
@@ -163,9 +163,11 @@ def test_of_two_words_on_a_version_the_later_one_counts(runs: Path) -> None:
     for thread in threads:
         thread.join()
     noted(runs, "1", "refused", "Ada")
-    told = Ledger(runs).standings("m", "1")
+    standings = Ledger(runs).standings("m", "1")
     assert (
-        len(told) == 7 and {one.who for one in told[:6]} == set("012345") and str(told[-1]).startswith("refused by Ada")
+        len(standings) == 7
+        and {one.who for one in standings[:6]} == set("012345")
+        and str(standings[-1]).startswith("refused by Ada")
     )
 
 
@@ -299,21 +301,21 @@ def test_who_promotes_may_have_a_long_name(versions: Path) -> None:
 
 def test_of_many_who_promote_at_once_one_wins_each_number(versions: Path) -> None:
     """The first setting of an alias races in MLflow; the log does not."""
-    told: list[Any] = []
+    outcomes: list[Any] = []
 
     def go(version: str) -> None:
         try:
-            told.append(registry.promote(versions, "m", version, "", seen=0).version_to)
+            outcomes.append(registry.promote(versions, "m", version, "", seen=0).version_to)
         except Stale:
-            told.append(None)
+            outcomes.append(None)
 
     threads = [threading.Thread(target=go, args=(version,)) for version in ("1", "2", "4")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (winner,) = [version for version in told if version]
-    assert len(told) == 3 and aliases(versions) == {"champion": winner}
+    (winner,) = [version for version in outcomes if version]
+    assert len(outcomes) == 3 and aliases(versions) == {"champion": winner}
 
 
 def test_a_decision_is_taken_once_and_the_next_one_finds_the_error_spent(runs: Path) -> None:
@@ -344,9 +346,9 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
 ) -> None:
     place = str(port) if place == "nobody listens" else place
     monkeypatch.setenv("SACPO_DATABASE", f"postgresql+psycopg://me:secret@127.0.0.1:{place}/sacpo")
-    with pytest.raises(BadPlace, match=f"SACPO_DATABASE at 127.0.0.1:{place}/sacpo cannot be used") as told:
+    with pytest.raises(BadPlace, match=f"SACPO_DATABASE at 127.0.0.1:{place}/sacpo cannot be used") as raised:
         Ledger(runs)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_another_ledger_moves_nothing(versions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

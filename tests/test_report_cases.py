@@ -53,14 +53,14 @@ def evidence(place: Path, number: int, lost: set[int], length: int = 20, prompts
     ]
     jsonl.write(place / "progress.jsonl", progress)
     kind = {0: "base"}.get(number, "step")
-    told = {
+    fields = {
         "kind": kind,
         "method": "dpo",
         "parents": ("0" * 9,) if number else (),
         "lambda_": 0.1 * number,
         "beta_over_lambda": 1.0,
     }
-    policy = Policy(path=place, digest=f"{number}" * 9, name=f"policy {number}", step=min(1, number), **told)  # type: ignore[arg-type]
+    policy = Policy(path=place, digest=f"{number}" * 9, name=f"policy {number}", step=min(1, number), **fields)  # type: ignore[arg-type]
     own = {"path": place, "digest": f"{place}", "policy": policy.digest}
     verdicts = Scores(**own, split="validation", judges=JUDGES, failed=0)  # type: ignore[arg-type]
     return Candidate(policy, Answers(**own, split="validation"), verdicts, Distances(**own), Margins(**own))  # type: ignore[arg-type]
@@ -102,8 +102,8 @@ def test_the_page_is_small(made: Made) -> None:
 
 
 def test_a_page_that_has_room_shows_every_prompt(tmp_path: Path) -> None:
-    told = [evidence(tmp_path / f"{n}", n, set(), prompts=20) for n in range(2)]
-    assert len(list(Cases(told).telling())) == 40 == len(Cases(told).prompts)
+    candidates = [evidence(tmp_path / f"{n}", n, set(), prompts=20) for n in range(2)]
+    assert len(list(Cases(candidates).telling())) == 40 == len(Cases(candidates).prompts)
 
 
 def test_what_got_worse_comes_first_and_the_suites_take_turns(made: Made) -> None:
@@ -153,13 +153,13 @@ def test_a_text_is_cut_where_it_says() -> None:
 
 
 def test_the_samples_of_the_report_are_those_on_which_candidates_differ(tmp_path: Path) -> None:
-    told = [evidence(tmp_path / f"{n}", n, set(), prompts=6) for n in range(2)]
-    rows = list(told[0].answer_rows())
-    for one in told:
+    candidates = [evidence(tmp_path / f"{n}", n, set(), prompts=6) for n in range(2)]
+    rows = list(candidates[0].answer_rows())
+    for one in candidates:
         kept = [{**row, "answer": row["answer"] if i in (4, 5, 7) else "same"} for i, row in enumerate(rows)]
         kept = [{**row, "answer": row["answer"].replace("0", one.policy.name)} for row in kept]
         jsonl.write(one.answers.path / "answers.jsonl", kept)
-    samples = report._samples(told)
+    samples = report._samples(candidates)
     assert [sample["prompt"] for sample in samples] == [
         *("helpful 4", "helpful 5", "helpful 0"),
         *("harmless 1", "harmless 0", "harmless 2"),

@@ -108,10 +108,10 @@ def test_in_a_pipe_an_s_that_may_be_0_is_unclear() -> None:
 def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
     suites = {role: {"name": role, "split": "validation"} for role in ("helpful", "harmless", "must_pass")}
     said = "Answered, and judged by nobody: the {} prompts; set evaluation.judges.{}"
-    told = decision(tree(suites=suites, judges={"harmless": {}}))
-    assert said.format("helpful", "helpful.") in told
-    told = decision(tree(suites=suites, judges={}, chosen=None, why_none="nothing was trained"))
-    assert said.format("helpful and harmless and must_pass", "helpful and evaluation.judges.harmless.") in told
+    sentences = decision(tree(suites=suites, judges={"harmless": {}}))
+    assert said.format("helpful", "helpful.") in sentences
+    sentences = decision(tree(suites=suites, judges={}, chosen=None, why_none="nothing was trained"))
+    assert said.format("helpful and harmless and must_pass", "helpful and evaluation.judges.harmless.") in sentences
     assert "judged by nobody" not in decision(tree(suites=suites, judges={"harmless": {}, "helpful": {}}))
     assert "No suite of prompts is set: name suites and judges, as docs/evidence.md says." in decision(tree())
 
@@ -137,10 +137,10 @@ def test_a_line_of_a_pipe_is_narrow_and_keeps_every_figure(
     figures = {name: FIGURE for name in ("helpful/win_rate", "harmless/safety_rate", "over_refusal", "must_pass")}
     figures["harmless/safety_rate"] = FIGURE | {"failed": 2}
     name = "harmless λ=0.05 (β/λ=2) from helpful λ=1"
-    told = [candidate("base", "base", **figures), candidate(name, **figures)]
+    candidates = [candidate("base", "base", **figures), candidate(name, **figures)]
     suites = {"harmless": {"name": "x", "split": "validation"}}
     (tmp_path / "report.json").write_text(
-        json.dumps(tree(candidates=told, suites=suites, chosen={"candidate": name, "why": "x"}))
+        json.dumps(tree(candidates=candidates, suites=suites, chosen={"candidate": name, "why": "x"}))
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     console.outcome_of({"report": str(tmp_path)})
@@ -176,8 +176,8 @@ def test_one_prompt_is_too_few_and_shares_are_written_alike() -> None:
     assert few.startswith(
         "1 harmful prompt is too few to show 0.9 at confidence 0.95, even if every answer is safe: you"
     )
-    told = " ".join(evidence.powers(Constraint(at_least=0.6), 60))
-    assert "60 harmful test prompts: 43 safe answers" in told and "%" in told and "0%" not in told.replace("0 %", "")
+    text = " ".join(evidence.powers(Constraint(at_least=0.6), 60))
+    assert "60 harmful test prompts: 43 safe answers" in text and "%" in text and "0%" not in text.replace("0 %", "")
 
 
 def test_a_page_without_the_picture_says_why_and_what_to_set() -> None:
@@ -190,8 +190,8 @@ def test_a_page_without_the_picture_says_why_and_what_to_set() -> None:
 
 def test_columns_of_heldout_pairs_have_names_for_people() -> None:
     names = {f"preference/harmless/{figure}": FIGURE for figure in ("accuracy", "nll", "nll_minus_length", "dpo_nll")}
-    told = tree(candidates=[candidate("base", "base", **names)])
-    assert list(page._heldout(told)) == [
+    report_tree = tree(candidates=[candidate("base", "base", **names)])
+    assert list(page._heldout(report_tree)) == [
         "harmless: accuracy", "harmless: NLL", "harmless: NLL − length-only", "KL to base",
     ]  # fmt: skip
 
@@ -199,8 +199,8 @@ def test_columns_of_heldout_pairs_have_names_for_people() -> None:
 def test_curves_of_two_updates_have_no_offset_and_whole_updates(tmp_path: Path) -> None:
     rows = [{"done": i, "loss": 0.6931471 + i * 1e-7, "margin": i * 1e-6, "accuracy": 0.5} for i in (1, 2)]
     (tmp_path / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = candidate("safe") | {"path": str(tmp_path)}
-    drawn = charts.curves(tree(candidates=[told]))
+    entry = candidate("safe") | {"path": str(tmp_path)}
+    drawn = charts.curves(tree(candidates=[entry]))
     assert "e−" not in drawn and "+6.9" not in drawn and "1.25" not in drawn
     assert "0.69" in drawn
 

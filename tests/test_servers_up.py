@@ -156,7 +156,7 @@ def test_one_person_from_up_to_a_restored_backup(
         (f"{second.prefect}/api/admin/version", team),
         (f"{second.mlflow}/version", "admin:battery-staple"),
     ):
-        assert [code(address, given) for given in (user, user + "?", "")] == [200, 401, 401]
+        assert [code(address, login) for login in (user, user + "?", "")] == [200, 401, 401]
     foreign = urllib.request.Request(f"{second.mlflow}/version", headers={"Authorization": "Bearer x"})
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(foreign, timeout=30)
@@ -332,12 +332,12 @@ def test_nothing_is_started_beside_a_named_server_that_does_not_answer(runs: Pat
 def test_a_child_that_dies_is_told_with_the_last_line_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no such table'); print('---'); raise SystemExit(1)"]
     child = processes.start(tmp_path, "server", "prefect", command, os.environ, tmp_path)
-    told = rf"exit code 1: no such table \(see {tmp_path}/logs/prefect.log\)"
-    with pytest.raises(BadPlace, match=f"prefect did not start, {told}"):
+    outcome = rf"exit code 1: no such table \(see {tmp_path}/logs/prefect.log\)"
+    with pytest.raises(BadPlace, match=f"prefect did not start, {outcome}"):
         processes.wait_until_ready(child, lambda: False)
-    with pytest.raises(BadPlace, match=f"prefect failed, {told}"):
+    with pytest.raises(BadPlace, match=f"prefect failed, {outcome}"):
         processes.wait_for_exit(child)
-    with pytest.raises(BadPlace, match=f"prefect ended, {told}"):
+    with pytest.raises(BadPlace, match=f"prefect ended, {outcome}"):
         processes.watch([child])
 
 
@@ -370,9 +370,9 @@ def test_passwords_stand_in_no_address() -> None:
     assert wanted.database("sacpo", "psycopg") == "postgresql+psycopg://ada@127.0.0.1:5433/sacpo"
     assert "p%40ss" not in repr(wanted)
     assert environment_of(Path("/runs"), wanted)["PGPASSWORD"] == "p@ss"
-    for given in ("mysql://ada@127.0.0.1", "postgresql://ada:secret@127.0.0.1/mlflow", "ada"):
+    for address in ("mysql://ada@127.0.0.1", "postgresql://ada:secret@127.0.0.1/mlflow", "ada"):
         with pytest.raises(BadPlace, match=r"^--postgres must be") as refused:
-            ServerOptions(postgres=given).database("sacpo", "psycopg")
+            ServerOptions(postgres=address).database("sacpo", "psycopg")
         assert "secret" not in str(refused.value)
 
 

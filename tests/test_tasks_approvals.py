@@ -46,8 +46,8 @@ def paused(client: SyncPrefectClient, process: "subprocess.Popen[str]", runs: Pa
 def answer(client: SyncPrefectClient, flow_run: UUID, agreed: bool) -> None:
     """Answer as the page does."""
     said = {"agreed": agreed, "by": "Ada", "why": "read the card"}
-    told = client._client.post(f"/flow_runs/{flow_run}/resume", json={"run_input": said})
-    assert told.json()["status"] == "ACCEPT", told.text
+    response = client._client.post(f"/flow_runs/{flow_run}/resume", json={"run_input": said})
+    assert response.json()["status"] == "ACCEPT", response.text
 
 
 def tags(runs: Path, version: str) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def overtake(runs: Path, source: str) -> None:
 def test_a_run_that_died_while_it_waited_compares_with_who_serves_now(
     prefect: str, start: Callable[..., "subprocess.Popen[str]"], served: Path, small: list[str]
 ) -> None:
-    runs, told = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
-    (reward,) = [one["path"] for one in told["candidates"] if one["name"] == "helpful"]
+    runs, report = served, json.loads(next(served.glob("quickstart/*/report.json")).read_text("utf-8"))
+    (reward,) = [one["path"] for one in report["candidates"] if one["name"] == "helpful"]
     changes = [*small, *ASKS, f"gate.anchor={reward}"]
     with SyncPrefectClient(prefect) as client:
         first = start("run", "quickstart", changes=changes)

@@ -51,23 +51,24 @@ def test_a_dead_process_is_found_and_others_are_left_alone(
         "unknown": replace(dead, flow_run=str(UUID(int=2))),
         "no such pid": replace(dead, pid=child.pid),
     }
-    told = {}
+    leases_left = {}
     for kind, lease in kinds.items():
         flow_run = lease.flow_run or str(client.create_flow_run(align, state=Running()).id)
-        told[kind] = replace(lease, flow_run=flow_run)
+        leases_left[kind] = replace(lease, flow_run=flow_run)
         (tmp_path / "leases").mkdir(exist_ok=True)
-        (tmp_path / "leases" / f"{flow_run}.json").write_text(json.dumps(told[kind].__dict__))
-    client.set_flow_run_state(UUID(told["to be cancelled"].flow_run), Cancelling())
+        (tmp_path / "leases" / f"{flow_run}.json").write_text(json.dumps(leases_left[kind].__dict__))
+    client.set_flow_run_state(UUID(leases_left["to be cancelled"].flow_run), Cancelling())
 
     said = leases.sweep(tmp_path)
 
     assert len(said) == 3 and all(leases.WHY in sentence for sentence in said)
-    states = {k: client.read_flow_run(UUID(t.flow_run)).state for k, t in told.items() if UUID(t.flow_run).int > 2}
+    ids = {kind: UUID(lease.flow_run) for kind, lease in leases_left.items()}
+    states = {kind: client.read_flow_run(id_).state for kind, id_ in ids.items() if id_.int > 2}
     names = {kind: state.name for kind, state in states.items() if state}
     assert names.pop("to be cancelled") == "Cancelled" and names.pop("alive") == names.pop("elsewhere") == "Running"
     assert set(names.values()) == {"Crashed"} and len(names) == 3
     left = {path.stem for path in (tmp_path / "leases").glob("*.json")}
-    assert left == {told[kind].flow_run for kind in ("alive", "elsewhere", "no answer")}
+    assert left == {leases_left[kind].flow_run for kind in ("alive", "elsewhere", "no answer")}
     assert leases.sweep(tmp_path) == [] == leases.sweep(tmp_path / "nothing")
 
 
@@ -181,8 +182,9 @@ def test_an_event_of_a_short_process_calls_the_webhook_of_the_documentation(
         client._client.delete(f"/automations/{made.json()['id']}")
         team.shutdown()
     assert {token for token, _ in heard} == {"Bearer secret"}
-    told = {said["text"]: said["more"] for _, said in heard}
-    assert told == {"sacpo.run.failed mine": {"why": 'it said "no"'}, "sacpo.champion.changed mine": {"version": "3"}}
+    payloads = {said["text"]: said["more"] for _, said in heard}
+    assert payloads.pop("sacpo.run.failed mine") == {"why": 'it said "no"'}
+    assert payloads == {"sacpo.champion.changed mine": {"version": "3"}}
 
 
 def test_an_event_that_nobody_takes_fails_nothing(port: int) -> None:

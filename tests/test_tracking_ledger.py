@@ -36,8 +36,8 @@ def recent(text: str) -> bool:
 
 
 def entry(number: int, **changes: str) -> Entry:
-    told = {"action": "promote", "version_from": "1", "version_to": "2", "who": "Ada", "at": "noon", "why": "better"}
-    return Entry(number, **told | changes)
+    fields = {"action": "promote", "version_from": "1", "version_to": "2", "who": "Ada", "at": "noon", "why": "better"}
+    return Entry(number, **fields | changes)
 
 
 def test_a_ledger_keeps_its_name(runs: Path) -> None:
@@ -121,7 +121,7 @@ def test_charges_of_one_prompt_add_up_whichever_model_they_were_about(runs: Path
 def test_charges_of_more_prompts_than_one_statement_may_name(runs: Path) -> None:
     """And in no more statements than that takes."""
     ledger, suite, asked = Ledger(runs), [f"{i:04}" for i in range(2 * AT_ONCE + 1)], []
-    event.listen(ledger._engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
+    event.listen(ledger._engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
     charges = ledger.charges(suite)
     assert len(asked) == 3
     assert ledger.decide("m", "q", charges, 0.005, VERDICT)
@@ -293,9 +293,9 @@ def test_the_time_is_in_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "Asia/Tokyo")
         time.tzset()
-        told = ledgers.now()
+        time_now = ledgers.now()
     time.tzset()
-    assert recent(told)
+    assert recent(time_now)
 
 
 def test_tables_that_another_process_makes_in_the_same_moment_are_no_error(

@@ -73,8 +73,8 @@ def tracker(slow: Slow, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def made(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Stage[Any], Any]]:
     """Stages that have ended."""
     runs = tmp_path_factory.mktemp("made")
-    given = [{"files": {"sft": "town"}, "sha256": {}, "seed": seed} for seed in range(STAGES)]
-    every = [Stage(sources.gather, f"data {g['seed']}", g) for g in given]
+    arguments = [{"files": {"sft": "town"}, "sha256": {}, "seed": seed} for seed in range(STAGES)]
+    every = [Stage(sources.gather, f"data {g['seed']}", g) for g in arguments]
     return [(stage, store.make(runs, stage)) for stage in every]
 
 
@@ -117,23 +117,23 @@ def test_a_run_ends_beside_a_slow_server_and_the_next_command_sends_the_rest(
 
 
 def test_a_run_that_is_told_to_end_makes_the_closing_call_only(tracker: Any, slow: Slow, made: list[Any]) -> None:
-    told = tracker("killed")
-    told._out.submit(lambda: None).result()
+    run_tracker = tracker("killed")
+    run_tracker._out.submit(lambda: None).result()
     slow.seconds = 0.1
     for stage, noun in made:
-        told.record(stage, noun)
-    told.fail("KILLED")
+        run_tracker.record(stage, noun)
+    run_tracker.fail("KILLED")
     slow.seconds = 0.0
     there = known("killed")
     assert there.pop("") == "KILLED" and len(there) < STAGES
-    assert told._out.missed
+    assert run_tracker._out.missed
 
 
 def test_a_run_that_waits_for_a_registration_says_for_what(tracker: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    told = tracker("waits")
-    told._out.wait(told._out.submit(time.sleep, 0.5))
+    run_tracker = tracker("waits")
+    run_tracker._out.wait(run_tracker._out.submit(time.sleep, 0.5))
     assert "MLflow is slow: 1 record waits" in capsys.readouterr().out
-    told.fail("FAILED")
+    run_tracker.fail("FAILED")
 
 
 @pytest.mark.parametrize("resets", [1, 2, 3])
@@ -174,7 +174,7 @@ def test_a_run_begins_although_the_first_connection_broke(
         return opens(run)
 
     monkeypatch.setattr(MlflowRun, "open", once)
-    told = tracker("broken")
-    assert broken and not told._out.missed
-    told.fail("FAILED")
+    run_tracker = tracker("broken")
+    assert broken and not run_tracker._out.missed
+    run_tracker.fail("FAILED")
     assert known("broken")[""] == "FAILED"

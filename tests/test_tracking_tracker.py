@@ -25,8 +25,8 @@ from tasks.work.store import Stage
 
 
 def stage() -> Stage[Any]:
-    given = {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
-    return Stage(sources.gather, "data", given)
+    arguments = {"files": {"sft": "town"}, "sha256": {}, "seed": 0}
+    return Stage(sources.gather, "data", arguments)
 
 
 def line(done: int) -> str:
@@ -45,34 +45,34 @@ def tracker(runs: Path) -> tracking.Tracker:
     return tracking.Tracker(runs, read("quickstart"), "digest", {})
 
 
-def settled(told: tracking.Tracker) -> None:
-    told._out.submit(lambda: None).result()
+def settled(run_tracker: tracking.Tracker) -> None:
+    run_tracker._out.submit(lambda: None).result()
 
 
 def test_a_curve_grows_while_the_stage_runs_and_is_whole_when_it_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
-    told = tracker(tmp_path)
+    run_tracker = tracker(tmp_path)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
-    told.follow(stage())  # nothing is written yet
-    settled(told)
+    run_tracker.follow(stage())  # nothing is written yet
+    settled(run_tracker)
     assert "data" not in known(tmp_path)
     progress.write_text(line(1) + line(2) + '{"done": 3, "lo')  # as a reader may find it
-    told.follow(stage())
-    settled(told)
+    run_tracker.follow(stage())
+    settled(run_tracker)
     assert [point.step for point in known(tmp_path)["curve"]] == [1, 2]
     assert known(tmp_path)["data"].info.status == "RUNNING"
     progress.write_text("".join(map(line, (1, 2, 3))))
-    told.follow(stage())
-    settled(told)
+    run_tracker.follow(stage())
+    settled(run_tracker)
     assert [point.step for point in known(tmp_path)["curve"]] == [1, 2, 3]
     made = store.make(tmp_path, stage())
-    told.record(stage(), made)
-    told.record(stage(), made)
-    settled(told)  # what still waits when a run is killed, the next one sends
-    told.fail("KILLED")
+    run_tracker.record(stage(), made)
+    run_tracker.record(stage(), made)
+    settled(run_tracker)  # what still waits when a run is killed, the next one sends
+    run_tracker.fail("KILLED")
     found = known(tmp_path)
     assert found["data"].info.status == "FINISHED" and found["data"].data.tags["sacpo.digest"] == made.digest
     assert found["quickstart · seed 0 · digest"].info.status == "KILLED"
@@ -91,30 +91,30 @@ def test_a_version_that_is_found_again_carries_the_newest_verdict(tmp_path: Path
 
 def test_edited_tags_put_no_other_weights_in_the_place_of_ours(tmp_path: Path, policy: Policy) -> None:
     """A version, and a logged model, that somebody else made and that call themselves ours."""
-    told, mlflow = tracker(tmp_path), connection.client(tmp_path)
-    settled(told)
-    run = told._run.open()
+    run_tracker, mlflow = tracker(tmp_path), connection.client(tmp_path)
+    settled(run_tracker)
+    run = run_tracker._run.open()
     mlflow.create_registered_model("quickstart")
     theirs = {"sacpo.policy": policy.digest, "sacpo.run_id": run}
     mlflow.create_model_version("quickstart", "file:///their/weights", run, tags=theirs)
     experiment = mlflow.get_run(run).info.experiment_id
     logged = mlflow.create_logged_model(experiment, "policy", run, {"sacpo.weights": policy.digest})
     mlflow.finalize_logged_model(logged.model_id, "READY")
-    version = told.register(policy, {})
+    version = run_tracker.register(policy, {})
     assert version == "2"
     source = mlflow.get_model_version("quickstart", version).source
     assert source not in ("file:///their/weights", f"models:/{logged.model_id}")
     assert tracker(tmp_path).register(policy, {}) == "2"  # found again
-    told.fail("KILLED")
+    run_tracker.fail("KILLED")
 
 
 def test_what_a_kill_left_between_logging_and_registering_is_used(tmp_path: Path, policy: Policy) -> None:
-    told = tracker(tmp_path)
-    settled(told)  # it opens its run in a thread of its own
-    address = told._registration.log_weights("quickstart", policy)
+    run_tracker = tracker(tmp_path)
+    settled(run_tracker)  # it opens its run in a thread of its own
+    address = run_tracker._registration.log_weights("quickstart", policy)
     assert tracker(tmp_path).register(policy, {}) == "1"
     assert connection.client(tmp_path).get_model_version("quickstart", "1").source == address
-    told.fail("KILLED")
+    run_tracker.fail("KILLED")
 
 
 class Slow(BaseHTTPRequestHandler):
@@ -165,65 +165,65 @@ def test_weights_get_that_time(tmp_path: Path, policy: Policy, monkeypatch: pyte
 
         return called
 
-    told = tracker(tmp_path)
+    run_tracker = tracker(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", connection.ANSWER_TIMEOUT)
     monkeypatch.setattr(api.pyfunc, "log_model", seeing(api.pyfunc.log_model))
     monkeypatch.setattr(api.artifacts, "download_artifacts", seeing(api.artifacts.download_artifacts))
-    told.register(policy, {})
+    run_tracker.register(policy, {})
     Ledger(tmp_path).note_registered("quickstart", "1", "", policy.digest)
     download.fetch(tmp_path, "models:/quickstart/1")
     assert seen == [connection.WEIGHTS_TIMEOUT] * 2
-    told.fail("KILLED")
+    run_tracker.fail("KILLED")
 
 
 def test_a_look_that_was_left_out_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is sent for a minute after a failure; the curve must go on after it."""
     monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
-    told = tracker(tmp_path)
+    run_tracker = tracker(tmp_path)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
     progress.write_text(line(1))
-    told._out.send("a record", lambda: 1 / 0)
-    told.follow(stage())
-    settled(told)
-    told._out._silent_until = 0.0  # the minute is over
-    told.follow(stage())
-    settled(told)
+    run_tracker._out.send("a record", lambda: 1 / 0)
+    run_tracker.follow(stage())
+    settled(run_tracker)
+    run_tracker._out._silent_until = 0.0  # the minute is over
+    run_tracker.follow(stage())
+    settled(run_tracker)
     assert [point.step for point in known(tmp_path)["curve"]] == [1]
-    told.fail("KILLED")
+    run_tracker.fail("KILLED")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     """Often the first thing to change after memory ran out."""
     for processes in (2, 1):
-        told = tracking.Tracker(tmp_path, read("quickstart", [f"compute.processes={processes}"]), "digest", {})
-        settled(told)
-        assert not told._out.missed
-        told.fail("KILLED")
+        run_tracker = tracking.Tracker(tmp_path, read("quickstart", [f"compute.processes={processes}"]), "digest", {})
+        settled(run_tracker)
+        assert not run_tracker._out.missed
+        run_tracker.fail("KILLED")
     assert len([name for name in known(tmp_path) if name == "quickstart · seed 0 · digest"]) == 1
 
 
 def test_updates_that_a_resumed_training_repeats_are_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "FOLLOW_SECONDS", 0.0)
-    told = tracker(tmp_path)
+    run_tracker = tracker(tmp_path)
     progress = stage().partial(tmp_path) / "progress.jsonl"
     progress.parent.mkdir(parents=True)
     for steps in ((1, 2, 3), (1, 2, 3, 4)):
         progress.write_text("".join(map(line, steps)))  # with new times
-        told.follow(stage())
-        settled(told)
+        run_tracker.follow(stage())
+        settled(run_tracker)
     assert [point.step for point in known(tmp_path)["curve"]] == [1, 2, 3, 4]
-    told.fail("KILLED")
+    run_tracker.fail("KILLED")
 
 
 def test_a_damaged_database_is_said_and_is_not_taken_for_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 1000)
-    told = tracker(tmp_path)
-    settled(told)
-    told.record(stage(), store.make(tmp_path, stage()))
-    assert told.finish(tmp_path, {}) is False
+    run_tracker = tracker(tmp_path)
+    settled(run_tracker)
+    run_tracker.record(stage(), store.make(tmp_path, stage()))
+    assert run_tracker.finish(tmp_path, {}) is False
     assert "MLflow did not take the run" in capsys.readouterr().out
     with pytest.raises(BadPlace, match="did not register the policy"):
         tracker(tmp_path).register(Policy(path=tmp_path, digest="x", name="p", kind="step"), {})
@@ -253,17 +253,17 @@ def test_a_stopped_run_leaves_no_stage_running_and_the_next_takes_it_up(
 def test_the_address_of_a_page_holds_no_password_and_no_name_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = tracker(tmp_path)
-    mlflow = told._run.client()
-    monkeypatch.setattr(told._run, "client", lambda: mlflow)
+    run_tracker = tracker(tmp_path)
+    mlflow = run_tracker._run.client()
+    monkeypatch.setattr(run_tracker._run, "client", lambda: mlflow)
     monkeypatch.setattr(connection, "SERVER", "http://ada:pw@127.0.0.1:5000/")
-    run, version = told.pages(Registered("a) [b](c #?", "1", ""))
+    run, version = run_tracker.pages(Registered("a) [b](c #?", "1", ""))
     assert version[0] == "http://127.0.0.1:5000/#/models/a%29%20%5Bb%5D%28c%20%23%3F/versions/1"
     assert run[0].startswith("http://127.0.0.1:5000/#/experiments/")
     name = "MLFLOW_TRACKING_URI"
     passwords.write_running(tmp_path, {name: "http://127.0.0.1:5000"}, [name], {})
     monkeypatch.setattr(connection, "SERVER", "http://localhost:5000")  # another user's program may answer there
-    assert told.pages(Registered("m", "1", ""))[1][0] == "http://127.0.0.1:5000/#/models/m/versions/1"
+    assert run_tracker.pages(Registered("m", "1", ""))[1][0] == "http://127.0.0.1:5000/#/models/m/versions/1"
 
 
 def test_a_name_with_quotes_finds_itself_and_nothing_else(tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ def test_the_log_of_a_failed_run_links_nowhere(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(handlers, "emit_api_log", sent.append)
     logger = logging.Logger("prefect.flow_runs")
     logger.addHandler(handlers.APILogHandler())
-    told = {"flow_run_id": "0188f0f4-6d8b-7a4e-9d3f-0f0f0f0f0f0f"}
+    extra = {"flow_run_id": "0188f0f4-6d8b-7a4e-9d3f-0f0f0f0f0f0f"}
     try:
         raise ValueError(HOSTILE)
     except ValueError:
-        logger.exception("Encountered exception during execution: %r", ValueError(HOSTILE), extra=told)
+        logger.exception("Encountered exception during execution: %r", ValueError(HOSTILE), extra=extra)
     (log,) = sent
     assert "Traceback" in log["message"] and not [link for link in LINKS if link in log["message"]]
 

@@ -25,8 +25,8 @@ from tasks.work.store import Stage
 
 def gather(**changes: Any) -> Stage[Any]:
     """The town's corpus: a real stage that takes a fraction of a second."""
-    given = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0} | changes
-    return Stage(sources.gather, "data", given)
+    arguments = {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0} | changes
+    return Stage(sources.gather, "data", arguments)
 
 
 def stamp(folder: Path) -> dict[str, int]:
@@ -46,26 +46,26 @@ def test_a_stage_that_is_done_is_not_done_again(runs: Path) -> None:
 
 def test_the_manifest_says_what_was_made_of_what(runs: Path) -> None:
     made = store.make(runs, gather())
-    told = json.loads((made.path / "manifest.json").read_text())
+    manifest = json.loads((made.path / "manifest.json").read_text())
     version = mark_of(sources.gather).version
-    assert (told["stage"], told["title"], told["version"], told["key"]) == (
+    assert (manifest["stage"], manifest["title"], manifest["version"], manifest["key"]) == (
         "sources.gather",
         "data",
         version,
         gather().key,
     )
-    assert told["given"] == {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
-    assert told["noun"] == {"digest": made.digest, "files": made.files, "sha256": {}}
+    assert manifest["given"] == {"files": {"sft": "town", "steps.0": "town"}, "sha256": {}, "seed": 0}
+    assert manifest["noun"] == {"digest": made.digest, "files": made.files, "sha256": {}}
     held = {path.name: path for path in made.path.iterdir() if path.name != "manifest.json"}
-    assert told["files"].keys() == held.keys() and len(held) > 3
+    assert manifest["files"].keys() == held.keys() and len(held) > 3
     for name, path in held.items():
-        assert told["files"][name] == {"sha256": file_digest(path), "bytes": path.stat().st_size}
-    assert told["seconds"] == store.seconds(made) >= 0 and told["finished"].endswith("Z")
+        assert manifest["files"][name] == {"sha256": file_digest(path), "bytes": path.stat().st_size}
+    assert manifest["seconds"] == store.seconds(made) >= 0 and manifest["finished"].endswith("Z")
 
 
 def test_parents_come_back_as_they_were(runs: Path, policy: Policy, other_policy: Policy) -> None:
-    given = {"safe": policy, "reward": other_policy, "q": 0.5}
-    work = Stage(merge.interpolate, "merge", given)
+    arguments = {"safe": policy, "reward": other_policy, "q": 0.5}
+    work = Stage(merge.interpolate, "merge", arguments)
     made = store.make(runs, work)
     found = store.find(runs, work)
     assert found == made and isinstance(found, Policy) and found.parents == (policy.digest, other_policy.digest)
@@ -127,8 +127,9 @@ def test_version_and_name_are_in_the_key_and_the_title_is_not() -> None:
 
 
 def test_the_libraries_that_compute_are_in_the_key() -> None:
-    told = store.content_of(Compute(device="cpu"))
-    assert {"torch", "transformers", "trl", "device", "dtype", "threads"} <= told.keys() and "processes" not in told
+    content = store.content_of(Compute(device="cpu"))
+    assert {"torch", "transformers", "trl", "device", "dtype", "threads"} <= content.keys()
+    assert "processes" not in content
 
 
 def test_a_value_without_a_meaning_names_no_stage() -> None:
@@ -300,8 +301,8 @@ def test_half_a_line_that_a_full_disk_left_stops_no_later_attempt(runs: Path, tm
     for done in (2, 3):
         curve.on_log(None, TrainerState(global_step=done, max_steps=3), None, {"loss": 0.6})
     curve.finish()
-    told = [json.loads(line)["done"] for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
-    assert told[0] == 1 and told[-1] == 3
+    updates_done = [json.loads(line)["done"] for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert updates_done[0] == 1 and updates_done[-1] == 3
     stage = replace(slow(tmp_path / "notes", 0), does=quickly)
     partial = stage.folder(runs).with_name(stage.folder(runs).name + ".partial")
     partial.mkdir(parents=True)
@@ -313,8 +314,8 @@ def test_what_a_damaged_policy_was_is_found_out_before_it_is_used(
     runs: Path, policy: Policy, other_policy: Policy, compute: Compute
 ) -> None:
     """A large file is checked by size here; its content is checked where it is loaded."""
-    given = {"safe": policy, "reward": other_policy, "q": 0.5}
-    made = store.make(runs, Stage(merge.interpolate, "merge", given))
+    arguments = {"safe": policy, "reward": other_policy, "q": 0.5}
+    made = store.make(runs, Stage(merge.interpolate, "merge", arguments))
     assert isinstance(made, Policy) and merge.weights is policies.headers.weights
     policies.load(made, compute)
     flip(made.path / "model.safetensors")

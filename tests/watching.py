@@ -15,10 +15,10 @@ from tasks.work import processes
 def until(true: Callable[[], Any], seconds: float = 600) -> Any:
     """Wait until something is true, and return it."""
     end = time.monotonic() + seconds
-    while not (told := true()):
+    while not (result := true()):
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
-    return told
+    return result
 
 
 def gone(pid: int) -> bool:
@@ -52,4 +52,4 @@ def statuses(runs: Path) -> dict[str, str]:
 
 def weights(runs: Path) -> dict[str, str]:
     (path,) = runs.glob("quickstart/*/report.json")
-    return {told["name"]: told["digest"] for told in json.loads(path.read_text())["candidates"]}
+    return {candidate["name"]: candidate["digest"] for candidate in json.loads(path.read_text())["candidates"]}
