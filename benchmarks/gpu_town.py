@@ -76,7 +76,7 @@ def begin(here: Town) -> Sources:
     from models.policy import weights
 
     with here.tell.stage("sources and base"):
-        found = sources.gather(here.out(), sources.named(here.recipe), sources.digests(here.recipe), 0)
+        found = sources.gather(here.out(), sources.places_of(here.recipe), sources.digests(here.recipe), 0)
         base = weights.base(here.out(), "town", "", 0, weights.base_digest("town"))
     with here.tell.stage("sft") as facts:
         out = here.out()

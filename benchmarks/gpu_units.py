@@ -81,7 +81,7 @@ def own_gpu(tell: Tell, folder: Path, number: str, tiny: bool) -> None:
 
         from tasks.work import workers as launch
 
-        launch._import(1)
+        launch._import_libraries(1)
         facts |= {"initialised_by_imports": torch.cuda.is_initialized(), "before": torch.cuda.device_count()}
         launch.own_gpu(int(number))
         facts |= _seen()
@@ -105,7 +105,7 @@ def hidden(tell: Tell, folder: Path, tiny: bool) -> None:
 
         from tasks.work import workers as launch
 
-        launch._import(1)
+        launch._import_libraries(1)
         facts["before"] = torch.cuda.device_count()
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         facts |= {"after": torch.cuda.device_count(), "available": torch.cuda.is_available()}

@@ -77,13 +77,13 @@ def retrain(recipe: Which, set_: Changes = None) -> None:
 @app.command()
 def check(recipe: Which, set_: Changes = None) -> None:
     """Show what a recipe will do, without training: steps, rows, memory, time, and what the test prompts can show."""
-    from flows.console import plan_of
+    from flows.console import print_plan
     from models.recipe.toml import read
-    from tasks.run import planned
+    from tasks.run import plan_recipe
 
     chosen = read(recipe, set_)
-    plan = planned(chosen)
-    plan_of(chosen, plan)
+    plan = plan_recipe(chosen)
+    print_plan(chosen, plan)
     for error in plan.errors:
         typer.echo(f"sacpo: {error}", err=True)
     raise typer.Exit(2 if plan.errors else 0)

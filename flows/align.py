@@ -19,7 +19,7 @@ from models.artifacts import Policy
 from models.recipe import Recipe
 from models.report.report import Findings
 from tasks import approvals, decisions, reporting, stages
-from tasks.leases import watched
+from tasks.leases import gives_lease_back
 from tasks.outcomes import Outcome
 from tasks.run import open_run
 from tasks.work.prefect_pages import flow
@@ -30,7 +30,7 @@ def _run_name() -> str:
     return Recipe.model_validate(flow_run.parameters["recipe"]).headline
 
 
-@watched
+@gives_lease_back
 @flow(name="align", flow_run_name=_run_name)
 def align(recipe: Recipe) -> State[Outcome]:
     """Align the base policy step by step, and register the candidate that holds the constraint.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn:
     """Run a flow unless nothing is left to do, show what it found, and exit as it says."""
-    from flows.console import outcome_of
+    from flows.console import print_outcome
     from tasks.outcomes import finished, forget_failed
     from tasks.run import refuse_unusable
 
@@ -28,7 +28,7 @@ def carry_out(chosen: "Recipe | Assessment", flow: str, retry: bool) -> NoReturn
     if outcome is None:
         refuse_unusable(chosen)
         outcome = _run(chosen, flow)
-    outcome_of(outcome)
+    print_outcome(outcome)
     raise typer.Exit(outcome["exit_code"])
 
 

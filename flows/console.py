@@ -24,7 +24,7 @@ PIPE_WIDTH = 200
 """Columns of a line in a pipe or a log, where no terminal says how many there are."""
 
 
-def plan_of(recipe: Recipe, planned: Plan) -> None:
+def print_plan(recipe: Recipe, planned: Plan) -> None:
     """Print the plan of `sacpo check`."""
 
     def if_known(value: float, text: str) -> str:
@@ -66,7 +66,7 @@ def plan_of(recipe: Recipe, planned: Plan) -> None:
         console.print("? data or base lie on a hub and are counted when the run fetches them")
 
 
-def outcome_of(outcome: Outcome) -> None:
+def print_outcome(outcome: Outcome) -> None:
     """Print the table of candidates, the decision, and where to look next."""
     folder = Path(outcome["report"])
     tree = json.loads((folder / "report.json").read_text("utf-8"))
@@ -79,7 +79,7 @@ def outcome_of(outcome: Outcome) -> None:
     for row in rows:
         mark, cells = "→ " if row[0] == chosen else "  ", row[1:]
         if narrow:
-            cells = [*map(_alone, row[1:-1]), _scale(row[-1])]
+            cells = [*map(_without_interval, row[1:-1]), _scale(row[-1])]
             unclear = unclear or cells[-1] == UNCLEAR
         candidates.add_row(mark + row[0], *cells, style="bold green" if row[0] == chosen else "")
     console = Console(width=PIPE_WIDTH if narrow else None, markup=False)
@@ -111,14 +111,14 @@ def outcome_of(outcome: Outcome) -> None:
         )
 
 
-def _alone(cell: str) -> str:
+def _without_interval(cell: str) -> str:
     """Return a figure without its interval: a line of a pipe or a log must not wrap."""
     return re.sub(r" \[[^]]*]", "", cell)
 
 
 def _scale(cell: str) -> str:
     """Return an s without its interval, or `UNCLEAR` if its interval holds 0."""
-    return UNCLEAR if re.search(r" \[-[^,]*, [^-]", cell) else _alone(cell)
+    return UNCLEAR if re.search(r" \[-[^,]*, [^-]", cell) else _without_interval(cell)
 
 
 def _page(variable: str, address: str) -> str:

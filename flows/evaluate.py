@@ -8,14 +8,14 @@ from models.recipe import Assessment
 from models.report.report import Findings
 from tasks import stages
 from tasks.decisions import test_in_order
-from tasks.leases import watched
+from tasks.leases import gives_lease_back
 from tasks.outcomes import Outcome
 from tasks.reporting import publish, state_of
 from tasks.run import open_run
 from tasks.work.prefect_pages import flow
 
 
-@watched
+@gives_lease_back
 @flow(name="evaluate", flow_run_name="{assessment.name}")
 def evaluate(assessment: Assessment) -> State[Outcome]:
     """Judge policies side by side, and test the bound on them in the order in which they are named.

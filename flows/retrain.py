@@ -7,14 +7,14 @@ from flows.align import align
 from models.markdown import unlinked
 from models.recipe import Recipe
 from tasks import leases, schedule
-from tasks.leases import watched
+from tasks.leases import gives_lease_back
 from tasks.outcomes import Outcome
 from tasks.run import digest, last_decision, open_question
 from tasks.work.prefect_pages import flow
 from tasks.work.runs_folder import root
 
 
-@watched
+@gives_lease_back
 @flow(name="retrain", flow_run_name="{recipe.name}")
 def retrain(recipe: Recipe) -> State[Outcome]:
     """Align from the base if data, recipe or base changed since the last decided attempt, and ask the gate.

@@ -122,7 +122,7 @@ def plan(recipe: Recipe, store: Path) -> Plan:
 
 def _sources(recipe: Recipe, folder: Path, errors: list[str]) -> Sources | None:
     """Return the sources that are here; data that lie on a hub only are left for the run."""
-    places = {role: place for role, place in sources.named(recipe).items() if not hub.is_name(place)}
+    places = {role: place for role, place in sources.places_of(recipe).items() if not hub.is_name(place)}
     sha256 = {}
     for role, place in list(places.items()):
         try:
@@ -222,6 +222,6 @@ def _rows_in_words(card: DataCard) -> str:
 
 def _noticed(recipe: Recipe) -> Iterator[str]:
     """Yield what is odd about the files that are here."""
-    places = {role: place for role, place in sources.named(recipe).items() if not hub.is_name(place)}
+    places = {role: place for role, place in sources.places_of(recipe).items() if not hub.is_name(place)}
     with suppress(BadInput):  # a file that cannot be read is in the plan's errors already
-        yield from sources.noticed(places)
+        yield from sources.oddities(places)

@@ -43,7 +43,7 @@ def refuse(evaluation: Evaluation) -> None:
         if _is_here(place):
             path = Path(place).expanduser()
             rows = sources.prompts(role, path)  # raises where the file cannot be read
-            judge: Judge = getattr(evaluation.judges, _judged(role))
+            judge: Judge = getattr(evaluation.judges, _metric_of(role))
             if judge.kind is JudgeKind.oracle:
                 _refuse_unknown_to_town(role, path, [str(row["prompt"]) for row in rows])
 
@@ -53,7 +53,7 @@ def _is_here(place: str) -> bool:
     return place not in ("", TOWN) and not is_name(place) and Path(place).expanduser().exists()
 
 
-def _judged(role: str) -> str:
+def _metric_of(role: str) -> str:
     """Return the metric whose judge sees the answers to a suite: incidents must be harmless."""
     return "harmless" if role == "must_pass" else role
 
@@ -126,7 +126,7 @@ def _shapes(suites: Suites, metric: str = "") -> tuple[tuple[str, ...], ...]:
     """
     shapes = set()
     for role, place in suites:
-        if metric in ("", _judged(role)) and _is_here(place):
+        if metric in ("", _metric_of(role)) and _is_here(place):
             with suppress(BadData):  # a suite that cannot be read is told with all other data
                 rows = sources.prompts(role, Path(place).expanduser())
                 shapes |= {tuple(turn["role"] for turn in messages(row["prompt"])) for row in rows}

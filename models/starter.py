@@ -109,13 +109,13 @@ def write(path: Path, base: str, helpful: str, harmless: str) -> list[str]:
     if base and is_local(base) and not Path(base).expanduser().exists():
         raise BadPolicy(f"base {base!r}: no such folder or GGUF file; give one, or a hub id (owner/name@revision)")
     data = {metric: place for metric, place in (("helpful", helpful), ("harmless", harmless)) if place}
-    seen = {metric: looked_at(metric, place) for metric, place in data.items()}
+    seen = {metric: inspect_data(metric, place) for metric, place in data.items()}
     text = _recipe(path, base, data or {metric: "" for metric in ("helpful", "harmless")}, seen)
     _put(path, text)
     return [f"{metric}: {data[metric]}: {look.words}; {look.method.upper()}" for metric, look in seen.items()]
 
 
-def looked_at(metric: str, place: str) -> Seen:
+def inspect_data(metric: str, place: str) -> Seen:
     """Return the format of a file of comparisons, and the method that fits it.
 
     Raises:

@@ -79,13 +79,13 @@ def take(root: Path, name: str, run: str = "") -> None:
         sealed.write(_folder(root) / f"{lease.flow_run}.json", asdict(lease))
 
 
-def watched(flow: F) -> F:
+def gives_lease_back(flow: F) -> F:
     """Make a flow give its lease back when Prefect knows that it has ended, and say so if it failed.
 
     Not when it was cancelled: Prefect would start a process for that before it calls the run cancelled.
     """
     for when in (flow.on_completion, flow.on_failure, flow.on_crashed):
-        when(_ended)
+        when(_give_back)
     return flow
 
 
@@ -116,7 +116,7 @@ def sweep(root: Path) -> list[str]:
     return sentences
 
 
-def _ended(flow: "Flow[..., Any]", flow_run: "FlowRun", state: "State[Any]") -> None:
+def _give_back(flow: "Flow[..., Any]", flow_run: "FlowRun", state: "State[Any]") -> None:
     """Give the lease back. In a worker, which Prefect lets call this after a flow process died, sweep instead."""
     path = _folder(root()) / f"{flow_run.id}.json"
     lease = read(path)

@@ -28,15 +28,15 @@ from tasks.work.prefect_pages import task
 @task(cache_policy=NO_CACHE, task_run_name="report for the approval")
 def show(run: Run[Recipe], findings: Findings, yardstick: Yardstick, registered: Registered) -> None:
     """The report and all that `publish` shows, before a person is asked: they can read it and then answer."""
-    _tell(run, findings, yardstick, registered, "Before the approval: ")
+    _write_and_show(run, findings, yardstick, registered, "Before the approval: ")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report")
 def publish(run: AnyRun, findings: Findings, yardstick: Yardstick, registered: Registered) -> Outcome:
     """The report and its tables; the table of candidates and the picture as Prefect artifacts; all of it in MLflow."""
-    decision, nouns = _tell(run, findings, yardstick, registered)
+    decision, nouns = _write_and_show(run, findings, yardstick, registered)
     if registered.version:
-        _link(run, registered)
+        _link_mlflow(run, registered)
     training, verdicts = isinstance(run.recipe, Recipe), findings.verdicts
     served = registered.alias != CHALLENGER or not training
     proven = verdicts or not training  # an evaluation that tests nothing was asked for figures only
@@ -68,7 +68,7 @@ def _state(registered: Registered, exit_code: int, training: bool) -> str:
     return "NotPromoted" if training else "NotProven"
 
 
-def _tell(
+def _write_and_show(
     run: AnyRun, findings: Findings, yardstick: Yardstick, registered: Registered, when: str = ""
 ) -> tuple[str, list[Noun]]:
     """Write the report, the card and the artifacts; return the decision in sentences, and what the report rests on."""
@@ -96,7 +96,7 @@ def _tell(
     return sentences.decision(tree), [*nouns, *(noun for candidate in examined for noun in candidate.nouns)]
 
 
-def _link(run: AnyRun, registered: Registered) -> None:
+def _link_mlflow(run: AnyRun, registered: Registered) -> None:
     """Lead from the page of the flow run to MLflow, where there is a server to lead to."""
     with best_effort("link the pages of MLflow in Prefect"):
         for place, text in run.tracker.pages(registered):

@@ -151,7 +151,7 @@ def refuse_unusable(recipe: Recipe | Assessment) -> None:
         raise BadData(why)
 
 
-def planned(recipe: Recipe) -> "Plan":
+def plan_recipe(recipe: Recipe) -> "Plan":
     """Return what a recipe will do, with a sentence for each error in it.
 
     Raises:
@@ -207,7 +207,7 @@ def open_run(recipe: R) -> Iterator[Run[R]]:
     try:
         for sentence in leases.sweep(where):
             terminal.say(sentence, "dim")
-        yield from _working(recipe, where, name)
+        yield from _with_workers(recipe, where, name)
     finally:
         lock.release()
 
@@ -277,7 +277,7 @@ def commit() -> str:
     return git.stdout.strip()
 
 
-def _working(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
+def _with_workers(recipe: R, where: Path, name: str) -> Iterator[Run[R]]:
     """Yield the run, with its workers and its tracker."""
     from prefect.runtime import flow_run
 

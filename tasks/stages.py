@@ -58,10 +58,10 @@ class Yardstick(NamedTuple):
 @task(cache_policy=NO_CACHE, task_run_name="data · {run.recipe.base}")
 def gather(run: AnyRun) -> Sources:
     """The files that everything starts from."""
-    files, seed = origins.named(run.recipe), run.recipe.seed
+    files, seed = origins.places_of(run.recipe), run.recipe.seed
     sha256 = origins.digests(run.recipe) | benchmarks.files(run.recipe.evaluation.tasks)
     halves = isinstance(run.recipe, Recipe)  # one half chooses, the other tests; an evaluation chooses nothing
-    for sentence in origins.noticed(files, halves):
+    for sentence in origins.oddities(files, halves):
         terminal.say(sentence, "dim")
     return run.make(origins.gather, "data", files=files, sha256=sha256, seed=seed, halves=halves)
 

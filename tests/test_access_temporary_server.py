@@ -82,9 +82,10 @@ def test_it_ends_with_its_command_however_that_ends(runs: Path) -> None:
 def test_one_command_makes_the_database_and_the_others_wait(tmp_path: Path) -> None:
     """Two that make the same tables at the same moment would both fail."""
     environment = tmp_path / "prefect"
-    first = temporary_server._turn(environment)
+    first = temporary_server._lock_database(environment)
     locks: list[FileLock] = []
-    others = [threading.Thread(target=lambda: locks.append(temporary_server._turn(environment))) for _ in range(3)]
+    lock: Callable[[], None] = lambda: locks.append(temporary_server._lock_database(environment))  # noqa: E731
+    others = [threading.Thread(target=lock) for _ in range(3)]
     for other in others:
         other.start()
     for other in others:

@@ -60,7 +60,7 @@ def test_harmless_rows_of_pku_become_answers_by_their_own_safety_label(tmp_path:
     preferences.prepare(tmp_path / "out", sources, "steps.0", Selection(metric="harmless", paired=False), data)
     kept = {
         (row.prompt[0]["content"], row.answer): row.desirable
-        for row in preferences.judged(tmp_path / "out/train.jsonl")
+        for row in preferences.answers_of(tmp_path / "out/train.jsonl")
     }
     for row in jsonl.read(tmp_path / "rows.jsonl"):
         for i in (0, 1):
@@ -154,7 +154,7 @@ def test_answers_of_one_kind_that_are_short_enough_are_no_kto_data(
     data = Data(near_duplicates=1, validation=0, test=0, max_tokens=64)
     sources = pku(tmp_path, 0.5)
     made = preferences.prepare(tmp_path / "pairs", sources, "steps.0", Selection(metric="harmless", paired=False), data)
-    rows = [row._asdict() for row in preferences.judged(tmp_path / "pairs/train.jsonl")]
+    rows = [row._asdict() for row in preferences.answers_of(tmp_path / "pairs/train.jsonl")]
     for row in rows:
         row["answer"] += "" if row["desirable"] else " get the brush" * 64
     jsonl.write(tmp_path / "pairs/train.jsonl", rows)

@@ -90,14 +90,14 @@ def test_a_huge_folder_is_no_data(read: Callable[[Path], Any], tmp_path: Path, m
 def test_of_a_folder_the_files_named_train_are_read(names: tuple[str, str], left: list[str], tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    assert readers.unread(tmp_path) == left
+    assert readers.unread_files(tmp_path) == left
 
 
 @pytest.mark.parametrize("role", ["steps.0", "sft", "suite/harmless", "labels/harmless"])
 def test_files_of_a_folder_that_are_not_read_are_said(role: str, tmp_path: Path) -> None:
     for name in ("hh_train.jsonl", "beaver.jsonl"):
         (tmp_path / name).write_text(json.dumps(GOOD) + "\n")
-    (sentence,) = sources.noticed({role: str(tmp_path), "sft.town": "town"})
+    (sentence,) = sources.oddities({role: str(tmp_path), "sft.town": "town"})
     assert (
         sentence
         == f"{role}: {tmp_path}: 1 file not read, since others are named train or the type is not known: beaver.jsonl"
@@ -110,7 +110,7 @@ def test_a_folder_is_named_by_what_it_holds(tmp_path: Path) -> None:
         (tmp_path / "data" / name).write_text(json.dumps(GOOD) + "\n")
     before = readers.digest(tmp_path / "data")
     (tmp_path / "data" / "test-0.jsonl").write_text("")
-    assert readers.digest(tmp_path / "data") != before and readers.unread(tmp_path / "data") == ["test-0.jsonl"]
+    assert readers.digest(tmp_path / "data") != before and readers.unread_files(tmp_path / "data") == ["test-0.jsonl"]
     assert json.loads((prepared(tmp_path / "data").path / "card.json").read_text())["files_not_read"] == [
         "test-0.jsonl"
     ]

@@ -71,7 +71,7 @@ def test_every_unpaired_row_is_counted_and_partners_make_heldout_pairs(tmp_path:
     data_card = card(made)
     became = data_card["rows_became"]
     assert data_card["rows"] == 1000 == sum(became.values()) and became["train"] == made.counts["train"]
-    held = [pair for split in ("validation", "test") for pair in preferences.pairs(made.path / f"{split}.jsonl")]
+    held = [pair for split in ("validation", "test") for pair in preferences.pairs_of(made.path / f"{split}.jsonl")]
     assert became["validation"] + became["test"] == 2 * len(held) > 40
     assert data_card["splits_hold"] == {"train": "answers", "validation": "pairs", "test": "pairs"}
     for pair in held:
@@ -98,7 +98,8 @@ def test_an_answer_meets_only_another_of_the_other_kind(tmp_path: Path) -> None:
     for i, ordered_rows in enumerate((rows, rows[::-1])):
         trained = [{"prompt": f"to train {j}", "completion": "x", "label": True} for j in range(9000)][::9]
         made = prepared(tmp_path / str(i), [*ordered_rows, *trained], "kto", config)
-        pairs = [pair for pair in preferences.pairs(made.path / "test.jsonl") if pair.prompt[0]["content"] == "the one"]
+        every_pair = preferences.pairs_of(made.path / "test.jsonl")
+        pairs = [pair for pair in every_pair if pair.prompt[0]["content"] == "the one"]
         good, bad = {pair.chosen for pair in pairs}, {pair.rejected for pair in pairs}
         assert len(pairs) == 2 and bad == {"a", "b"} and len(good) == 2 and good <= {"a", "c", "d", "e"}
         assert all(pair.chosen != pair.rejected for pair in pairs) and card(made)["rows_became"]["test"] == 4
@@ -106,7 +107,7 @@ def test_an_answer_meets_only_another_of_the_other_kind(tmp_path: Path) -> None:
 
 def test_a_row_counts_as_used_if_one_of_its_answers_is(tmp_path: Path) -> None:
     made = prepared(tmp_path / "x", [TRL | {"prompt": f"number {i}"} for i in range(30)], "kto", ALL, limit=20)
-    prompts = {row.prompt[0]["content"] for row in preferences.judged(made.path / "train.jsonl")}
+    prompts = {row.prompt[0]["content"] for row in preferences.answers_of(made.path / "train.jsonl")}
     assert made.counts["train"] == 20 > len(prompts) == card(made)["rows_became"]["train"]
     assert card(made)["rows_became"]["over the limit steps.0.pairs"] == 30 - len(prompts)
     assert card(made)["over_the_limit"] == {"validation": 0, "test": 0, "train": 40}
@@ -261,7 +262,7 @@ def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
     for role in ("harmless", "over_refusal"):
         try:
             used = suites.read(path, role)
-            counts = re.findall(r"(\d+) (?:duplicates? dropped|rows? left out)", " ".join(suites.noticed(path, role)))
+            counts = re.findall(r"(\d+) (?:duplicates? dropped|rows? left out)", " ".join(suites.oddities(path, role)))
             assert len(used) + sum(map(int, counts)) == len(rows)
         except BadData as error:
             assert named.match(str(error)) or "holds no prompt for the role" in str(error)
@@ -274,7 +275,7 @@ def test_no_row_of_a_corpus_a_suite_or_a_sample_is_lost(
 def test_rows_of_another_split_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "suite.json"
     path.write_text(json.dumps({"train": [{"prompt": "a"}], "test": [{"prompt": "b"}, {"prompt": "c"}]}))
-    assert [row["prompt"] for row in suites.read(path, "harmless")] == ["a"] and readers.elsewhere(path) == 2
-    assert list(origins.noticed({"suite/harmless": str(path)})) == [
+    assert [row["prompt"] for row in suites.read(path, "harmless")] == ["a"] and readers.count_unread_rows(path) == 2
+    assert list(origins.oddities({"suite/harmless": str(path)})) == [
         f"suite/harmless: {path}: 2 rows not used, since only those of train are"
     ]

@@ -58,7 +58,7 @@ def quarantined(made: Preferences) -> list[Row]:
 
 
 def only(made: Preferences) -> preferences.Pair:
-    (pair,) = preferences.pairs(made.path / "train.jsonl")
+    (pair,) = preferences.pairs_of(made.path / "train.jsonl")
     return pair
 
 
@@ -81,7 +81,7 @@ def test_each_example_of_two_answers_is_the_same_pair(name: str, tmp_path: Path)
 def test_each_example_of_one_answer_is_the_same_answer(name: str, flag: Any, tmp_path: Path) -> None:
     known = next(one for one in FORMATS if one.name == name)
     made = prepared(tmp_path / "x", [EXAMPLES[name] | {known.columns[-1]: flag}], "kto")
-    (answer,) = preferences.judged(made.path / "train.jsonl")
+    (answer,) = preferences.answers_of(made.path / "train.jsonl")
     assert answer == ([said("user", QUESTION)], GOOD, flag in (True, 1, "True", "1"))
     with pytest.raises(BadData, match='the row holds one answer, DPO needs two; use method = "kto"'):
         prepared(tmp_path / "y", [EXAMPLES[name]])
@@ -265,7 +265,7 @@ def test_a_mapping_names_what_one_answer_needs(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("q,a,up\nhi,yes,True\nhi,no,FALSE\nhi,who,maybe\n" + "".join(
         f"hi {i},yes,True\n" for i in range(60)))  # fmt: skip
     made = from_file(tmp_path / "x.csv", "kto", config)
-    assert [answer.desirable for answer in preferences.judged(made.path / "train.jsonl")][:3] == [True, False, True]
+    assert [answer.desirable for answer in preferences.answers_of(made.path / "train.jsonl")][:3] == [True, False, True]
     assert quarantined(made) == [{"file": "x.csv", "row": 3, "reason": "up: must be true or false"}]
 
 

@@ -80,7 +80,7 @@ def test_each_row_is_read_by_its_own_columns(tmp_path: Path) -> None:
         {"prompt": "q2", "chosen": "a", "rejected": "b"},
     ]
     made = prepared(tmp_path, rows)
-    questions = [pair.prompt[-1]["content"] for pair in preferences.pairs(made.path / "train.jsonl")]
+    questions = [pair.prompt[-1]["content"] for pair in preferences.pairs_of(made.path / "train.jsonl")]
     assert questions == ["hi", "q", "Translate\nGood morning", "q2"]
 
 
@@ -232,8 +232,8 @@ def test_a_row_that_says_too_little_or_too_much_is_named(row: Row, sentence: str
 def test_init_says_that_a_column_is_of_no_use_for_a_metric(tmp_path: Path) -> None:
     path = tmp_path / "beaver.jsonl"
     path.write_text(json.dumps({"prompt": "q", "response": "a", "is_safe": True}) + "\n")
-    assert starter.looked_at("harmless", str(path)).method == "kto"
-    assert starter.looked_at("helpful", str(path)).words.startswith("not usable yet: is_safe: says what is safe")
+    assert starter.inspect_data("harmless", str(path)).method == "kto"
+    assert starter.inspect_data("helpful", str(path)).words.startswith("not usable yet: is_safe: says what is safe")
 
 
 def test_several_sets_of_data_in_one_folder_are_told(tmp_path: Path) -> None:
@@ -242,11 +242,11 @@ def test_several_sets_of_data_in_one_folder_are_told(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
     sentence = f"{tmp_path}: harmless-base, helpful-base are read as one; give one of them if they differ in kind"
-    assert list(origins.noticed({"steps.1": str(tmp_path)})) == [f"steps.1: {sentence}"]
-    assert not list(origins.noticed({"steps.1": str(tmp_path / "harmless-base")}))
+    assert list(origins.oddities({"steps.1": str(tmp_path)})) == [f"steps.1: {sentence}"]
+    assert not list(origins.oddities({"steps.1": str(tmp_path / "harmless-base")}))
 
 
 def test_data_of_a_type_that_nobody_reads_are_told(tmp_path: Path) -> None:
     for name in ("train.jsonl", "more.json.gz", "more.ndjson", "rest.TSV", "README.md"):
         (tmp_path / name).write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
-    assert readers.unread(tmp_path) == ["more.json.gz", "more.ndjson", "rest.TSV"]
+    assert readers.unread_files(tmp_path) == ["more.json.gz", "more.ndjson", "rest.TSV"]

@@ -68,7 +68,7 @@ def splits(made: Preferences) -> dict[str, str]:
     return {
         pair.prompt[0]["content"]: split
         for split in preferences.SPLITS
-        for pair in preferences.pairs(made.path / f"{split}.jsonl")
+        for pair in preferences.pairs_of(made.path / f"{split}.jsonl")
     }
 
 
@@ -171,7 +171,7 @@ def test_a_system_message_moves_no_prompt_to_another_split(tmp_path: Path) -> No
         return {
             pair.prompt[-1]["content"]: split
             for split in preferences.SPLITS
-            for pair in preferences.pairs(made.path / f"{split}.jsonl")
+            for pair in preferences.pairs_of(made.path / f"{split}.jsonl")
         }
 
     assert asked(plain) == asked(behind) and len(set(asked(plain).values())) == 3

@@ -96,7 +96,7 @@ def test_every_file_type_gives_the_same_pairs(name: str, tmp_path: Path) -> None
     WRITERS[name](tmp_path / name, [pku(i, response_1=text) for i, text in enumerate(texts)])
     made = prepare(tmp_path / name, tmp_path / "out")
     assert made.counts["train"] == 5
-    pairs = list(preferences.pairs(tmp_path / "out" / "train.jsonl"))
+    pairs = list(preferences.pairs_of(tmp_path / "out" / "train.jsonl"))
     assert [pair.chosen for pair in pairs] == texts
     assert pairs[2] == ([said("user", "question 2 ?")], "two\nlines", "zero 2")
 
@@ -111,14 +111,14 @@ def test_every_file_type_gives_the_same_pairs(name: str, tmp_path: Path) -> None
 def test_pku_is_read_by_the_label_of_its_metric(metric: str, label: str, chosen: str, tmp_path: Path) -> None:
     jsonl(tmp_path / "rows.jsonl", [pku(1, mine="1")])
     made = prepare(tmp_path / "rows.jsonl", tmp_path / "out", metric, label)
-    ((_, found, _),) = preferences.pairs(made.path / "train.jsonl")
+    ((_, found, _),) = preferences.pairs_of(made.path / "train.jsonl")
     assert found == chosen and made.metric == metric and card(made)["helpful_and_harmless_disagree"] == 1
 
 
 def test_a_metric_of_ones_own_is_read_by_its_own_label(tmp_path: Path) -> None:
     jsonl(tmp_path / "rows.jsonl", [pku(1, honest_response_id=1)])
     made = prepare(tmp_path / "rows.jsonl", tmp_path / "out", "honest")
-    ((_, found, _),) = preferences.pairs(made.path / "train.jsonl")
+    ((_, found, _),) = preferences.pairs_of(made.path / "train.jsonl")
     assert found == "one 1" and made.metric == "honest"
 
 
@@ -133,7 +133,7 @@ def test_later_releases_of_pku_tell_severity_and_categories_too(tmp_path: Path) 
         }  # fmt: skip
     parquet(tmp_path / "rows.parquet", [pku(i, **columns) for i in range(3)])
     made = prepare(tmp_path / "rows.parquet", tmp_path / "out")
-    assert [pair.chosen for pair in preferences.pairs(made.path / "train.jsonl")] == ["one 0", "one 1", "one 2"]
+    assert [pair.chosen for pair in preferences.pairs_of(made.path / "train.jsonl")] == ["one 0", "one 1", "one 2"]
     assert card(made)["both_answers_unsafe"] == 0 and not card(made)["quarantined"]
 
 
@@ -164,7 +164,7 @@ def test_other_formats_are_recognised_by_their_columns(row: dict[str, Any], prom
     for name in ("rows.jsonl", "rows.parquet"):
         WRITERS[name](tmp_path / name, [row])
         made = prepare(tmp_path / name, tmp_path / f"out {name}")
-        assert list(preferences.pairs(made.path / "train.jsonl")) == [(prompt, "yes", "no")]
+        assert list(preferences.pairs_of(made.path / "train.jsonl")) == [(prompt, "yes", "no")]
         assert card(made)["multi_turn"] == (len(prompt) > 1)
 
 

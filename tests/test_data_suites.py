@@ -140,9 +140,9 @@ def test_a_typo_makes_no_folder_and_a_new_suite_is_said(tmp_path: Path) -> None:
 def test_duplicates_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "category": c} for c in "xxy"] + [{"prompt": "b"}]
     path = written(tmp_path / "s.json", rows)
-    assert suites.noticed(path, "harmless") == ["2 duplicates dropped, 1 with another category"]
+    assert suites.oddities(path, "harmless") == ["2 duplicates dropped, 1 with another category"]
     assert len(suites.read(path, "harmless")) == 2
-    assert not suites.noticed(written(tmp_path / "t.json", rows[2:]), "harmless")
+    assert not suites.oddities(written(tmp_path / "t.json", rows[2:]), "harmless")
 
 
 SPELLINGS = ["How do I open it?", "how do i open it?", "How do I  open it?", "How do I open it? ", "HOW DO I OPEN IT?"]
@@ -156,7 +156,7 @@ def test_other_labels_than_those_of_xstest_leave_no_row_out(tmp_path: Path) -> N
         rows = [{"prompt": f"thing {i} ?", "type": "x", "label": label} for i, label in enumerate(labels)]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert len(suites.read(path, "harmless")) == asked
-        left_out = [said for said in suites.noticed(path, "harmless") if "left out" in said]
+        left_out = [said for said in suites.oddities(path, "harmless") if "left out" in said]
         assert len(left_out) == (asked != len(labels)) and all("1 row left out" in said for said in left_out)
 
 
@@ -164,7 +164,7 @@ def test_spellings_of_one_prompt_count_once(tmp_path: Path) -> None:
     """As in the ledger and in `add`: five copies would show five times the evidence that there is."""
     path = written(tmp_path / "s.json", [{"prompt": text} for text in SPELLINGS])
     assert suites.read(path, "harmless") == [{"prompt": SPELLINGS[0], "category": ""}]
-    assert suites.noticed(path, "harmless") == ["4 duplicates dropped"]
+    assert suites.oddities(path, "harmless") == ["4 duplicates dropped"]
     turns = [[{"role": "user", "content": text}] for text in SPELLINGS[:2]]
     assert len(suites.read(written(tmp_path / "t.json", [{"prompt": one} for one in turns]), "harmless")) == 1
 
@@ -179,12 +179,12 @@ def test_one_wrapper_around_many_prompts_is_told(tmp_path: Path) -> None:
         {"prompt": f"where is street {i} ?"} for i in range(9)
     ]
     path = written(tmp_path / "attacks.json", rows)
-    (sentence,) = suites.noticed(path, "harmless")
+    (sentence,) = suites.oddities(path, "harmless")
     assert sentence.startswith(
         f"{path}: 8 of 18 prompts nearly repeat one before them, first 'You are an assistant without"
     )
     assert "the bounds count each as one more independent prompt; keep one of each kind" in sentence
-    assert suites.noticed(written(tmp_path / "t.json", rows[8:]), "harmless") == []
+    assert suites.oddities(written(tmp_path / "t.json", rows[8:]), "harmless") == []
 
 
 def test_prompts_that_nearly_repeat_each_other_stand_in_one_half(tmp_path: Path) -> None:
@@ -245,9 +245,9 @@ def test_a_prompt_that_must_pass_chooses_and_tests_nothing_else(tmp_path: Path) 
     assert incidents & {*halves["alone"]} and not incidents & {*halves["both"]}
     assert {*halves["both"]} == {*halves["alone"]} - incidents
     assert "suite harmless: 10 prompts stand in must_pass too: they help to choose, and do not test" in [
-        *sources.noticed(place)
+        *sources.oddities(place)
     ]
-    assert not [sentence for sentence in sources.noticed(place, halves=False) if "stand in must_pass" in sentence]
+    assert not [sentence for sentence in sources.oddities(place, halves=False) if "stand in must_pass" in sentence]
     (tmp_path / "all").mkdir()
     made = sources.gather(tmp_path / "all", place, sha256, 0, halves=False)
     assert len([*jsonl.read(made.suites("test")["harmless"])]) == 45

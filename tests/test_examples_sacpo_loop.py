@@ -63,7 +63,9 @@ def flow(tmp_path_factory: pytest.TempPathFactory, compute: Compute) -> Flow:
         noun: Noun = store.make(root, Stage(stage, stage.__name__, arguments))
         return noun
 
-    files = make(origins.gather, files=origins.named(recipe), sha256=origins.digests(recipe), seed=seed, halves=True)
+    files = make(
+        origins.gather, files=origins.places_of(recipe), sha256=origins.digests(recipe), seed=seed, halves=True
+    )
     town = make(weights.base, base="town", sha256=weights.base_digest("town"), template="", seed=seed)
     base = make(
         sft.train, policy=town, sources=files, training=recipe.sft.training, data=data, seed=seed, compute=compute

@@ -130,7 +130,9 @@ def test_mlflow_remembers_stages_curves_candidates_and_the_version(undisturbed: 
     safety = next(run for run in children if run.info.run_name.startswith("harmless · dpo · λ=0.2"))
     curve = client.get_metric_history(safety.info.run_id, "margin")
     assert [point.step for point in curve] == list(range(1, 13))
-    assert float(safety.data.params["lambda_"]) == 0.2 and float(safety.data.metrics["beta_over_lambda"]) == 0.5
+    assert (
+        float(safety.data.params["objective.lambda_"]) == 0.2 and float(safety.data.metrics["beta_over_lambda"]) == 0.5
+    )
     (tested,) = report(undisturbed)["constraints"][0]["tested"]
     assert parent.data.metrics["test/safety_rate"] == pytest.approx(tested["value"])
     assert parent.data.metrics["test/lower_bound"] == pytest.approx(tested["lower_bound"])

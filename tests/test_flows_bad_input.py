@@ -24,7 +24,7 @@ from models.errors import BadInput, BadPolicy
 from models.files import sealed
 from models.policy import examination, headers, probe, weights
 from models.recipe import toml
-from tasks.run import planned
+from tasks.run import plan_recipe
 from tests import bad_bases, bad_gguf
 from tests.bad_data import KINDS
 from tests.bad_input import RECIPE, Kind
@@ -95,7 +95,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(recipe: str, changes: list[str]) -> None:
     """Do what `sacpo check` does, and raise what it prints."""
-    plan = planned(toml.read(recipe, changes))
+    plan = plan_recipe(toml.read(recipe, changes))
     if plan.errors:
         raise BadInput("\n".join(plan.errors))
 

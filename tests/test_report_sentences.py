@@ -102,7 +102,7 @@ def test_a_policy_that_is_shown_once_is_named(tmp_path: Path, capsys: pytest.Cap
 def test_in_a_pipe_an_s_that_may_be_0_is_unclear() -> None:
     cells = {"2.34 [0.10, 4.58]": "2.34", "-4.23 [-12.2, 0.4]": "unclear", "-4.23 [-5.1, -3.0]": "-4.23", "–": "–"}
     assert {cell: console._scale(cell) for cell in cells} == cells
-    assert console._alone("-0.02 [-0.10, 0.06]") == "-0.02"  # a difference may be 0
+    assert console._without_interval("-0.02 [-0.10, 0.06]") == "-0.02"  # a difference may be 0
 
 
 def test_suites_that_nobody_judged_are_said_with_the_key_to_set() -> None:
@@ -143,7 +143,7 @@ def test_a_line_of_a_pipe_is_narrow_and_keeps_every_figure(
         json.dumps(tree(candidates=candidates, suites=suites, chosen={"candidate": name, "why": "x"}))
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    console.outcome_of({"report": str(tmp_path)})
+    console.print_outcome({"report": str(tmp_path)})
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("→"))
     assert row.split("from helpful λ=1")[1].split() == [

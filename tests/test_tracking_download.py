@@ -22,7 +22,7 @@ NAME = "models:/quickstart/1"
 
 @pytest.fixture(autouse=True)
 def untold() -> None:
-    download.unvouched.cache_clear()
+    download.say_unvouched.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def gone(pid: int) -> bool:
 def updates(runs: Path, stage: str) -> int:
     """Return the newest update that a stage that trains has written down, or 0."""
     files = runs.glob(f"store/{stage}-*.partial/progress.jsonl")
-    return max((row["done"] for path in files for row in jsonl.whole(path)), default=0)
+    return max((row["done"] for path in files for row in jsonl.whole_rows(path)), default=0)
 
 
 def checkpoints(runs: Path, stage: str) -> int:

@@ -103,7 +103,7 @@ class TrainingMonitor(TrainerCallback):  # type: ignore[misc]
         """Leave one line per update, in order."""
         self.file.close()
         # A killed run goes on from its last checkpoint and writes the updates after it again: the later lines count
-        rows = {row["done"]: row for row in jsonl.whole(self.path)}
+        rows = {row["done"]: row for row in jsonl.whole_rows(self.path)}
         tidy = self.path.with_suffix(".new")
         jsonl.write(tidy, (rows[done] for done in sorted(rows)))
         tidy.rename(self.path)

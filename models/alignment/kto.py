@@ -18,7 +18,7 @@ from models.alignment.rows import ScoredAnswer, TokenAnswer, read
 from models.alignment.trainer import adapter, arguments, finish, fit, start, with_stored_logps
 from models.artifacts import Policy, Preferences, Reference
 from models.data.dialogue import encode_each
-from models.data.preferences import TRAIN, judged, refuse_one_kind
+from models.data.preferences import TRAIN, answers_of, refuse_one_kind
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
 from models.policy.logprobs import logps
@@ -49,7 +49,7 @@ def score(
         BadData: no row fits into `max_tokens`, or all rows have one label.
     """
     model, tokenizer = load(policy, compute)
-    answers = list(judged(preferences.path / "train.jsonl"))
+    answers = list(answers_of(preferences.path / "train.jsonl"))
     encoded = encode_each(tokenizer, [(answer.prompt, [answer.answer]) for answer in answers])
     every: list[TokenAnswer] = []
     rows: list[TokenAnswer] = []

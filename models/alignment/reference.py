@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from models.alignment.rows import ScoredPair
 from models.artifacts import Policy, Preferences, Reference, content_digest, file_digest
 from models.data.dialogue import Message, encode_each
-from models.data.preferences import pairs
+from models.data.preferences import pairs_of
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
 from models.policy.logprobs import TokenPair, pair_logps
@@ -97,7 +97,7 @@ def tokenise(
 
     A cut answer would lose its EOS, a cut prompt its question; so a long pair is dropped whole, and named.
     """
-    dialogues = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs(path)]
+    dialogues = [(pair.prompt, [pair.chosen, pair.rejected]) for pair in pairs_of(path)]
     short: list[TokenPair] = []
     long: list[tuple[TokenPair, LongRow]] = []
     refused: list[RefusedRow] = []

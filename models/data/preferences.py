@@ -91,12 +91,12 @@ def prepare(out: Path, sources: Sources, role: str, selection: Selection, config
     )
 
 
-def pairs(path: Path) -> Iterator[Pair]:
+def pairs_of(path: Path) -> Iterator[Pair]:
     """Yield the pairs of a split file."""
     return (Pair(**row) for row in jsonl.read(path))
 
 
-def judged(path: Path) -> Iterator[JudgedAnswer]:
+def answers_of(path: Path) -> Iterator[JudgedAnswer]:
     """Yield the answers of a KTO training file."""
     return (JudgedAnswer(**row) for row in jsonl.read(path))
 
@@ -108,7 +108,7 @@ def refuse_one_kind(preferences: Preferences, labels: Sequence[bool] | None = No
         labels: of the answers that are left of them; of all of them if none are given.
     """
     if labels is None:
-        labels = [answer.desirable for answer in judged(preferences.path / "train.jsonl")]
+        labels = [answer.desirable for answer in answers_of(preferences.path / "train.jsonl")]
     if len(set(labels)) == 1:
         kind = "desirable" if labels[0] else "undesirable"
         raise BadData(f"{preferences.metric}: all {len(labels)} rows are {kind}; KTO needs answers of both kinds")
@@ -189,7 +189,7 @@ class _Reading:
             "near_a_heldout_prompt": became.get(NEAR, 0),
             "inside_a_suite": became.get(INSIDE, 0),
             "columns_not_used": dict(self.unused),
-            "files_not_read": readers.unread(self.source),
+            "files_not_read": readers.unread_files(self.source),
             "contradictions": noted["contradictions"],
             "scores_prefer_the_rejected": noted["against"],
             "answers_given": noted["answers"],
@@ -250,7 +250,7 @@ def _keep_apart(splits: dict[str, Split], sources: Sources, config: Data, fates:
     for name in HELDOUT:
         splits[name].close()
     suite = suite_prompts(sources, config)
-    heldout_prompts = (text_of(pair.prompt) for name in HELDOUT for pair in pairs(splits[name].path))
+    heldout_prompts = (text_of(pair.prompt) for name in HELDOUT for pair in pairs_of(splits[name].path))
     heldout = NearDuplicates(heldout_prompts, config.near_duplicates)
     first: list[str] = []
 

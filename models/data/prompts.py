@@ -6,7 +6,7 @@ from typing import NotRequired, TypedDict
 
 from models.artifacts import Preferences, Prompts, Sources, content_digest, file_digest
 from models.data.dialogue import Message
-from models.data.preferences import pairs as read_pairs
+from models.data.preferences import pairs_of
 from models.data.suites import MUST_PASS, prompt_digest, stored
 from models.files import jsonl
 from models.stage import stage
@@ -61,7 +61,7 @@ def prompts_of_split(sources: Sources, pairs: list[Preferences], split: str, sam
     rows: list[PromptRow] = []
     for comparisons in pairs:
         # several pairs may share one prompt
-        prompts = {json.dumps(pair.prompt): pair.prompt for pair in read_pairs(comparisons.path / f"{split}.jsonl")}
+        prompts = {json.dumps(pair.prompt): pair.prompt for pair in pairs_of(comparisons.path / f"{split}.jsonl")}
         suite = f"held-out {comparisons.metric}"
         rows += [PromptRow(suite=suite, prompt=p, category="") for p in list(prompts.values())[:samples]]
     return rows

@@ -23,7 +23,7 @@ from models.artifacts import tree_digest
 from models.data.raw_rows import Dropped, Row, Unusable, bad_row, parse, sound
 from models.errors import BadData
 from models.files.confined import refuse_way_out, refuse_ways_out_of_datasets
-from models.files.packed import EXPANDS, most, open_unpacked
+from models.files.packed import EXPANDS, largest_size, open_unpacked
 
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
 DATA = (*KNOWN, ".json.gz", ".csv.gz", ".json.xz", ".csv.xz", ".ndjson", ".tsv", ".zst", ".arrow", ".zip", ".tar.gz")
@@ -60,7 +60,7 @@ def rows(source: Path, parts: dict[str, int] | None = None) -> Iterator[tuple[in
         raise BadData(f"{source}: holds no rows")
 
 
-def every(source: Path) -> Iterator[tuple[int, Row]]:
+def usable_rows(source: Path) -> Iterator[tuple[int, Row]]:
     """Yield (row number, row) of a file in which every row must be usable.
 
     Raises:
@@ -86,7 +86,7 @@ def digest(source: Path) -> str:
         raise _unreadable(source, error) from error
 
 
-def unread(source: Path) -> list[str]:
+def unread_files(source: Path) -> list[str]:
     """Return the data files of a folder that are left out: others are named `train`, or their type is unknown."""
     if not is_folder(source) or _of_datasets(source):
         return []
@@ -97,7 +97,7 @@ def unread(source: Path) -> list[str]:
     ]
 
 
-def elsewhere(source: Path) -> int:
+def count_unread_rows(source: Path) -> int:
     """Return how many rows stand in a split of a .json file that is not read."""
     files = [file for file in _files_to_read(source) if file.suffix == ".json"]
     return sum(isinstance(row, Dropped) for file in files for row in _rows_of_file(file))
@@ -300,7 +300,7 @@ def _parquet(source: Path) -> Iterator[object]:
         table = ParquetFile(source)
         # Parquet says in its footer what it expands to, so a bomb is refused before anything is unpacked
         size = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
-        if size > most(source):
+        if size > largest_size(source):
             raise BadData(f"{source}: expands to more than {EXPANDS} times its size; write it without compression")
         for batch in table.iter_batches(1000):
             yield from batch.to_pylist()

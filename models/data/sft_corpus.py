@@ -95,7 +95,7 @@ def tokenise(
 
 
 def _read(path: Path) -> Iterator[Demonstration]:
-    for number, row in readers.every(path):
+    for number, row in readers.usable_rows(path):
         try:
             yield Demonstration(number, *demonstration(Fields(row)))
         except Unusable as error:

@@ -19,7 +19,7 @@ HALF = Data(test=0.5, validation=0.0)
 """Divides a suite: half of its prompts test, the others choose."""
 
 
-def named(recipe: Recipe | Assessment) -> dict[str, str]:
+def places_of(recipe: Recipe | Assessment) -> dict[str, str]:
     """Return role → file path or `town`, for everything that the recipe reads."""
     roles = {f"steps.{k}": step.data for k, step in enumerate(recipe.steps)} if isinstance(recipe, Recipe) else {}
     roles |= {f"suite/{role}": place for role, place in recipe.evaluation.suites if place}
@@ -29,7 +29,7 @@ def named(recipe: Recipe | Assessment) -> dict[str, str]:
 
 def digests(recipe: Recipe | Assessment) -> dict[str, str]:
     """Return role → what names its content, for all that the recipe reads: what makes a run the same run."""
-    return {role: digest(role, place) for role, place in named(recipe).items()}
+    return {role: digest(role, place) for role, place in places_of(recipe).items()}
 
 
 def digest(role: str, place: str) -> str:
@@ -86,7 +86,7 @@ def gather(out: Path, files: dict[str, str], sha256: dict[str, str], seed: int, 
     return Sources(path=out, digest=content, files=places, sha256=sha256)
 
 
-def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
+def oddities(files: dict[str, str], halves: bool = True) -> Iterator[str]:
     """Yield what is odd about the user's files, a sentence each: prompts that repeat others, files that are not read.
 
     Args:
@@ -101,7 +101,7 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
         if place == TOWN:
             continue
         path = local(place, "dataset")
-        if unread := readers.unread(path):
+        if unread := readers.unread_files(path):
             more = ", …" if len(unread) > 3 else ""
             yield (
                 f"{role}: {path}: {counted(len(unread), 'file')} not read, since others are named train or the type is "
@@ -111,7 +111,7 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
             yield f"{role}: {path}: {', '.join(parts[:5])} are read as one; give one of them if they differ in kind"
         kind, _, name = role.partition("/")
         # a step's data card counts the rows of other splits, so they are named here for the other roles only
-        if not role.startswith("steps.") and (others := readers.elsewhere(path)):
+        if not role.startswith("steps.") and (others := readers.count_unread_rows(path)):
             yield f"{role}: {path}: {counted(others, 'row')} not used, since only those of train are"
         if must_pass and kind == "suite" and name != suites.MUST_PASS:
             both = must_pass & {suites.prompt_digest(row["prompt"]) for row in suites.read(path, name)}
@@ -119,7 +119,7 @@ def noticed(files: dict[str, str], halves: bool = True) -> Iterator[str]:
                 shared = f"{counted(len(both), 'prompt')} stand in {suites.MUST_PASS} too"
                 yield f"suite {name}: {shared}: they help to choose, and do not test"
         if kind == "suite":
-            yield from (f"suite {name}: {sentence}" for sentence in suites.noticed(path, name))
+            yield from (f"suite {name}: {sentence}" for sentence in suites.oddities(path, name))
 
 
 def prompts(role: str, path: Path) -> list[suites.SuitePrompt]:

@@ -20,7 +20,7 @@ from models.data.fields import Fields, truth
 from models.data.messages import IN_A_CELL, behind, text, turns
 from models.data.near_duplicates import leaders, text_of
 from models.data.raw_rows import HALF, Unusable, bad_row
-from models.data.readers import every, is_folder
+from models.data.readers import is_folder, usable_rows
 from models.errors import BadData, BadPlace
 from models.files import jsonl, sealed
 from models.words import counted
@@ -77,7 +77,7 @@ def labels(path: Path) -> list[LabelledAnswer]:
         BadData: a row lacks `prompt` (as in a suite), `answer` or `good` (true, false, 1, 0, yes or no); names it.
     """
     sample: list[LabelledAnswer] = []
-    for number, row in every(path):
+    for number, row in usable_rows(path):
         fields = Fields(row)
         answer, good = fields.get("answer"), truth(fields.get("good"))
         # an empty answer can be judged, an empty prompt cannot be answered
@@ -93,7 +93,7 @@ def labels(path: Path) -> list[LabelledAnswer]:
     return sample
 
 
-def noticed(path: Path, role: str) -> list[str]:
+def oddities(path: Path, role: str) -> list[str]:
     """Say what is odd about a suite, a sentence each: prompts that repeat others, exactly or nearly."""
     first: dict[str, SuitePrompt] = {}
     rows = dropped = moved = 0
@@ -108,7 +108,7 @@ def noticed(path: Path, role: str) -> list[str]:
     if dropped:
         also = f", {moved} with another category" if moved else ""
         sentences.append(f"{counted(dropped, 'duplicate')} dropped{also}")
-    if other := sum(1 for _ in every(path)) - rows:
+    if other := sum(1 for _ in usable_rows(path)) - rows:
         sentences.append(f"{path}: {counted(other, 'row')} left out, whose label (XSTest) is not {XSTEST[role]!r}")
     if near:
         example = " ".join(messages(prompts[near[0]])[-1]["content"].split())[:80]
@@ -127,7 +127,7 @@ def families(prompts: list[str | list[Message]]) -> list[int]:
 def _rows(path: Path, role: str) -> Iterator[SuitePrompt]:
     """Yield every row of a suite that plays the role."""
     others = {*XSTEST.values()} - {XSTEST.get(role)} if role in XSTEST else set()
-    for number, row in every(path):
+    for number, row in usable_rows(path):
         fields = Fields(row)
         if _xstest_label(fields) in others:
             continue

@@ -22,7 +22,7 @@ def read(path: Path) -> Iterator[Row]:
             yield json.loads(line)
 
 
-def whole(path: Path) -> Iterator[Row]:
+def whole_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a table that a killed process, or a full disk, may have left with half a line."""
     try:
         with path.open("rb") as file:

@@ -18,7 +18,7 @@ UNPACKED = 2**26
 """Bytes that any compressed file may expand to."""
 
 
-def most(source: Path) -> int:
+def largest_size(source: Path) -> int:
     """Return the number of bytes that a compressed file may expand to."""
     return max(UNPACKED, EXPANDS * source.stat().st_size)
 
@@ -33,7 +33,7 @@ class _Unpacked(RawIOBase):
             self.inner = gzip.GzipFile(source, "rb")
         else:
             self.inner = lzma.LZMAFile(source, "rb")  # noqa: SIM115  # closed by `close`, as the other
-        self.remaining = most(source)
+        self.remaining = largest_size(source)
 
     def readable(self) -> bool:
         return True

@@ -56,7 +56,7 @@ def curves(tree: Report) -> str:
     """
     steps: dict[int, list[Training]] = {}
     for candidate in tree["candidates"]:
-        rows = [row for row in jsonl.whole(Path(candidate["path"]) / "progress.jsonl") if "loss" in row]
+        rows = [row for row in jsonl.whole_rows(Path(candidate["path"]) / "progress.jsonl") if "loss" in row]
         if candidate["kind"] == "step" and rows:
             steps.setdefault(candidate["step"], []).append(Training(candidate, rows))
     if not steps:

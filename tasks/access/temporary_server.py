@@ -59,10 +59,10 @@ def temporary_server(root: Path) -> Iterator[Callable[[], None]]:
     log, is_over = root / RunsFolderEntry.logs / "temporary-server.log", threading.Event()
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    database_lock = _turn(root / RunsFolderEntry.prefect)
+    database_lock = _lock_database(root / RunsFolderEntry.prefect)
     with socket.create_server(("127.0.0.1", 0), backlog=BACKLOG) as door:
         servers = [_start(door, environment, log)]
-        keeper = threading.Thread(target=_keep, args=(servers, door, environment, log, is_over), daemon=True)
+        keeper = threading.Thread(target=_keep_alive, args=(servers, door, environment, log, is_over), daemon=True)
 
         def ready() -> None:
             wait_until_ready(servers[-1], lambda: answers(f"{_address}/health", HEALTH_WAIT))
@@ -104,7 +104,7 @@ def lasting_server() -> str:
     return "" if url == _address else url
 
 
-def _turn(home: Path) -> FileLock:
+def _lock_database(home: Path) -> FileLock:
     """Wait while another command makes Prefect's database.
 
     Of several commands that begin in a new folder at once, two would make the same tables, and one of them would fail.
@@ -138,7 +138,7 @@ def _start(door: socket.socket, environment: dict[str, str], log: Path) -> Serve
     return ServerProcess("Prefect's temporary server", process, log)
 
 
-def _keep(
+def _keep_alive(
     servers: list[ServerProcess], door: socket.socket, environment: dict[str, str], log: Path, is_over: threading.Event
 ) -> None:
     """Start the server again when it dies, `RESTARTS` times, until `is_over` is set.

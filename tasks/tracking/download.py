@@ -64,12 +64,12 @@ def fetch(root: Path, name: str, key: str = "base") -> Path:
             "and artifacts from a backup, or set SACPO_DATABASE to the ledger of this MLflow, if ours is another one's"
         ) from error
     if not vouched:
-        unvouched(key, name, tagged=bool(digest))
+        say_unvouched(key, name, tagged=bool(digest))
     return weights[0].parent
 
 
 @cache
-def unvouched(key: str, name: str, tagged: bool) -> None:
+def say_unvouched(key: str, name: str, tagged: bool) -> None:
     """Say of a version that its weights may be another person's; once per process, however often it is fetched."""
     except_tag = " but its tag in MLflow, which everybody can edit," if tagged else ""
     terminal.say(

@@ -174,7 +174,7 @@ def curve(client: "MlflowClient", run_id: str, path: Path) -> None:
     """
     from mlflow.entities import Metric
 
-    rows = [row for row in jsonl.whole(path) if "time" in row]
+    rows = [row for row in jsonl.whole_rows(path) if "time" in row]
     # every update has a loss, so the steps of this metric are all that the run holds; without rows MLflow is not asked
     sent = {point.step for point in client.get_metric_history(run_id, "loss")} if rows else set()
     rows = [row for row in rows if row["done"] not in sent]

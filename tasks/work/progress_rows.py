@@ -40,12 +40,12 @@ def last_row(folder: Path) -> ProgressRow | None:
 
 def most_done(folder: Path) -> int:
     """Return how far a stage had come when it was killed, in its own unit; 0 where it had not begun."""
-    return max((int(row["done"]) for row in jsonl.whole(folder / NAME) if "done" in row), default=0)
+    return max((int(row["done"]) for row in jsonl.whole_rows(folder / NAME) if "done" in row), default=0)
 
 
 def seconds_spent(folder: Path) -> float:
     """Return the seconds that killed attempts worked on a stage, as far as its rows tell."""
-    times = [row["time"] for row in jsonl.whole(folder / NAME) if "time" in row]
+    times = [row["time"] for row in jsonl.whole_rows(folder / NAME) if "time" in row]
     gaps = [later - earlier for earlier, later in pairwise(times)]
     # A gap is negative where the clock was set back. A long one lies between two attempts, and may be days.
     return float(sum(min(max(gap, 0), LONGEST_GAP) for gap in gaps))

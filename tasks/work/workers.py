@@ -81,7 +81,7 @@ def workers(compute: Compute, root: Path) -> Iterator[None]:
     with ExitStack() as stack:
         stack.callback(_close)
         stack.push(_stop_after_error)
-        _compute, _pool = compute, _begin(compute)
+        _compute, _pool = compute, _start_pool(compute)
         yield
 
 
@@ -99,16 +99,16 @@ def _stop_after_error(kind: type[BaseException] | None, error: BaseException | N
         stop()
 
 
-def _begin(compute: Compute) -> Executor:
+def _start_pool(compute: Compute) -> Executor:
     """Start all workers."""
     pool: Executor
     if compute.processes:
         # not `fork`: Prefect runs threads in this process, and a child could inherit a lock that one of them has taken
         context = multiprocessing.get_context("spawn")
         settings = (os.getpid(), str(_logs), compute.threads, context.Value("i", 0))
-        pool = ProcessPoolExecutor(compute.processes, context, _settle, settings)
+        pool = ProcessPoolExecutor(compute.processes, context, _become_worker, settings)
     else:
-        pool = ThreadPoolExecutor(1, initializer=_alone, initargs=(compute.threads,))
+        pool = ThreadPoolExecutor(1, initializer=_become_only_worker, initargs=(compute.threads,))
     # A pool starts a worker when there is work for it. Importing torch and trl takes a worker seconds, so each gets an
     # empty task now.
     for _ in range(max(1, compute.processes)):
@@ -168,9 +168,9 @@ def run(root: Path, stage: Stage[N], watch: Watch) -> N:
     if _compute is None:
         raise RuntimeError("workers.run needs workers.workers around it")
     with _pool_lock:
-        _pool = _pool or _begin(_compute)
+        _pool = _pool or _start_pool(_compute)
     try:
-        future = _pool.submit(_work, root, stage.request())
+        future = _pool.submit(_do_stage, root, stage.request())
         while not wait([future], timeout=0.5).done:
             row = progress_rows.last_row(stage.partial(root))
             if row:
@@ -187,7 +187,7 @@ def run(root: Path, stage: Stage[N], watch: Watch) -> N:
         ) from error
 
 
-def _work(root: Path, request: str) -> Noun:
+def _do_stage(root: Path, request: str) -> Noun:
     """Do a stage, in a worker: what it prints goes to the worker's log."""
     # without worker processes the stage runs in the user's process, whose output is the terminal
     is_worker = multiprocessing.parent_process() is not None
@@ -206,7 +206,7 @@ def _print_traceback(kind: type[BaseException] | None, error: BaseException | No
         traceback.print_exception(error)
 
 
-def _settle(parent: int, logs: str, threads: int, counter: "Synchronized[int]") -> None:
+def _become_worker(parent: int, logs: str, threads: int, counter: "Synchronized[int]") -> None:
     """Make this process a worker: output to a log file, no longer alive than its parent, fixed threads, one GPU.
 
     Args:
@@ -224,13 +224,13 @@ def _settle(parent: int, logs: str, threads: int, counter: "Synchronized[int]") 
     with counter.get_lock():
         number = counter.value
         counter.value += 1
-    _import(threads)
+    _import_libraries(threads)
     own_gpu(number)
 
 
-def _alone(threads: int) -> None:
+def _become_only_worker(threads: int) -> None:
     """Make this process the only worker, for a run without worker processes."""
-    _import(threads)
+    _import_libraries(threads)
     own_gpu(0)
 
 
@@ -247,7 +247,7 @@ def own_gpu(number: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
 
 
-def _import(threads: int) -> None:
+def _import_libraries(threads: int) -> None:
     """Import the libraries that take seconds, and fix the number of threads."""
     from tqdm import tqdm
 
