@@ -246,7 +246,7 @@ def test_where_answers_were_only_compared_with_the_base_win_rates_are_subtracted
     assert "their win rates against the base differ by +0.150 [+0.1" in diff.sentence(a, b, found)
     back = diff.difference(b, a)
     assert not back.holds and "is worse than" in diff.sentence(b, a, back)
-    two = [row.prompt for row in a.comparisons("helpful", "test")][:2]
+    two = [json.loads(row.key) for row in a.comparisons("helpful", "test")][:2]
     for side in sides:
         only(side, lambda _, row: row.get("prompt") in two or row.get("metric") != "helpful")
     few = diff.difference(*map(diff.side, sides))
