@@ -205,6 +205,15 @@ def test_curves_of_two_updates_have_no_offset_and_whole_updates(tmp_path: Path) 
     assert "0.69" in drawn
 
 
+def test_a_step_shows_the_curves_of_its_method(tmp_path: Path) -> None:
+    """KTO learns from single answers, which have no margin: what it moves are their log-ratios, in nats."""
+    rows = [{"done": i, "loss": 0.5, "chosen": 0.1 * i, "rejected": -0.2 * i} for i in (1, 2, 3)]
+    (tmp_path / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = charts.curves(tree(candidates=[candidate("safe") | {"path": str(tmp_path), "method": "kto"}]))
+    assert "undesirable answers (nats)" in drawn and "margin" not in drawn and "accuracy" not in drawn
+    assert "−6" in drawn  # −0.6 at β/λ = 0.1
+
+
 def test_a_gate_that_asks_what_nobody_judged_says_so_before_and_after() -> None:
     """It ended in a traceback, after all training."""
     (check,) = [
