@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from models.artifacts import Scores
+from models.data.dialogue import Message
 from models.files import jsonl
 from models.judges.protocol import Call, Comparison, Grade
 from models.policy.answer_rows import AnswerRow
@@ -110,6 +111,11 @@ def comparison_row(row: Mapping[str, Any]) -> ComparisonRow:
     return ComparisonRow(*_place(row), sys.intern(row["against"]), row["status"] == "ok", win, calls)
 
 
+def prompt_key(prompt: str | list[Message]) -> str:
+    """Return the prompt as JSON: equal prompts have equal keys, which all tables share."""
+    return sys.intern(json.dumps(prompt))
+
+
 def by_prompt(rows: Iterable[R]) -> dict[tuple[str, str], list[R]]:
     """Return (suite, prompt) → its rows."""
     groups: dict[tuple[str, str], list[R]] = {}
@@ -127,4 +133,4 @@ def _answer(metric: str, row: AnswerRow) -> dict[str, object]:
 def _place(row: Mapping[str, Any]) -> tuple[str, str, str, str, int]:
     """Return metric, suite, prompt, category and sample; all candidates share the texts, so each is held once."""
     metric, suite, category = (sys.intern(row[column]) for column in ("metric", "suite", "category"))
-    return metric, suite, sys.intern(json.dumps(row["prompt"])), category, row["sample"]
+    return metric, suite, prompt_key(row["prompt"]), category, row["sample"]

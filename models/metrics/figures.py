@@ -1,6 +1,5 @@
 """Every figure of one candidate that follows from its rows; the report adds those that need others, as ratings."""
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from models.artifacts import Answers
 from models.data.dialogue import messages
 from models.judges.protocol import win
-from models.judges.rows import ComparisonRow, ScoreRow, by_prompt
+from models.judges.rows import ComparisonRow, ScoreRow, by_prompt, prompt_key
 from models.metrics import margins
 from models.metrics.candidate import Candidate
 from models.metrics.length_control import length_controlled
@@ -152,7 +151,7 @@ def _lengths(answers: Answers) -> Lengths:
     """Return (suite, prompt) → mean tokens of its answers."""
     tokens: dict[tuple[str, str], list[int]] = {}
     for row in answer_rows(answers):
-        tokens.setdefault((row["suite"], json.dumps(row["prompt"])), []).append(row["tokens"])
+        tokens.setdefault((row["suite"], prompt_key(row["prompt"])), []).append(row["tokens"])
     return {key: average(counts) for key, counts in tokens.items()}
 
 

@@ -1,12 +1,11 @@
 """The answers side by side: the prompts that tell most first, as many as there is room for, long texts cut."""
 
-import json
 from collections.abc import Iterator
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from models.data.dialogue import messages
-from models.judges.rows import ComparisonRow, by_prompt
+from models.judges.rows import ComparisonRow, by_prompt, prompt_key
 from models.metrics.candidate import Candidate
 from models.policy.answer_rows import AnswerRow
 
@@ -130,7 +129,7 @@ class Cases:
 
 def _first(candidate: Candidate) -> Iterator[tuple[Key, AnswerRow]]:
     """Yield the first answer to each prompt."""
-    return (((row["suite"], json.dumps(row["prompt"])), row) for row in candidate.answer_rows() if row["sample"] == 0)
+    return (((row["suite"], prompt_key(row["prompt"])), row) for row in candidate.answer_rows() if row["sample"] == 0)
 
 
 def _badges(candidate: Candidate, base: str) -> Badges:
