@@ -279,7 +279,7 @@ def main() -> None:
         sys.exit(terminated.exit_code)
     except SystemExit as end:
         if end.code == 128 + signal.SIGINT:  # typer ends with this code after Ctrl-C
-            print("sacpo: interrupted; the same command goes on", file=sys.stderr)
+            print(signals.INTERRUPTED, file=sys.stderr)
         raise
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0)

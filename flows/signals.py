@@ -1,4 +1,4 @@
-"""How the command ends on SIGTERM: within seconds, whatever its threads still wait for."""
+"""How the command ends on SIGTERM and on Ctrl-C: within seconds, whatever its threads still wait for."""
 
 import atexit
 import os
@@ -16,6 +16,9 @@ written whole or not at all."""
 LAST_WORDS = 10.0
 """Seconds for what runs at the end of a process; Prefect would try longer to send its events to a dead server."""
 GOES_ON = "sacpo: terminated; the same command goes on"
+INTERRUPTED = "sacpo: interrupted; the same command goes on"
+LAST_LINES = {signal.SIGTERM: GOES_ON, signal.SIGINT: INTERRUPTED}
+"""Signal that ends a run → what is said if the main thread cannot say it any more."""
 
 
 class Terminated(BaseException):
@@ -30,7 +33,7 @@ def listen() -> None:
 
 
 def bound() -> None:
-    """See to it that SIGTERM ends this process within `END` seconds.
+    """See to it that SIGTERM and SIGINT end this process within `END` seconds.
 
     The exception that a Python handler raises can get lost in a callback or a destructor, or end in a `finally` that
     waits again. The wake-up file descriptor is written by C code as soon as the signal comes.
@@ -70,16 +73,16 @@ def _terminate(*_: object) -> NoReturn:
 
 
 def _end_soon(reader: int) -> None:
-    """Wait for SIGTERM, and then end this process step by step: nothing yet, its workers, itself."""
-    while os.read(reader, 1) != bytes([signal.SIGTERM]):  # other signals write their numbers, too
+    """Wait for one of both signals, and then end this process step by step: nothing yet, its workers, itself."""
+    while (number := os.read(reader, 1)[0]) not in LAST_LINES:  # other signals write their numbers, too
         pass
     time.sleep(PATIENCE)
     workers = sys.modules.get("tasks.work.workers")  # if it was never imported, there are no workers
     if workers:
         workers.stop()  # a training writes its checkpoint, and the main thread no longer waits for its worker
     time.sleep(max(0.0, END - PATIENCE - workers.GRACE if workers else 0.0))
-    print(GOES_ON, file=sys.stderr)
-    _leave(Terminated.exit_code)
+    print(LAST_LINES[signal.Signals(number)], file=sys.stderr)
+    _leave(128 + number)
 
 
 def _leave(code: int) -> NoReturn:
