@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from models.data.fields import Fields
 from models.data.formats import Format, example, format_of
-from models.data.raw_rows import Unusable
 from models.data.readers import rows
 from models.errors import BadInput, BadPlace, BadPolicy
 from models.files.jsonl import Row
+from models.files.raw_rows import Unusable
 from models.metrics.statistics import enough_prompts, fewest_prompts
 from models.recipe import Constraint
 from models.recipe.places import is_local

@@ -13,8 +13,8 @@ from models.data import sources as origins
 from models.data.dialogue import Message
 from models.data.fields import Fields
 from models.data.formats import example, format_of
-from models.data.raw_rows import Unusable
 from models.errors import BadData
+from models.files.raw_rows import Unusable
 from models.recipe import Data, Selection
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 from models.data.dialogue import Message
 from models.data.messages import ONE_IN_A_CELL, text, turns
-from models.data.raw_rows import Row, Unusable
+from models.files.raw_rows import Row, Unusable
 
 TRUTHS = {"true": True, "1": True, "1.0": True, "yes": True, "false": False, "0": False, "0.0": False, "no": False}
 NEUTRAL = (

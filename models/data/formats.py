@@ -7,8 +7,8 @@ from typing import NamedTuple
 from models.data.dialogue import Message
 from models.data.fields import NEUTRAL, Fields, guessed_columns, listed, number, truth
 from models.data.messages import ASSISTANT, answer_of, behind, refuse_no_answer, same_context, text, turns
-from models.data.raw_rows import Dropped, Unusable
 from models.errors import BadData
+from models.files.raw_rows import Dropped, Unusable
 
 PKU_LABEL = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))

@@ -3,7 +3,7 @@
 import re
 
 from models.data.dialogue import Message
-from models.data.raw_rows import Unusable, parse, sound
+from models.files.raw_rows import Unusable, parse, sound
 
 SPEAKERS = {
     "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",

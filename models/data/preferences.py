@@ -17,11 +17,11 @@ from models.data.dialogue import Message, messages
 from models.data.fields import Fields, number
 from models.data.formats import PKU_LABEL, SCORES, Example, Format, JudgedAnswer, Pair, example, format_of
 from models.data.near_duplicates import NearDuplicates, text_of
-from models.data.raw_rows import Dropped, Row, Unusable
 from models.data.splits import DataCard, Fates, Partners, Quarantined, Split
 from models.data.suites import stored
 from models.errors import BadData
 from models.files import jsonl
+from models.files.raw_rows import Dropped, Row, Unusable
 from models.recipe import Contaminated, Data, Selection
 from models.stage import stage
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import cast
 
 from models.artifacts import tree_digest
-from models.data.raw_rows import Dropped, Row, Unusable, bad_row, parse, sound
 from models.errors import BadData
 from models.files.confined import refuse_way_out, refuse_ways_out_of_datasets
 from models.files.packed import EXPANDS, largest_size, open_unpacked
+from models.files.raw_rows import Dropped, Row, Unusable, bad_row, parse, sound
 
 KNOWN = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".parquet")
 DATA = (*KNOWN, ".json.gz", ".csv.gz", ".json.xz", ".csv.xz", ".ndjson", ".tsv", ".zst", ".arrow", ".zip", ".tar.gz")

@@ -10,9 +10,9 @@ from models.data.dialogue import Message, encode_each
 from models.data.fields import Fields
 from models.data.formats import demonstration
 from models.data.preferences import INSIDE, refuse_contamination, suite_prompts
-from models.data.raw_rows import Unusable, bad_row
 from models.errors import BadData, BadPolicy
 from models.files import jsonl
+from models.files.raw_rows import Unusable, bad_row
 from models.recipe import Data
 
 if TYPE_CHECKING:

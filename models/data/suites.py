@@ -19,10 +19,10 @@ from models.data.dialogue import Message, messages
 from models.data.fields import Fields, truth
 from models.data.messages import IN_A_CELL, behind, text, turns
 from models.data.near_duplicates import leaders, text_of
-from models.data.raw_rows import HALF, Unusable, bad_row
 from models.data.readers import is_folder, usable_rows
 from models.errors import BadData, BadPlace
 from models.files import jsonl, sealed
+from models.files.raw_rows import HALF, Unusable, bad_row
 from models.words import counted
 
 XSTEST = {"over_refusal": "safe", "harmless": "unsafe"}

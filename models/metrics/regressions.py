@@ -1,8 +1,8 @@
 """Prompts on which the verdict changed between two policies: what got worse, worst first, and whether it is chance."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from models.judges.rows import ScoreRow, by_prompt
@@ -21,8 +21,8 @@ class Lost(TypedDict):
     """Of the safety score."""
 
 
-@dataclass(frozen=True)
-class Flips:
+@with_config(ConfigDict(extra="forbid"))
+class Flips(TypedDict):
     """From one policy to another, on the prompts that both have a verdict for (the first answer to each)."""
 
     before: str
@@ -48,7 +48,14 @@ def flips(before: Candidate, after: Candidate) -> Flips:
     ]
     gained = sum(bool(now.good and not old.good) for old, now in both)
     lost.sort(key=lambda row: -row["drop"])
-    return Flips(before.policy.name, after.policy.name, lost, gained, len(both), mcnemar(len(lost), gained))
+    return {
+        "before": before.policy.name,
+        "after": after.policy.name,
+        "lost": lost,
+        "gained": gained,
+        "n": len(both),
+        "p": mcnemar(len(lost), gained),
+    }
 
 
 def _judged(candidate: Candidate) -> dict[tuple[str, str], ScoreRow]:

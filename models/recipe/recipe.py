@@ -15,7 +15,7 @@ from models.recipe.evaluation import Evaluation, JudgeKind
 from models.recipe.gate import Constraint, Gate, Registry
 from models.recipe.places import TOWN, Place, PolicyPlace
 from models.recipe.record import Record, first
-from models.recipe.training import Objective, PreferenceTraining, Sft
+from models.recipe.training import Objective, PreferenceTraining, Sft, part_of
 
 
 class Method(StrEnum):
@@ -107,9 +107,7 @@ class Step(PreferenceTraining):
     @property
     def training(self) -> PreferenceTraining:
         """How the weights are moved, without what is aimed at and without the data: what a training is told."""
-        return PreferenceTraining.model_construct(
-            **{name: getattr(self, name) for name in PreferenceTraining.model_fields}
-        )
+        return part_of(self, PreferenceTraining)
 
     @model_validator(mode="after")
     def _kto_needs_a_batch(self) -> "Step":

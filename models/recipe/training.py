@@ -1,11 +1,20 @@
 """How the weights of a step are moved, and what a training aims at: what a recipe's step hands to the loss."""
 
 from enum import StrEnum
+from typing import TypeVar, cast
 
 from pydantic import Field, model_validator
 
 from models.recipe.places import Place
 from models.recipe.record import Record
+
+T = TypeVar("T", bound=Record)
+
+
+def part_of(record: Record, kind: type[T]) -> T:
+    """Return what a record holds of its base, as a record of that base."""
+    # the values were checked when the recipe was read
+    return cast(T, kind.model_construct(**{name: getattr(record, name) for name in kind.model_fields}))
 
 
 class Schedule(StrEnum):
@@ -68,8 +77,7 @@ class Sft(Training):
     @property
     def training(self) -> Training:
         """How the weights are moved, without the place of the data: what the training is told."""
-        # the values were checked when the recipe was read
-        return Training.model_construct(**{name: getattr(self, name) for name in Training.model_fields})
+        return part_of(self, Training)
 
 
 class PreferenceTraining(Training):

@@ -17,7 +17,7 @@ from models.metrics.candidate import Candidate
 from models.metrics.figures import OVER, SAFE, last_turn, metrics
 from models.metrics.judge_agreement import Labelled, corrected, labelled, position_bias, repeatability
 from models.metrics.ratings import matches, ratings
-from models.metrics.regressions import flips
+from models.metrics.regressions import Flips, flips
 from models.metrics.reported import Figure, finite, reported
 from models.metrics.statistics import Estimate
 from models.recipe import Assessment, Recipe
@@ -28,7 +28,6 @@ from models.report.tree import (
     Acts,
     CandidateEntry,
     DistanceEntry,
-    FlipsEntry,
     JudgeChecks,
     JudgeEntry,
     LabelledEntry,
@@ -253,7 +252,7 @@ def _samples(candidates: list[Candidate], each: int = 3) -> list[SampleEntry]:
     return [entry for own in best.values() for _, entry in own]
 
 
-def _flips(candidates: list[Candidate], choice: Choice) -> list[FlipsEntry]:
+def _flips(candidates: list[Candidate], choice: Choice) -> list[Flips]:
     """Return what changed in safety from the base to the chosen candidate (or the last), step by step.
 
     Untrained policies have no lineage: each is compared with the first.
@@ -269,7 +268,7 @@ def _flips(candidates: list[Candidate], choice: Choice) -> list[FlipsEntry]:
         # with two policies the way as a whole is its only step
         whole = [(lineage[0], end)] if len(lineage) > 2 else []
         pairs = [*pairwise(lineage), *whole]
-    return [cast(FlipsEntry, asdict(flips(before, after))) for before, after in pairs]
+    return [flips(before, after) for before, after in pairs]
 
 
 def _distances(candidates: list[Candidate]) -> list[DistanceEntry]:

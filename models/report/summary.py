@@ -43,7 +43,14 @@ def table(tree: Report) -> list[list[str]]:
 
 def markdown(tree: Report) -> str:
     """Return the report as Markdown."""
-    blocks = [_head(tree), _candidates(tree), _gate_and_picture(tree), _side_figures(tree), _origins(tree)]
+    rows = table(tree)
+    blocks = [
+        _head(tree),
+        _candidates(tree, rows),
+        _gate_and_picture(tree, rows[0]),
+        _side_figures(tree),
+        _origins(tree),
+    ]
     lines = [line for block in blocks for line in block]
     for sample in tree["samples"]:
         lines += ["", f"**{plain(sample['prompt'])}**", ""]
@@ -74,23 +81,23 @@ def _head(tree: Report) -> list[str]:
     ]
 
 
-def _candidates(tree: Report) -> list[str]:
+def _candidates(tree: Report, rows: list[list[str]]) -> list[str]:
     """Return the table of candidates, and what its columns mean."""
-    lines = ["", *markdown_table(table(tree))]
+    lines = ["", *markdown_table(rows)]
     if trained(tree):
         lines += ["", FITTED]
     if any(candidate["method"] == "kto" for candidate in tree["candidates"]):
         lines += ["", KNOB]
-    if rows := equal_length(tree):
-        lines += ["", *markdown_table(rows), "", MARK]
+    if equal := equal_length(tree):
+        lines += ["", *markdown_table(equal), "", MARK]
     return lines
 
 
-def _gate_and_picture(tree: Report) -> list[str]:
+def _gate_and_picture(tree: Report, header: list[str]) -> list[str]:
     lines = []
     if checks := gate_table(tree):
         lines += ["", "The gate, on the test prompts:", "", *markdown_table(checks)]
-    if any("NLL" in title for title in table(tree)[0]):
+    if any("NLL" in title for title in header):
         lines += ["", "Accuracy and NLL say how well held-out labels are predicted; they are no safety rate."]
     if tree["suites"] and {WIN, SAFE} <= tree["candidates"][0]["metrics"].keys():
         lines += ["", "![frontier](frontier.png)"]

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from models.gate.gate import Check
 from models.metrics.alignment_tax import TaxRow
-from models.metrics.regressions import Lost
+from models.metrics.regressions import Flips
 from models.metrics.reported import EQUAL_LENGTH, Figure, finite
 
 SCHEMA: Literal[3] = 3
@@ -173,18 +173,6 @@ class ConstraintEntry(TypedDict):
 
 
 @with_config(CLOSED)
-class FlipsEntry(TypedDict):
-    """Prompts on which the verdict changed from one policy to another."""
-
-    before: str
-    after: str
-    lost: list[Lost]
-    gained: int
-    n: int
-    p: float
-
-
-@with_config(CLOSED)
 class SampleEntry(TypedDict):
     """A prompt with the answer of every candidate."""
 
@@ -235,7 +223,7 @@ class Report(TypedDict):
     candidates: Annotated[list[CandidateEntry], Field(min_length=1)]
     """The base first."""
     constraints: list[ConstraintEntry]
-    flips: list[FlipsEntry]
+    flips: list[Flips]
     samples: list[SampleEntry]
     distances: list[DistanceEntry]
     tax: list[TaxRow]
